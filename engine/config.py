@@ -1,0 +1,59 @@
+"""How specimens become batches: every setting of the data engine, validated where it is declared.
+
+The classes are frozen, keyword-only dataclasses; `train.config` nests them in its tree and turns dotted `key=value`
+pairs into them. Bounds stand in the annotations, so that a value out of range is refused before anything starts.
+"""
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+Probability = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[int, Field(gt=0)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """The random changes that make a training view; each is drawn from (seed, epoch, specimen key, view)."""
+
+    min_area: Probability = 0.5  # smallest share of the photo that a random crop keeps
+    max_aspect: Annotated[float, Field(ge=1.0)] = 1.33
+    brightness: Probability = 0.3
+    contrast: Probability = 0.3
+    saturation: Probability = 0.3
+    hue: Annotated[float, Field(ge=0.0, le=0.5)] = 0.02
+    horizontal_flip: Probability = 0.5
+    vertical_flip: Probability = 0.0
+    rotate_degrees: Annotated[float, Field(ge=0.0, le=180.0)] = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class DegradeConfig:
+    """Damage done to evaluation inputs. The rates at severity 1 are the authors' release's (METHOD: paper preset)."""
+
+    severity: Annotated[float, Field(ge=0.0)] = 1.0
+    blur_kernel: Positive = 7  # odd side of the mean filter, in pixels of the encoder's input
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where specimens come from, what is read of them, and in which order."""
+
+    shards: tuple[str, ...] = ()  # one or more folders written by `python -m engine.main ingest`
+    image_size: Positive = 64  # side of the square that the image encoder sees, pixels
+    tokenizer: Literal["kmer", "bpe"] = "kmer"
+    tokenizer_file: str = ""  # tokenizers JSON, for bpe only
+    kmer: Annotated[int, Field(ge=1, le=8)] = 6
+    kmer_stride: Positive = 1  # 1 = overlapping; equal to kmer = BarcodeBERT's non-overlapping form
+    max_nucleotides: Positive = 660
+    orient: bool = True  # turn barcodes to the coding strand before tokenising
+    random_offset: bool = False  # start training tokens at a random offset below kmer_stride
+    caption_cut: Probability = 0.3  # share of training captions cut to a random rank
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    degrade: DegradeConfig = field(default_factory=DegradeConfig)
+    lanes: Positive = 8  # parallel sequences an epoch's order is written in; worker counts must divide it
+    window: Positive = 4096  # specimens that are ordered together
+    partners: bool = True  # bring a partner of the same species, genus, family, order next to each anchor
+    rows_per_task: Positive = 512  # specimens one data task prepares
+    prefetch_batches: Annotated[int, Field(ge=0)] = 2

@@ -1,0 +1,189 @@
+"""The configuration of a run: one frozen tree, dotted overrides, nothing read from the environment.
+
+`Config` is what `--dry-run` prints, what MLflow logs and what travels inside every checkpoint. Values are checked by
+pydantic against the annotations, so a wrong type, an unknown choice and a number out of range are all refused with
+the key, the value and what is allowed.
+"""
+
+import dataclasses
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal, get_type_hints
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from engine.config import DataConfig, Positive, Probability
+
+PositiveFloat = Annotated[float, Field(gt=0.0)]
+NonNegative = Annotated[float, Field(ge=0.0)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The three towers and the fusion gate. `image_text` names an open_clip model from which both towers are taken."""
+
+    image_text: str = "taxafuse-tiny"  # open_clip name, `local-dir:PATH`, `hf-hub:OWNER/NAME`, or a config of our own
+    pretrained: str = ""  # open_clip tag or a safetensors file; empty = random weights
+    freeze_text: bool = False
+    dna: Literal["kmer_bag", "kmer_transformer"] = "kmer_bag"
+    dna_width: Positive = 512
+    dna_depth: Positive = 2
+    dna_heads: Positive = 4
+    embed_dim: Positive = 256  # D; an image_text model that brings its own dimension overrides it (see build_model)
+    dropout: Probability = 0.1  # inside DNA tower and gate
+    rank_heads: bool = False  # classification heads on the fused features (paper, eq. 11 literally)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """Every term and option of METHOD: cross-modal contrast, HiR, fusion."""
+
+    temperature: Annotated[float, Field(ge=0.01, le=1.0)] = 0.07
+    learn_temperature: bool = False
+    image_dna_weight: NonNegative = 1.0  # alpha of eq. 2
+    positives: Literal["masked", "caption", "bin", "specimen"] = "masked"
+    detach_dna: bool = False  # no gradient into DNA from the image-dna term (the authors' release)
+    hierarchy_weight: NonNegative = 0.01  # 0 = CLIBD
+    hierarchy_temperature: PositiveFloat = 0.07
+    hierarchy_gather: bool = True  # False: negatives of each worker only
+    rectify: Literal["none", "fine_to_coarse", "coarse_to_fine"] = "fine_to_coarse"
+    rectify_unit: Literal["rank", "pair"] = "rank"
+    denominator: Literal["all", "negatives"] = "all"
+    representatives: Literal["all", "one_per_label"] = "all"
+    rank_weights: tuple[NonNegative, NonNegative, NonNegative, NonNegative] = (1.0, 1.0, 1.0, 1.0)
+    fusion_weight: NonNegative = 1.0
+    fused_direction: Literal["fused_to_text", "text_to_fused", "symmetric"] = "fused_to_text"
+    detach_dna_in_fusion: bool = False
+    rank_heads_weight: NonNegative = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """AdamW under a one-cycle schedule."""
+
+    max_lr: PositiveFloat = 1e-3
+    initial_divisor: PositiveFloat = 5.0  # base rate = max_lr / initial_divisor (release: 1e-5 and 5e-5)
+    final_divisor: PositiveFloat = 1e4
+    warmup: Probability = 0.3
+    weight_decay: NonNegative = 0.05
+    betas: tuple[Probability, Probability] = (0.9, 0.98)
+    clip_norm: NonNegative = 1.0  # 0 = no clipping
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    """What the evaluation after training computes."""
+
+    split: str = "test"
+    batch_size: Positive = 256
+    scoring: Literal["rollup", "prompt"] = "rollup"  # of the headline table; both are always written
+    bootstrap: Positive = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Where a run lives, how long it is, and on what it runs."""
+
+    name: str = ""  # empty = a unique name is made
+    storage: str = "runs"  # folder for checkpoints and results; relative to the working directory of the driver
+    seed: int = 0
+    epochs: Positive = 10
+    global_batch_size: Positive = 256
+    num_workers: Annotated[int, Field(ge=0)] = 1  # 0 = inside the driver process, for tests and debugging
+    use_gpu: bool = False
+    threads: Annotated[int, Field(ge=0)] = 0  # torch threads per worker; 0 = cores / workers
+    checkpoint_every: Positive = 1  # epochs between checkpoints
+    validate_every: Positive = 5  # epochs between validations; the last epoch is always validated
+    keep_checkpoints: Positive = 2
+    max_failures: int = 3
+    log_every: Positive = 10  # steps between metric records
+    fusion_training: Literal["joint", "posthoc"] = "joint"
+    fusion_epochs: Positive = 2  # posthoc only: last epochs, in which nothing but the gate trains
+    tracking: Literal["mlflow", "none"] = "mlflow"
+    tracking_uri: str = ""  # empty = sqlite file in `storage`
+    experiment: str = "taxafuse"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """One run, complete."""
+
+    recipe: str = "custom"
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dictionary -> {"loss.temperature": 0.07, ...}."""
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        key = f"{prefix}{name}"
+        flat |= flatten(value, key + ".") if isinstance(value, dict) else {key: value}
+    return flat
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """The tree as plain JSON types (tuples become lists)."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def _known_keys(node: type, prefix: str = "") -> dict[str, Any]:
+    keys: dict[str, Any] = {}
+    for name, kind in get_type_hints(node, include_extras=True).items():
+        keys |= _known_keys(kind, f"{prefix}{name}.") if dataclasses.is_dataclass(kind) else {f"{prefix}{name}": kind}
+    return keys
+
+
+def _explain(error: ValidationError) -> str:
+    return "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}, got {e['input']!r}" for e in error.errors())
+
+
+def from_dict(tree: dict[str, Any]) -> Config:
+    """Validate a nested dictionary. Raises ValueError naming unknown keys and values that are not allowed."""
+    known = _known_keys(Config)
+    unknown = sorted(set(flatten(tree)) - set(known))
+    if unknown:
+        raise ValueError(f"unknown configuration key {unknown[0]!r}; valid keys: {', '.join(sorted(known))}")
+    try:
+        return TypeAdapter(Config).validate_python(tree)
+    except ValidationError as error:
+        raise ValueError(f"configuration: {_explain(error)}") from None
+
+
+def _parse(key: str, text: str, kind: Any) -> Any:
+    adapter = TypeAdapter(kind)
+    try:
+        return adapter.validate_strings(text)
+    except ValidationError as plain:
+        if not str(kind).startswith("tuple"):
+            raise ValueError(f"{key}: {plain.errors()[0]['msg']}, got {text!r}") from None
+    try:
+        return adapter.validate_python([part for part in text.split(",") if part])
+    except ValidationError as error:
+        raise ValueError(f"{key} (comma-separated): {error.errors()[0]['msg']}, got {text!r}") from None
+
+
+def override(config: Config, assignments: Iterable[str]) -> Config:
+    """Apply `key=value` pairs in order, e.g. `loss.hierarchy_weight=0` or `data.shards=a,b`.
+
+    Raises ValueError for a pair without `=`, an unknown key (the message lists the valid ones) and a value that the
+    key does not allow.
+    """
+    tree, known = to_dict(config), _known_keys(Config)
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals:
+            raise ValueError(f"an override is key=value, got {assignment!r}")
+        if key not in known:
+            raise ValueError(f"unknown configuration key {key!r}; valid keys: {', '.join(sorted(known))}")
+        node = tree
+        *path, leaf = key.split(".")
+        for name in path:
+            node = node[name]
+        node[leaf] = _parse(key, text, known[key])
+    return from_dict(tree)
