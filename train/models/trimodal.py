@@ -1,0 +1,196 @@
+"""Image, barcode and caption towers with the fusion gate: everything of the model behind one `forward(batch)`.
+
+The training loop calls `forward` only, so that DDP sees every step; the `encode_*` methods are for inference.
+
+Shapes: B worker batch, U unique captions, S image side, L barcode tokens, T caption tokens, D embedding, R ranks.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from engine.config import DataConfig
+from train.config import LossConfig, ModelConfig
+from train.models import open_clip_source
+from train.models.dna_encoders import build_dna_encoder
+from train.models.fusion import GatedFusion, RankHeads
+from train.models.image_encoder import ImageEncoder, check_image_size
+from train.models.open_clip_source import Source
+from train.models.text_encoder import CaptionTokenizer, TextEncoder
+
+MAX_LOGIT_SCALE = 100.0
+
+
+@dataclass
+class Features:
+    """What one batch becomes. Features are float32 [B, D] of unit length, a row of zeros where the modality is missing."""
+
+    image: Tensor
+    image_view2: Tensor | None  # training only
+    dna: Tensor
+    text: Tensor
+    fused: Tensor
+    logit_scale: Tensor  # scalar, 1 / temperature, in 1..100
+    rank_logits: tuple[Tensor, ...] | None = None  # per rank [B, taxa of the rank]; with model.rank_heads
+
+
+class Trimodal(nn.Module):
+    """The three towers, the gate and the temperature. Built by `build_model`."""
+
+    def __init__(
+        self,
+        towers: tuple[nn.Module, nn.Module],
+        source: Source,
+        model: ModelConfig,
+        data: DataConfig,
+        loss: LossConfig,
+    ) -> None:
+        super().__init__()
+        self.embed_dim = int(source.model_cfg["embed_dim"])
+        self.source = source
+        self.image_encoder = ImageEncoder(towers[0], source)
+        self.text_encoder = TextEncoder(towers[1], frozen=model.freeze_text)
+        self.dna_encoder = build_dna_encoder(model, data, self.embed_dim)
+        self.fusion = GatedFusion(self.embed_dim, model.dropout)
+        self.rank_heads: RankHeads | None = None
+        self.detach_dna_in_fusion = loss.detach_dna_in_fusion
+        scale = torch.tensor(math.log(1.0 / loss.temperature))
+        if loss.learn_temperature:
+            self.log_scale = nn.Parameter(scale)
+        else:
+            self.register_buffer("log_scale", scale)
+
+    @property
+    def logit_scale(self) -> Tensor:
+        """1 / temperature, a scalar in 1..100."""
+        return self.log_scale.exp().clamp(1.0, MAX_LOGIT_SCALE)
+
+    @property
+    def architecture(self) -> dict[str, Any]:
+        """The open_clip part as JSON types: a checkpoint that holds it needs neither folder nor hub (`build_model`)."""
+        return self.source.to_dict()
+
+    def encode_image(self, image: Tensor) -> Tensor:
+        """uint8 [B, S, S, 3] -> unit [B, D]."""
+        return _unit(self.image_encoder(image))
+
+    def encode_text(self, tokens: Tensor) -> Tensor:
+        """int64 [U, T] of `CaptionTokenizer` -> unit [U, D]."""
+        return _unit(self.text_encoder(tokens))
+
+    def encode_dna(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """int64 [B, L] and bool [B, L] -> unit [B, D]."""
+        return _unit(self.dna_encoder(tokens, mask))
+
+    def fuse(self, image: Tensor, dna: Tensor) -> Tensor:
+        """Unit [B, D] and [B, D] (zero rows = missing) -> unit [B, D]; one modality alone is passed on as it is."""
+        return self.fusion(image, dna)
+
+    def gate(self, image: Tensor, dna: Tensor) -> Tensor:
+        """The image's share in the fused feature, [B, D] in 0..1; meaningful where both modalities are there."""
+        return self.fusion.gate(image, dna)
+
+    def forward(self, batch: Mapping[str, Any]) -> Features:
+        """A Batch (engine.collate) with `text_tokens` [U, T] and `text_index` [B] (-1 = no caption) -> Features."""
+        if isinstance(self.log_scale, nn.Parameter):
+            with torch.no_grad():  # outside the range the clamp has no gradient: the parameter would never return
+                self.log_scale.clamp_(0.0, math.log(MAX_LOGIT_SCALE))
+        valid = batch["valid"]
+        image, image_view2 = self._image_rows(batch, valid & batch["has_image"])
+        dna = _present_rows(
+            lambda rows: self.encode_dna(batch["dna_tokens"][rows], batch["dna_mask"][rows]),
+            lambda: self.encode_dna(torch.zeros_like(batch["dna_tokens"][:1]), torch.zeros_like(batch["dna_mask"][:1])),
+            valid & batch["has_dna"],
+        )
+        fused = self.fuse(image, dna.detach() if self.detach_dna_in_fusion else dna)
+        return Features(
+            image=image,
+            image_view2=image_view2,
+            dna=dna,
+            text=self._text_rows(batch, valid),
+            fused=fused,
+            logit_scale=self.logit_scale,
+            rank_logits=self.rank_heads(fused) if self.rank_heads is not None else None,
+        )
+
+    def _image_rows(self, batch: Mapping[str, Any], present: Tensor) -> tuple[Tensor, Tensor | None]:
+        views = [batch["image"]] + ([batch["image_view2"]] if "image_view2" in batch else [])
+        features = _present_rows(
+            lambda rows: self.encode_image(torch.cat([view[rows] for view in views])),
+            lambda: self.encode_image(torch.zeros_like(views[0][:1])),
+            present,
+            copies=len(views),
+        )
+        first, *second = features.chunk(len(views))
+        return first, second[0] if second else None
+
+    def _text_rows(self, batch: Mapping[str, Any], valid: Tensor) -> Tensor:
+        if "text_tokens" not in batch:
+            tokens = torch.zeros(0, self.text_encoder.context, dtype=torch.int64, device=valid.device)
+            index = torch.full(valid.shape, -1, device=valid.device)
+        else:
+            tokens, index = batch["text_tokens"], batch["text_index"]
+        if len(tokens):
+            unique = self.encode_text(tokens)
+        else:
+            unique = self.encode_text(self.text_encoder.placeholder(tokens)) * 0.0
+        known = valid & (index >= 0)
+        return unique[index.clamp(min=0)] * known[:, None]
+
+
+def _unit(features: Tensor) -> Tensor:
+    return F.normalize(features.float(), dim=1)
+
+
+def _present_rows(
+    encode: Callable[[Tensor], Tensor], encode_nothing: Callable[[], Tensor], present: Tensor, copies: int = 1
+) -> Tensor:
+    """Encode the rows where `present` [B] and put them back among zeros: [copies * B, D].
+
+    Without any such row one row of zeros is encoded and multiplied by 0, so that every parameter has a gradient.
+    """
+    rows = present.nonzero().squeeze(1)
+    if not len(rows):
+        nothing = encode_nothing() * 0.0
+        return nothing.expand(copies * len(present), -1)
+    features = encode(rows)
+    places = torch.cat([rows + copy * len(present) for copy in range(copies)])
+    return features.new_zeros(copies * len(present), features.shape[1]).index_copy(0, places, features)
+
+
+def build_model(
+    model: ModelConfig,
+    data: DataConfig,
+    loss: LossConfig,
+    num_taxa: Sequence[int],
+    architecture: Mapping[str, Any] | None = None,
+) -> Trimodal:
+    """The model of a run; `num_taxa` = taxa per rank, for the rank heads.
+
+    D is `model.embed_dim` for our own configurations and the open_clip model's own otherwise. With `architecture` (of a
+    checkpoint) nothing is looked up and no pretrained weights are loaded: the caller loads its own. Raises ValueError
+    that says what, got and allowed.
+    """
+    if architecture is not None:
+        source = Source.from_dict(architecture)
+    else:
+        source = open_clip_source.resolve(model.image_text, model.pretrained)
+        if source.own:
+            source = dataclasses.replace(source, model_cfg=source.model_cfg | {"embed_dim": model.embed_dim})
+    check_image_size(source, data.image_size)
+    towers = open_clip_source.build(source, load_weights=architecture is None)
+    trimodal = Trimodal(towers, source, model, data, loss)
+    if model.rank_heads:
+        trimodal.rank_heads = RankHeads(trimodal.embed_dim, num_taxa)
+    return trimodal
+
+
+def caption_tokenizer(trimodal: Trimodal) -> CaptionTokenizer:
+    """The tokenizer that matches the model's text tower."""
+    return CaptionTokenizer(trimodal.source)
