@@ -1,0 +1,191 @@
+"""A split through the model: features of every specimen, clean and damaged, and the queries made of them.
+
+Legend: N specimens, b rows of a batch, D embedding, R ranks.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from engine.collate import Batch
+from engine.config import DataConfig
+from engine.pipeline import CpuBudget, evaluation_batches
+from engine.taxonomy import RANKS, Taxonomy
+from train.evaluation.scoring import Scorer
+
+MODALITIES = ("image", "dna")
+FUSE_ROWS = 8192
+
+QUERIES: dict[str, dict[str, tuple[str, ...]]] = {
+    "image": {"clean": ("image",), "noisy": ("image_noisy",)},
+    "dna": {"clean": ("dna",), "noisy": ("dna_noisy",)},
+    "average": {
+        "clean": ("image", "dna"),
+        "noisy_dna": ("image", "dna_noisy"),
+        "noisy_both": ("image_noisy", "dna_noisy"),
+    },
+    "fused": {
+        "clean": ("image", "dna"),
+        "noisy_dna": ("image", "dna_noisy"),
+        "noisy_both": ("image_noisy", "dna_noisy"),
+    },
+}
+"""query -> condition -> the features it is made of."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """The features of N specimens, in the order of the index; zero rows where a modality is missing or unreadable."""
+
+    keys: list[str]
+    labels: np.ndarray  # int64 [N, R], -1 = unknown
+    has_image: np.ndarray  # bool [N]
+    has_dna: np.ndarray  # bool [N]
+    features: dict[str, np.ndarray]  # image, image_noisy, dna, dna_noisy -> float32 [N, D]
+
+    @property
+    def has_both(self) -> np.ndarray:
+        return self.has_image & self.has_dna
+
+    def mask(self, query: str) -> np.ndarray:
+        """The specimens that have what the query needs, bool [N]."""
+        return {"image": self.has_image, "dna": self.has_dna}.get(query, self.has_both)
+
+    def query(self, name: str, condition: str, fuse: Callable[[Tensor, Tensor], Tensor]) -> np.ndarray:
+        """Unit features [n, D] of one query of `QUERIES`, for the n specimens of its `mask`.
+
+        `average` is the normalised mean of the two; `fused` is what `fuse` makes of them.
+        """
+        parts = [self.features[part][self.mask(name)] for part in QUERIES[name][condition]]
+        if name == "average":
+            mean = torch.from_numpy(parts[0] + parts[1])
+            return F.normalize(mean, dim=1).numpy()
+        if name == "fused":
+            with torch.inference_mode():
+                pairs = zip(*(torch.from_numpy(part).split(FUSE_ROWS) for part in parts), strict=True)
+                fused = [fuse(image, dna).float().cpu() for image, dna in pairs]
+            return torch.cat(fused).numpy() if fused else parts[0]
+        return parts[0]
+
+
+@torch.inference_mode()
+def encode_batch(model: Any, batch: Batch, device: torch.device | str = "cpu", *, noisy: bool = True) -> dict[str, Tensor]:
+    """Features of a batch on `device`: image, dna and, with `noisy`, their damaged forms; [b, D], zeros where missing.
+
+    A modality that no row has is left out.
+    """
+    result = {}
+    images = (("image", "image"), ("image_noisy", "image_noisy"))
+    barcodes = (("dna", ""), ("dna_noisy", "_noisy"))
+    for name, column in images if noisy else images[:1]:
+        rows = (batch["valid"] & batch["has_image"]).nonzero()[:, 0]
+        if len(rows):
+            features = model.encode_image(batch[column][rows].to(device)).float()
+            result[name] = features.new_zeros(len(batch["valid"]), features.shape[1]).index_copy(
+                0, rows.to(device), features
+            )
+    for name, suffix in barcodes if noisy else barcodes[:1]:
+        rows = (batch["valid"] & batch["has_dna"]).nonzero()[:, 0]
+        if len(rows):
+            tokens, mask = (batch[f"dna_{part}{suffix}"][rows].to(device) for part in ("tokens", "mask"))
+            features = model.encode_dna(tokens, mask).float()
+            result[name] = features.new_zeros(len(batch["valid"]), features.shape[1]).index_copy(
+                0, rows.to(device), features
+            )
+    return result
+
+
+def only(index: pa.Table, modality: str) -> pa.Table:
+    """The rows of the index that have `modality`, stripped of the other, so that it is neither read nor decoded."""
+    rows = index.filter(pa.compute.greater(index[f"{modality}_size"], 0))
+    other = "dna" if modality == "image" else "image"
+    column = rows.column_names.index(f"{other}_size")
+    return rows.set_column(column, f"{other}_size", pa.array(np.zeros(len(rows), dtype=np.int64)))
+
+
+def encode_split(model: Any, index: pa.Table, taxonomy: Taxonomy, data: DataConfig, *, batch_size: int = 256,
+                 device: torch.device | str = "cpu", budget: CpuBudget | None = None) -> Encoded:  # fmt: skip
+    """Encode every specimen of `index` (rows of `engine.pipeline.load_index`) once, with a progress bar.
+
+    A specimen of which nothing can be read has neither modality; the pipeline logs its key.
+    """
+    count, first = len(index), 0
+    labels = np.full((count, len(RANKS)), -1, dtype=np.int64)
+    has = {modality: np.zeros(count, dtype=bool) for modality in MODALITIES}
+    features: dict[str, np.ndarray] = {}
+    bar = tqdm(total=count, desc="encoding", unit=" specimens", disable=None, leave=False)
+    for batch in evaluation_batches(index, taxonomy, data, batch_size, budget):
+        rows = min(len(batch["valid"]), count - first)
+        span = slice(first, first + rows)
+        valid = batch["valid"][:rows].numpy()
+        labels[span] = batch["labels"][:rows].numpy()
+        for modality in MODALITIES:
+            has[modality][span] = valid & batch[f"has_{modality}"][:rows].numpy()
+        for name, values in encode_batch(model, batch, device).items():
+            if name not in features:
+                features[name] = np.zeros((count, values.shape[1]), dtype=np.float32)
+            features[name][span] = values[:rows].cpu().numpy()
+        first += rows
+        bar.update(rows)
+    bar.close()
+    assert first == count, f"the pipeline gave {first} of {count} specimens"
+    return Encoded(
+        keys=index["key"].to_pylist(), labels=labels, has_image=has["image"], has_dna=has["dna"], features=features
+    )
+
+
+def _clean_queries(model: Any, batch: Batch, device: torch.device | str) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """(query, rows, unit features of these rows) of a batch: image, dna, fused."""
+    features = encode_batch(model, batch, device, noisy=False)
+    present = {name: batch["valid"] & batch[f"has_{name}"] for name in MODALITIES}
+    for name, values in features.items():
+        yield name, present[name], values[present[name].to(values.device)]
+    both = present["image"] & present["dna"]
+    if both.any():
+        rows = both.to(features["image"].device)
+        yield "fused", both, model.fuse(features["image"][rows], features["dna"][rows]).float()
+
+
+@torch.inference_mode()
+def accuracy_of(model: Any, taxonomy: Taxonomy, batches: Iterable[Batch], tokenizer: Callable[[list[str]], Tensor],
+                device: torch.device | str = "cpu", split: str = "val") -> dict[str, float]:  # fmt: skip
+    """Quick validation: micro top-1 per rank by roll-up, clean inputs, for image, dna and fused.
+
+    Args:
+        model: put into evaluation mode meanwhile; must live on `device`.
+        batches: of `evaluation_batches`; the damaged columns are not needed.
+
+    Returns:
+        `val/dna/clean/species/top1` and `.../rows`; what no specimen has is left out.
+    """
+    training = model.training
+    model.eval()
+    try:
+        scorer = Scorer(model, taxonomy, tokenizer, device)
+        right: dict[str, np.ndarray] = {}
+        total: dict[str, np.ndarray] = {}
+        for batch in batches:
+            for query, rows, features in _clean_queries(model, batch, device):
+                position = scorer.rank(features, batch["labels"][rows].numpy()).position[:, : len(RANKS)]
+                right[query] = right.get(query, 0) + (position == 0).sum(axis=0)
+                total[query] = total.get(query, 0) + (position >= 0).sum(axis=0)
+    finally:
+        model.train(training)
+    return _shares(right, total, split)
+
+
+def _shares(right: Mapping[str, np.ndarray], total: Mapping[str, np.ndarray], split: str) -> dict[str, float]:
+    result: dict[str, float] = {}
+    for query in right:
+        for column, rank in enumerate(RANKS):
+            if total[query][column]:
+                result[f"{split}/{query}/clean/{rank}/top1"] = float(right[query][column] / total[query][column])
+                result[f"{split}/{query}/clean/{rank}/rows"] = int(total[query][column])
+    return result

@@ -1,0 +1,177 @@
+"""Accuracy from the position of the truth, and intervals that resample barcode groups.
+
+A query is scored against candidates elsewhere (`train.evaluation.scoring`); what arrives here is the *position* of the
+right answer among them: 0 = ranked first, MISSED = not among the candidates, UNSCORED = the specimen has no known
+label there and counts nowhere. Every top-k, micro or macro, follows from it.
+
+Keys of the metrics: `test/dna/noisy/species/top1`; a scoring other than roll-up and a subset of the specimens come
+after the split: `test/prompt/novel/dna/noisy/species/macro_top1`.
+
+Legend: N specimens, R ranks, Q columns (R ranks and two globals), G groups, T resamples, M quantities at once.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from engine.taxonomy import RANKS
+
+COLUMNS = (*RANKS, "global_exact", "global_compatible")
+UNSCORED = -1
+MISSED = np.iinfo(np.int32).max
+TOP = (1, 5)
+CHUNK_BYTES = 64e6
+
+
+def hits(positions: np.ndarray, k: int) -> np.ndarray:
+    """Is the truth among the first k? bool, shape of `positions`; False where UNSCORED."""
+    return (positions >= 0) & (positions < k)
+
+
+def micro(correct: np.ndarray, population: np.ndarray) -> float:
+    """Share of the specimens in `population` (bool [N]) that are correct (bool [N]); nan when there are none."""
+    return float(correct[population].mean()) if population.any() else float("nan")
+
+
+def macro(correct: np.ndarray, classes: np.ndarray) -> float:
+    """Mean over classes of the share of their specimens that are correct.
+
+    Args:
+        correct: bool [N].
+        classes: int64 [N], the true class; negative = not in the population.
+
+    Returns:
+        nan when no specimen has a class.
+    """
+    population = classes >= 0
+    if not population.any():
+        return float("nan")
+    _, inverse = np.unique(classes[population], return_inverse=True)
+    counts = np.bincount(inverse)
+    return float((np.bincount(inverse, weights=correct[population]) / counts).mean())
+
+
+def true_classes(labels: np.ndarray) -> np.ndarray:
+    """Class of every specimen in every column, int64 [N, Q]: the label, and for the globals the deepest labelled taxon.
+
+    Args:
+        labels: int64 [N, R], -1 = unknown.
+    """
+    num_ranks = labels.shape[1]
+    depth = np.where(labels >= 0, np.arange(num_ranks), -1).max(axis=1)
+    taxon = np.take_along_axis(labels, np.maximum(depth, 0)[:, None], axis=1)[:, 0]
+    whole = np.where(depth >= 0, taxon * num_ranks + depth, -1)
+    return np.column_stack([labels, whole, whole])
+
+
+def accuracies(positions: np.ndarray, classes: np.ndarray, mask: np.ndarray) -> dict[str, float]:
+    """Every top-k of one query, keys `<column>/<top1 | top5 | macro_top1 | macro_top5 | rows | taxa>`.
+
+    Args:
+        positions: int32 [N, Q], position of the truth.
+        classes: int64 [N, Q] of `true_classes`.
+        mask: bool [N], the specimens that count (those that have the modality, or a subset of them).
+    """
+    result: dict[str, float] = {}
+    for column, name in enumerate(COLUMNS[: positions.shape[1]]):
+        population = mask & (positions[:, column] != UNSCORED)
+        kinds = np.where(population, classes[:, column], -1)
+        for k in TOP:
+            correct = hits(positions[:, column], k)
+            result[f"{name}/top{k}"] = micro(correct, population)
+            result[f"{name}/macro_top{k}"] = macro(correct, kinds)
+        result[f"{name}/rows"] = int(population.sum())
+        result[f"{name}/taxa"] = len(np.unique(kinds[population]))
+    return result
+
+
+def resample(num_groups: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
+    """How often each group is drawn: float32 [t, G] chunks of about 64 MB, `resamples` rows in all."""
+    rng = np.random.default_rng(seed)
+    step = max(1, int(CHUNK_BYTES / (4 * max(1, num_groups))))
+    for first in range(0, resamples, step):
+        rows = min(step, resamples - first)
+        draws = (np.bincount(rng.integers(0, num_groups, num_groups), minlength=num_groups) for _ in range(rows))
+        yield np.stack(list(draws)).astype(np.float32)
+
+
+def intervals(correct: np.ndarray, population: np.ndarray, groups: np.ndarray, resamples: int = 1000,
+              seed: int = 0) -> np.ndarray:  # fmt: skip
+    """Bootstrap 95% intervals of M micro accuracies; whole groups are drawn with replacement.
+
+    Specimens that share a barcode are not independent, so resampling rows would make the intervals too narrow.
+
+    Args:
+        correct: bool [N, M]; population: bool [N, M], the specimens that count.
+        groups: int64 [N], 0..G-1, equal for specimens that are drawn together.
+
+    Returns:
+        float64 [M, 2], low and high; nan where the population is empty.
+    """
+    num_groups = int(groups.max(initial=-1)) + 1
+    if not num_groups:
+        return np.full((correct.shape[1], 2), np.nan)
+    sums = np.zeros((num_groups, 2 * correct.shape[1]), dtype=np.float32)
+    np.add.at(sums, groups, np.concatenate([correct & population, population], axis=1))
+    drawn = np.concatenate([weights @ sums for weights in resample(num_groups, resamples, seed)])
+    right, total = np.split(drawn, 2, axis=1)
+    with np.errstate(invalid="ignore"):
+        shares = right / total
+    empty = ~population.any(axis=0)
+    shares[:, empty] = 0.0
+    bounds = np.nanpercentile(shares, [2.5, 97.5], axis=0).T
+    bounds[empty] = np.nan
+    return bounds
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A paired difference of two accuracies on the same specimens, with its 95% interval."""
+
+    first: float
+    second: float
+    low: float
+    high: float
+    rows: int
+    groups: int
+
+    @property
+    def value(self) -> float:
+        return self.first - self.second
+
+
+def paired_difference(first: np.ndarray, second: np.ndarray, groups: np.ndarray, classes: np.ndarray | None = None,
+                      resamples: int = 1000, seed: int = 0) -> Difference:  # fmt: skip
+    """Accuracy of `first` minus accuracy of `second` on the same N specimens; groups are resampled, pairs kept.
+
+    Args:
+        first, second: bool [N], is the answer correct?
+        groups: int64 [N], any integers.
+        classes: int64 [N]; given, the macro accuracies are compared, else the micro ones.
+
+    Raises:
+        ValueError: when there is no specimen.
+    """
+    if not len(first):
+        raise ValueError("a paired difference needs specimens that both answers share, got none")
+    _, group = np.unique(groups, return_inverse=True)
+    num_groups = int(group.max()) + 1
+    kinds = np.zeros(len(first), dtype=np.int64) if classes is None else np.unique(classes, return_inverse=True)[1]
+    order = np.argsort(kinds, kind="stable")
+    starts = np.flatnonzero(np.diff(kinds[order], prepend=-1))
+    change = (first.astype(np.float32) - second.astype(np.float32))[order]
+    drawn = []
+    for weights in resample(num_groups, resamples, seed):
+        step = max(1, int(CHUNK_BYTES / (8 * len(first))))
+        for start in range(0, len(weights), step):
+            rows = weights[start : start + step][:, group[order]]
+            total = np.add.reduceat(rows, starts, axis=1)
+            gain = np.add.reduceat(rows * change, starts, axis=1)
+            present = total > 0
+            drawn.append((gain / np.where(present, total, 1)).sum(axis=1) / present.sum(axis=1))
+    low, high = np.percentile(np.concatenate(drawn), [2.5, 97.5])
+    return Difference(
+        first=macro(first, kinds), second=macro(second, kinds), low=float(low), high=float(high),
+        rows=len(first), groups=num_groups,
+    )  # fmt: skip
