@@ -35,6 +35,7 @@ def partner_order(labels: np.ndarray, window_of: np.ndarray, rng: np.random.Gene
         int64 [N], a permutation of 0..N-1. Cost: R + 1 sorts of N keys.
     """
     leader = np.arange(len(labels))
+    nested = [leader]  # finest groups first
     for rank in reversed(range(labels.shape[1])):
         units = np.unique(leader)
         units = units[labels[units, rank] >= 0]
@@ -48,8 +49,9 @@ def partner_order(labels: np.ndarray, window_of: np.ndarray, rng: np.random.Gene
         merged = np.arange(len(labels))
         merged[units] = units[np.repeat(starts, sizes) + 2 * pair]
         leader = merged[leader]
+        nested.append(leader)
     window_priority = rng.permutation(int(window_of.max(initial=-1)) + 1)
-    return np.lexsort((rng.random(len(labels))[leader], window_priority[window_of]))
+    return np.lexsort((*nested[:-1], rng.random(len(labels))[leader], window_priority[window_of]))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
