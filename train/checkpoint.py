@@ -1,0 +1,126 @@
+"""A checkpoint is a folder that explains itself: weights, configuration, taxonomy, versions.
+
+    model.safetensors   every parameter and buffer
+    config.json         the resolved configuration
+    taxonomy.json       the taxa the model knows
+    meta.json           format version, code version, step, taxonomy fingerprint, architecture of the towers
+    training_state.pt   optimizer and schedule; read with weights_only=True, absent from an exported model
+"""
+
+import json
+import subprocess
+from dataclasses import dataclass
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from engine.taxonomy import Taxonomy
+from train.config import Config, from_dict, to_dict
+from train.models.trimodal import Trimodal, build_model
+
+FORMAT_VERSION = 1
+WEIGHTS, CONFIG, TAXONOMY, META, STATE = (
+    "model.safetensors", "config.json", "taxonomy.json", "meta.json", "training_state.pt",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What `load` returns: a model ready for inference and all it was made from."""
+
+    model: Trimodal
+    config: Config
+    taxonomy: Taxonomy
+    meta: dict[str, Any]
+    path: Path
+
+
+@cache
+def code_version() -> str:
+    """Version of the installed distribution, with the commit where the code runs from a git checkout."""
+    try:
+        version = metadata.version("taxafuse")
+    except metadata.PackageNotFoundError:
+        version = "not installed"
+    root = Path(__file__).resolve().parents[1]
+    if not (root / ".git").exists():
+        return version
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=root, capture_output=True, text=True, check=False
+    )
+    return f"{version} ({commit.stdout.strip()})" if commit.returncode == 0 else version
+
+
+def build(config: Config, taxonomy: Taxonomy, architecture: dict[str, Any] | None = None) -> Trimodal:
+    """The model that a configuration and a taxonomy describe; `architecture` is what a checkpoint recorded of it."""
+    num_taxa = tuple(len(names) for names in taxonomy.names)
+    return build_model(config.model, config.data, config.loss, num_taxa, architecture)
+
+
+def save(
+    folder: Path, model: Trimodal, config: Config, taxonomy: Taxonomy, *, step: int, state: dict[str, Any] | None
+) -> None:
+    """Write a checkpoint into an existing folder; `state` is what training needs to go on (None for an export)."""
+    weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    save_file(weights, folder / WEIGHTS)
+    (folder / CONFIG).write_text(json.dumps(to_dict(config), indent=1))
+    taxonomy.save(folder / TAXONOMY)
+    meta = {
+        "format_version": FORMAT_VERSION,
+        "code_version": code_version(),
+        "step": step,
+        "taxonomy_fingerprint": taxonomy.fingerprint,
+        "architecture": model.architecture,
+    }
+    (folder / META).write_text(json.dumps(meta, indent=1))
+    if state is not None:
+        torch.save(state, folder / STATE)
+
+
+def find(path: str | Path) -> Path:
+    """The checkpoint folder that `path` means: itself, or `path/model` of a run. ValueError where there is none."""
+    folder = Path(path)
+    for candidate in (folder, folder / "model"):
+        if (candidate / META).is_file():
+            return candidate
+    reason = "holds no meta.json" if folder.is_dir() else "does not exist"
+    raise ValueError(f"no checkpoint: {folder} {reason}; give the folder of a run or its model/ folder")
+
+
+def load(path: str | Path) -> Checkpoint:
+    """Load a checkpoint folder, or the one of a run's folder, for inference (eval mode, CPU).
+
+    Raises ValueError: no checkpoint there; another format version; files that contradict one another.
+    """
+    folder = find(path)
+    meta = json.loads((folder / META).read_text())
+    if meta.get("format_version") != FORMAT_VERSION:
+        raise ValueError(
+            f"{folder}: checkpoint format version is {meta.get('format_version')}, this code reads {FORMAT_VERSION}"
+        )
+    missing = [name for name in (WEIGHTS, CONFIG, TAXONOMY) if not (folder / name).is_file()]
+    if missing:
+        raise ValueError(f"{folder}: checkpoint lacks {', '.join(missing)}")
+    config = from_dict(json.loads((folder / CONFIG).read_text()))
+    taxonomy = Taxonomy.load(folder / TAXONOMY)
+    if taxonomy.fingerprint != meta["taxonomy_fingerprint"]:
+        raise ValueError(
+            f"{folder}: taxonomy.json is not the one the weights were trained with "
+            f"(fingerprint {taxonomy.fingerprint[:12]}, expected {meta['taxonomy_fingerprint'][:12]})"
+        )
+    model = build(config, taxonomy, meta["architecture"])
+    weights = load_file(folder / WEIGHTS)
+    unfit = set(weights) ^ set(model.state_dict())
+    if unfit:
+        raise ValueError(f"{folder}: weights do not fit the configuration, e.g. {sorted(unfit)[0]}")
+    model.load_state_dict(weights)
+    return Checkpoint(model=model.eval(), config=config, taxonomy=taxonomy, meta=meta, path=folder)
+
+
+def load_training_state(folder: Path) -> dict[str, Any]:
+    """Optimizer, schedule and step of a checkpoint written during training."""
+    return torch.load(folder / STATE, map_location="cpu", weights_only=True)

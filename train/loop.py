@@ -1,0 +1,243 @@
+"""The per-worker training loop: read this first.
+
+    batches of the plan -> forward(batch) -> gather inside the losses -> total_loss -> step -> report -> checkpoint
+
+`Session` is one worker's training without Ray: it can be driven step by step by a test, by `train_loop` under Ray
+Train, and by a sweep's trial. The state of a run is one number, the global step, because the order of specimens is a
+pure function of it and dropout is seeded by it.
+"""
+
+import dataclasses
+import hashlib
+import logging
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from engine.captions import caption
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from engine.collate import Batch
+from engine.pipeline import CpuBudget, Specimens, select_split, training_batches
+from engine.sampling import Plan
+from engine.taxonomy import Taxonomy
+from train import dist
+from train.checkpoint import build
+from train.config import Config, LossConfig
+from train.losses import Targets, total_loss
+from train.models.trimodal import caption_tokenizer
+from train.optim import build_optimizer
+
+log = logging.getLogger(__name__)
+
+FUSION = ("fusion.", "rank_heads.")  # the parameters that post-hoc fusion trains
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Steps `first <= step < last` that share an optimizer, a set of trainable parameters and a loss."""
+
+    first: int
+    last: int
+    loss: LossConfig
+    fusion_only: bool = False
+
+
+def phases(config: Config, steps_per_epoch: int) -> tuple[Phase, ...]:
+    """One phase; with `fusion_training=posthoc` two: the encoders without the fused term, then the gate alone.
+
+    Raises ValueError when post-hoc fusion leaves the encoders no epoch.
+    """
+    total = config.run.epochs * steps_per_epoch
+    if config.run.fusion_training == "joint":
+        return (Phase(0, total, config.loss),)
+    if config.run.fusion_epochs >= config.run.epochs:
+        raise ValueError(
+            f"run.fusion_epochs must be below run.epochs={config.run.epochs} with run.fusion_training=posthoc, "
+            f"got {config.run.fusion_epochs}"
+        )
+    turn = (config.run.epochs - config.run.fusion_epochs) * steps_per_epoch
+    encoders = dataclasses.replace(config.loss, fusion_weight=0.0, rank_heads_weight=0.0)
+    gate = dataclasses.replace(config.loss, hierarchy_weight=0.0)
+    return Phase(0, turn, encoders), Phase(turn, total, gate, fusion_only=True)
+
+
+class CaptionTable:
+    """Tokens of every caption met so far, so that each is tokenised once."""
+
+    def __init__(self, tokenizer: Any, taxonomy: Taxonomy) -> None:
+        self._tokenizer, self._taxonomy = tokenizer, taxonomy
+        self._tokens: dict[tuple[int, ...], Tensor] = {}
+
+    def attach(self, batch: Batch) -> None:
+        """Add `text_tokens` [U, T] (unique captions of the batch) and `text_index` [B] to the batch."""
+        rows = batch["caption"].numpy()
+        known = batch["valid"].numpy() & (rows >= 0).any(axis=1)
+        unique, inverse = np.unique(rows[known], axis=0, return_inverse=True)
+        keys = [tuple(int(i) for i in row) for row in unique]
+        new = [key for key in keys if key not in self._tokens]
+        if new:
+            tokens = self._tokenizer([caption(self._taxonomy.lineage_names(key)) for key in new])
+            self._tokens.update(zip(new, tokens, strict=True))
+        index = np.full(len(rows), -1, dtype=np.int64)
+        index[known] = inverse.reshape(-1)
+        blank = self._tokenizer([""])
+        batch["text_tokens"] = torch.stack([self._tokens[key] for key in keys]) if keys else blank
+        batch["text_index"] = torch.from_numpy(index)
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """Move the tensors; images stay uint8 until the model normalises them."""
+    return {  # type: ignore[return-value]
+        key: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+        for key, value in batch.items()
+    }
+
+
+class Session:
+    """One worker's model, optimizer, data order and step counter."""
+
+    def __init__(self, config: Config, index: pa.Table, taxonomy: Taxonomy, device: torch.device) -> None:
+        self.config, self.taxonomy, self.device = config, taxonomy, device
+        self.specimens = Specimens.from_index(select_split(index, "train"), taxonomy)
+        data = config.data
+        self.plan = Plan(
+            labels=self.specimens.labels, seed=config.run.seed, global_batch_size=config.run.global_batch_size,
+            lanes=data.lanes, window=data.window, partners=data.partners,
+        )  # fmt: skip
+        self.phases = phases(config, self.plan.steps_per_epoch)
+        torch.manual_seed(config.run.seed)
+        self.model = build(config, taxonomy).to(device)
+        self.tokenizer = caption_tokenizer(self.model)
+        self.captions = CaptionTable(self.tokenizer, taxonomy)
+        self._trainable = {name for name, p in self.model.named_parameters() if p.requires_grad}
+        self.step = 0
+        self.history: list[dict[str, float]] = []  # one record an epoch; travels in the checkpoint
+        self._enter(self.phases[0])
+
+    @property
+    def total_steps(self) -> int:
+        return self.phases[-1].last
+
+    @property
+    def epoch(self) -> float:
+        return self.step / self.plan.steps_per_epoch
+
+    def _enter(self, phase: Phase) -> None:
+        """Start a phase: choose what trains, wrap for DDP, make a fresh optimizer and schedule."""
+        self.phase = phase
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(name in self._trainable and (not phase.fusion_only or name.startswith(FUSION)))
+        self.forward: Any = self.model
+        if dist.world_size() > 1:
+            ids = [self.device.index] if self.device.type == "cuda" else None
+            self.forward = DistributedDataParallel(self.model, device_ids=ids)
+        self.optimizer, self.schedule = build_optimizer(self.model, self.config.optim, phase.last - phase.first)
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint needs beside the weights."""
+        return {
+            "step": self.step,
+            "history": self.history,
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "plan": {"specimens": len(self.specimens.labels), "global_batch_size": self.plan.global_batch_size,
+                     "lanes": self.plan.lanes, "seed": self.plan.seed},
+        }  # fmt: skip
+
+    def restore(self, weights: dict[str, Tensor], state: dict[str, Any]) -> None:
+        """Continue from a checkpoint. Raises ValueError when its data order is not this run's."""
+        plan = self.state()["plan"]
+        if state["plan"] != plan:
+            raise ValueError(f"cannot resume: the checkpoint's data order is {state['plan']}, this run's is {plan}")
+        self.model.load_state_dict(weights)
+        self.step, self.history = state["step"], list(state["history"])
+        phase = next((p for p in self.phases if p.first < self.step <= p.last), self.phases[0])
+        self._enter(phase)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+
+    def batches(self, budget: CpuBudget | None) -> Iterator[Batch]:
+        """This worker's batches from the current step to the end of the run."""
+        worker = (dist.rank(), dist.world_size())
+        return training_batches(
+            self.specimens, self.plan, self.config.data, (self.step, self.total_steps), worker, budget
+        )
+
+    def train_step(self, batch: Batch) -> dict[str, Tensor]:
+        """One optimizer step on this worker's share of the global batch; returns the named loss terms.
+
+        Raises FloatingPointError, before the optimizer moves, when the loss is not finite.
+        """
+        if self.step >= self.phase.last:
+            self._enter(next(p for p in self.phases if p.first <= self.step < p.last))
+        self.forward.train()
+        if self.phase.fusion_only:
+            self.model.eval()
+            self.model.fusion.train()
+        torch.manual_seed(_step_seed(self.config.run.seed, self.step, dist.rank()))
+        self.captions.attach(batch)
+        batch = to_device(batch, self.device)
+        features = self.forward(batch)
+        terms = total_loss(features, Targets.from_batch(batch), self.phase.loss)
+        if not math.isfinite(terms["loss/total"].item()):
+            raise FloatingPointError(
+                f"loss is {terms['loss/total'].item()} at step {self.step} (rank {dist.rank()}); "
+                f"terms {({k: round(v.item(), 4) for k, v in terms.items()})}; first keys {batch['keys'][:8]}"
+            )
+        self.optimizer.zero_grad(set_to_none=True)
+        terms["loss/total"].backward()
+        if self.config.optim.clip_norm:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optim.clip_norm)
+        self.optimizer.step()
+        self.schedule.step()
+        self.step += 1
+        return {name: value.detach() for name, value in terms.items()}
+
+
+def _step_seed(seed: int, step: int, rank: int) -> int:
+    return int.from_bytes(hashlib.blake2b(f"{seed}/{step}/{rank}".encode(), digest_size=7).digest(), "big")
+
+
+@dataclass
+class Meter:
+    """Where the time of an interval went, and its mean loss terms."""
+
+    steps: int = 0
+    rows: int = 0
+    wait: float = 0.0
+    busy: float = 0.0
+    terms: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+
+    def add(self, terms: dict[str, Tensor], rows: int, wait: float, busy: float) -> None:
+        """Count one step."""
+        self.steps, self.rows = self.steps + 1, self.rows + rows
+        self.wait, self.busy = self.wait + wait, self.busy + busy
+        for name, value in terms.items():
+            self.terms[name] = self.terms.get(name, 0.0) + value
+
+    def summary(self) -> dict[str, float]:
+        """Means over the interval; loss terms averaged over the workers, samples counted over all of them."""
+        means = dist.reduce_metrics({name: value / self.steps for name, value in self.terms.items()})
+        seconds = max(self.wait + self.busy, 1e-9)
+        return {name: float(value) for name, value in means.items()} | {
+            "data/wait_s": self.wait / self.steps,
+            "perf/step_s": self.busy / self.steps,
+            "perf/samples_per_s": self.rows * dist.world_size() / seconds,
+        }
+
+
+def timed(batches: Iterator[Batch]) -> Iterator[tuple[Batch, float]]:
+    """Each batch with the seconds that it was waited for."""
+    while True:
+        started = time.perf_counter()
+        batch = next(batches, None)
+        if batch is None:
+            return
+        yield batch, time.perf_counter() - started

@@ -1,0 +1,82 @@
+"""Train CLIBD, CLIBD-HiR or CLIBD-HiR-Fuse and write the paper's tables: parse, build, run.
+
+    python train/main.py --recipe quickstart
+    python train/main.py --recipe bold --set data.shards=/data/bold --set loss.hierarchy_weight=0
+    python train/main.py --resume bold-20261121-093000-a1b2
+    ray job submit --working-dir . -- python train/main.py --recipe quickstart
+"""
+
+import argparse
+import dataclasses
+import json
+import logging
+import secrets
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]  # as a script, this file's folder stands first on the path: put ours there
+sys.path[:] = [str(ROOT)] + [p for p in sys.path if p and Path(p).resolve() not in (ROOT, ROOT / "train")]
+
+from train.config import Config, from_dict, override, to_dict  # noqa: E402
+from train.recipes import RECIPES, make  # noqa: E402
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    described = "\n".join(
+        f"  {name:14} {(function.__doc__ or '').strip().splitlines()[0]}" for name, function in sorted(RECIPES.items())
+    )
+    parser = argparse.ArgumentParser(
+        prog="python train/main.py",
+        description=f"{__doc__}\nrecipes:\n{described}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--recipe", default="quickstart", help="a named run (see above); default: quickstart")
+    parser.add_argument(
+        "--set", metavar="KEY=VALUE", action="append", default=[], dest="overrides",
+        help="change one setting, e.g. loss.hierarchy_weight=0; may be repeated; --dry-run lists every key",
+    )  # fmt: skip
+    parser.add_argument("--resume", metavar="NAME", default="", help="go on with the run of this name from its last checkpoint")  # fmt: skip
+    parser.add_argument("--dry-run", action="store_true", help="print the resolved configuration and stop")
+    parser.add_argument("--no-evaluation", action="store_true", help="stop after training")
+    return parser.parse_args(arguments)
+
+
+def resolve(options: argparse.Namespace) -> Config:
+    """The configuration of this run, named; a resumed run keeps its own, then takes the overrides."""
+    from train.trainer import RECORD
+
+    config = override(make(options.recipe), options.overrides)
+    folder = Path(config.run.storage) / (options.resume or config.run.name)
+    if options.resume:
+        if not (folder / RECORD).is_file():
+            there = sorted(path.parent.name for path in Path(config.run.storage).glob(f"*/{RECORD}"))
+            raise ValueError(f"no run {options.resume!r} in {config.run.storage}; runs there: {', '.join(there) or 'none'}")
+        return override(from_dict(json.loads((folder / RECORD).read_text())["config"]), options.overrides)
+    if config.run.name and folder.exists():
+        raise ValueError(f"run {config.run.name!r} exists in {config.run.storage}; go on with --resume {config.run.name}")
+    unique = f"{config.recipe}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+    return dataclasses.replace(config, run=dataclasses.replace(config.run, name=config.run.name or unique))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns the exit code (2 = something the user can mend, said in one line)."""
+    options = parse(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        config = resolve(options)
+        if options.dry_run:
+            print(json.dumps(to_dict(config), indent=2))
+            return 0
+        from train.trainer import run_main_job
+
+        run_main_job(config, evaluate=not options.no_evaluation)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,144 @@
+"""Where a run is recorded: MLflow, or nowhere, behind one interface.
+
+The driver creates the run, so that database migrations happen once and restarts of workers find the same run. Rank 0
+hands metrics to a queue that a thread empties in batches: the step never waits for a server, and a server that fails
+costs a warning, never the training.
+"""
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from train.config import Config, flatten, to_dict
+
+log = logging.getLogger(__name__)
+
+MAX_PARAM_LENGTH = 500  # MLflow refuses longer parameter values with some stores
+BATCH_LIMIT = 500  # metrics in one request; MLflow allows 1,000
+
+
+class Tracker(Protocol):
+    """What a run is told."""
+
+    run_id: str
+
+    def metrics(self, values: Mapping[str, float], step: int) -> None:
+        """Record numbers at a step. Returns at once."""
+
+    def artifact(self, path: Path, folder: str = "") -> None:
+        """Record a file."""
+
+    def close(self, status: str = "") -> None:
+        """Send what is left; end the run when a status (FINISHED, FAILED) is given."""
+
+
+class NoTracker:
+    """tracking=none: needs no MLflow and keeps nothing."""
+
+    run_id = ""
+
+    def metrics(self, values: Mapping[str, float], step: int) -> None:
+        """Keep nothing."""
+
+    def artifact(self, path: Path, folder: str = "") -> None:
+        """Keep nothing."""
+
+    def close(self, status: str = "") -> None:
+        """Nothing to send."""
+
+
+class MlflowTracker:
+    """An MLflow run that exists already (see `create_run`)."""
+
+    def __init__(self, uri: str, run_id: str) -> None:
+        from mlflow import MlflowClient
+
+        self.run_id = run_id
+        self._client = MlflowClient(tracking_uri=uri)
+        self._queue: queue.Queue[tuple[str, float, int, int] | None] = queue.Queue()
+        self._warned = False
+        self._thread = threading.Thread(target=self._drain, name="mlflow", daemon=True)
+        self._thread.start()
+
+    def _attempt(self, what: str, call: Any, *args: Any, **kwargs: Any) -> None:
+        try:
+            call(*args, **kwargs)
+        except Exception as error:  # whatever a tracking server does, training goes on
+            level = logging.DEBUG if self._warned else logging.WARNING
+            log.log(level, "tracking: %s failed, training goes on: %s", what, error)
+            self._warned = True
+
+    def _drain(self) -> None:
+        from mlflow.entities import Metric
+
+        ended = False
+        while not ended:
+            waiting = [self._queue.get()]
+            while len(waiting) < BATCH_LIMIT and not self._queue.empty():
+                waiting.append(self._queue.get_nowait())
+            ended = None in waiting
+            batch = [Metric(key, value, stamp, step) for key, value, stamp, step in filter(None, waiting)]
+            if batch:
+                self._attempt("log_batch", self._client.log_batch, self.run_id, metrics=batch)
+
+    def metrics(self, values: Mapping[str, float], step: int) -> None:
+        """Queue numbers for the sending thread."""
+        stamp = int(time.time() * 1000)
+        for key, value in values.items():
+            self._queue.put((key, float(value), stamp, step))
+
+    def artifact(self, path: Path, folder: str = "") -> None:
+        """Upload a file, in the caller's thread (the driver's, after training)."""
+        self._attempt("log_artifact", self._client.log_artifact, self.run_id, str(path), folder or None)
+
+    def close(self, status: str = "") -> None:
+        """Empty the queue (at most a minute), then end the run if a status is given."""
+        self._queue.put(None)
+        self._thread.join(timeout=60)
+        if status:
+            self._attempt("set_terminated", self._client.set_terminated, self.run_id, status)
+
+
+def tracking_uri(config: Config) -> str:
+    """The configured address, or a sqlite file inside the storage folder."""
+    return config.run.tracking_uri or f"sqlite:///{Path(config.run.storage).resolve() / 'mlflow.db'}"
+
+
+def create_run(config: Config, tags: Mapping[str, str]) -> str:
+    """Create the experiment and the run with its parameters, in the driver; returns the run id ("" when not tracking).
+
+    Raises ValueError when MLflow is asked for but not installed or its store cannot be reached: at the start of a run
+    that is a mistake to mend, later it is only a warning.
+    """
+    if config.run.tracking == "none":
+        return ""
+    try:
+        from mlflow import MlflowClient
+        from mlflow.entities import Param
+    except ImportError:
+        raise ValueError("run.tracking=mlflow, but MLflow is not installed; allowed: --set run.tracking=none") from None
+    uri = tracking_uri(config)
+    storage = Path(config.run.storage).resolve()
+    storage.mkdir(parents=True, exist_ok=True)
+    try:
+        client = MlflowClient(tracking_uri=uri)
+        experiment = client.get_experiment_by_name(config.run.experiment)
+        where = None if config.run.tracking_uri else str(storage / "mlflow-artifacts")
+        found = experiment.experiment_id if experiment else client.create_experiment(config.run.experiment, where)
+        run = client.create_run(found, run_name=config.run.name, tags=dict(tags))
+        flat = {key: str(value)[:MAX_PARAM_LENGTH] for key, value in flatten(to_dict(config)).items()}
+        client.log_batch(run.info.run_id, params=[Param(key, value) for key, value in flat.items()])
+        client.log_dict(run.info.run_id, to_dict(config), "config.json")
+    except Exception as error:
+        reason = str(error).splitlines()[0][:200]
+        raise ValueError(f"MLflow at {uri} cannot be used: {reason}; allowed: run.tracking=none") from None
+    return run.info.run_id
+
+
+def open_tracker(config: Config, run_id: str) -> Tracker:
+    """The tracker of an existing run; a `NoTracker` where there is none."""
+    return MlflowTracker(tracking_uri(config), run_id) if run_id else NoTracker()
