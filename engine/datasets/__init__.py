@@ -1,0 +1,115 @@
+"""Formats that specimens come in: one module each, its name and its options declared here.
+
+A module has `open_dataset(paths: list[Path], **options) -> SpecimenSource`. It is imported when its format is asked
+for, so that a format's own needs are nobody else's. To add a format: write the module, add an entry to FORMATS.
+"""
+
+import dataclasses
+import importlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import pyarrow as pa
+
+
+class SpecimenSource(Protocol):
+    """What a format gives to ingest."""
+
+    skipped: list[tuple[str, str]]
+    """(key or place, reason) of every record that `table` left out; filled by `table`. What stands before a ": " in a
+    reason is its category, by which a report counts."""
+
+    def table(self) -> pa.Table:
+        """Return one row per specimen, `engine.schema.SPECIMEN_SCHEMA`, without image bytes. Called on the driver."""
+        ...
+
+    def load_image(self, ref: str) -> bytes:
+        """Return an image file's bytes by the reference in the table. Picklable, called on workers.
+
+        Raises ValueError with the reason when there are none.
+        """
+        ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Option:
+    """One option of a format: a keyword of its open_dataset and, with dashes, a flag of the command line."""
+
+    name: str
+    parse: Callable[[str], Any]
+    help: str
+    metavar: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DatasetFormat:
+    """An entry of the registry. `takes_seed`: open_dataset wants the ingest's seed; `takes_paths`: it reads files."""
+
+    module: str
+    help: str
+    options: tuple[Option, ...] = ()
+    takes_seed: bool = False
+    takes_paths: bool = True
+
+
+def _mapping(text: str) -> dict[str, str]:
+    """Parse "field=column,field=column". Raises ValueError when a part has no "="."""
+    parts = [part.partition("=") for part in text.split(",") if part]
+    if not parts or any(not (left and middle and right) for left, middle, right in parts):
+        raise ValueError(f"columns: got {text!r}, allowed: field=column,field=column")
+    return {left.strip(): right.strip() for left, _, right in parts}
+
+
+FORMATS: Mapping[str, DatasetFormat] = {
+    "table": DatasetFormat(
+        module="engine.datasets.table",
+        help="CSV, TSV or parquet files (or folders of them) of id, image path, barcode, ranks, split",
+        options=(
+            Option(name="images", parse=Path, metavar="DIR", help="folder that image paths start from (the table's)"),
+            Option(
+                name="columns",
+                parse=_mapping,
+                metavar="FIELD=COLUMN,...",
+                help="columns of other names, e.g. key=museum_no,barcode=coi (fields: key, image, barcode, order, "
+                "family, genus, species, split, bin_uri, country)",
+            ),
+        ),
+    ),
+    "bold": DatasetFormat(
+        module="engine.datasets.bold",
+        help='BOLD v3/v4 "combined" TSV downloads, files or folders; COI-5P records only',
+    ),
+    "simulated": DatasetFormat(
+        module="engine.datasets.simulated",
+        help="simulated specimens: barcodes evolved down a taxonomy, photos drawn",
+        options=(
+            Option(name="num_specimens", parse=int, metavar="N", help="specimens to make"),
+            Option(name="num_species", parse=int, metavar="N", help="species to make"),
+        ),
+        takes_seed=True,
+        takes_paths=False,
+    ),
+}
+
+
+def open_dataset(name: str, paths: list[Path], **options: Any) -> SpecimenSource:
+    """Open a dataset by the name of its format.
+
+    Raises ValueError for an unknown format or option, a missing path, and for whatever the format finds wrong.
+    """
+    if name not in FORMATS:
+        raise ValueError(f"format: got {name!r}, allowed: {', '.join(FORMATS)}")
+    entry = FORMATS[name]
+    allowed = [option.name for option in entry.options] + (["seed"] if entry.takes_seed else [])
+    for option in options:
+        if option not in allowed:
+            raise ValueError(f"option of format {name}: got {option!r}, allowed: {', '.join(allowed) or 'none'}")
+    if entry.takes_paths and not paths:
+        raise ValueError(f"paths of format {name}: got none, allowed: one or more files or folders")
+    if not entry.takes_paths and paths:
+        raise ValueError(f"paths of format {name}: got {', '.join(map(str, paths))}, allowed: none")
+    for path in paths:
+        if not path.exists():
+            raise ValueError(f"path: got {path}, which does not exist; allowed: existing files or folders")
+    return importlib.import_module(entry.module).open_dataset(paths, **options)
