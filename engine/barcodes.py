@@ -1,0 +1,193 @@
+"""COI barcodes: clean them, turn them to the coding strand, cut them into tokens.
+
+Legend: B barcodes, L tokens. A barcode here is a str; clean ones have the letters A, C, G, T, N only.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from tokenizers import Tokenizer as TokenizerFile
+
+from engine.config import DataConfig
+
+GAPS = "-. \t\r\n"  # alignment gaps and the line breaks of wrapped files
+AMBIGUOUS = "RYSWKMBDHVN"  # IUPAC codes for more than one base, all read as N
+_CLEAN_FROM = "ACGTU" + AMBIGUOUS
+_CLEAN_TO = "ACGTT" + "N" * len(AMBIGUOUS)
+_INVALID = ord("!")
+_CLEAN_LETTERS = dict(zip((_CLEAN_FROM + _CLEAN_FROM.lower()).encode(), (_CLEAN_TO * 2).encode(), strict=True))
+_CLEAN = bytes(_CLEAN_LETTERS.get(byte, _INVALID) for byte in range(256))
+_COMPLEMENT = bytes.maketrans(b"ACGTN", b"TGCAN")
+
+PAD, UNKNOWN, FIRST_KMER = 0, 1, 2
+_N = 4  # code of everything that is not A, C, G, T
+_CODES = np.full(256, _N, dtype=np.uint8)
+_CODES[np.frombuffer(b"ACGT", dtype=np.uint8)] = np.arange(4)
+
+
+def clean(raw: str) -> str:
+    """Return the barcode in capitals A, C, G, T, N: gaps and whitespace removed, U read as T, ambiguous bases as N,
+    N removed from both ends. "" when nothing is left: no barcode.
+
+    Raises:
+        ValueError: naming the letters that are no nucleotides.
+    """
+    data = raw.encode("ascii", "replace").translate(_CLEAN, GAPS.encode())
+    if _INVALID in data:
+        wrong = sorted({letter for letter in raw if letter not in GAPS and letter.upper() not in _CLEAN_FROM})
+        shown = "".join(wrong[:10]) + ("..." if len(wrong) > 10 else "")
+        raise ValueError(
+            f"barcode: got letters {shown!r} that are no nucleotides, allowed: {_CLEAN_FROM} and gaps '-.'"
+        )
+    return data.strip(b"N").decode("ascii")
+
+
+def reverse_complement(sequence: str) -> str:
+    """Return the other strand of a clean barcode."""
+    return sequence.encode("ascii").translate(_COMPLEMENT)[::-1].decode("ascii")
+
+
+def orient(sequence: str) -> tuple[str, int]:
+    """Return a clean barcode on its coding strand, and the strand it was given on (+1 coding, -1 the other).
+
+    Stop codons of the invertebrate mitochondrial code (TAA, TAG) are counted in the three frames of either strand; the
+    strand whose best frame has fewer is the coding one. A tie keeps the barcode as given.
+    """
+    codes = _CODES[np.frombuffer(sequence.encode("ascii"), dtype=np.uint8)].astype(np.int64)
+    if len(codes) < 3:
+        return sequence, 1
+    codons = 25 * codes[:-2] + 5 * codes[1:-1] + codes[2:] + 125 * (np.arange(len(codes) - 2) % 3)
+    counts = np.bincount(codons, minlength=375).reshape(3, 125)
+    forward = (counts[:, 3 * 25 + 0] + counts[:, 3 * 25 + 2]).min()  # TAA, TAG
+    reverse = (counts[:, 3 * 25 + 3 * 5] + counts[:, 25 + 3 * 5]).min()  # their complements TTA, CTA
+    if reverse < forward:
+        return reverse_complement(sequence), -1
+    return sequence, 1
+
+
+class Tokenizer(Protocol):
+    """What the pipeline and the models need of a tokenizer."""
+
+    length: int  # L, tokens per barcode, padding included
+    vocab_size: int
+
+    def __call__(self, sequence: str, offset: int = 0) -> np.ndarray: ...
+
+    def encode(self, sequences: Sequence[str], offset: int | Sequence[int] = 0) -> np.ndarray: ...
+
+
+def _windows(sequences: Sequence[str], offset: int | Sequence[int], width: int) -> list[str]:
+    """At most `width` nucleotides of each barcode, from its offset on."""
+    if isinstance(offset, int):
+        return [sequence[offset : offset + width] for sequence in sequences]
+    return [sequence[start : start + width] for sequence, start in zip(sequences, offset, strict=True)]
+
+
+class KmerTokenizer:
+    """Windows of k nucleotides, one every `stride`. Token 0 = padding, 1 = unknown (a window with N), 2.. = the k-mers
+    of A, C, G, T in alphabetic order.
+
+    A tail shorter than k is left out; what lies beyond `max_nucleotides` too. A barcode that is not empty but too short
+    for one window is one unknown token, so that every barcode has a token to average over.
+    """
+
+    def __init__(self, k: int, stride: int, max_nucleotides: int) -> None:
+        """Raises ValueError when k is not in 1..8, or stride or max_nucleotides leave no window."""
+        if not 1 <= k <= 8:
+            raise ValueError(f"k-mer length: got {k}, allowed 1..8")
+        if stride < 1:
+            raise ValueError(f"k-mer stride: got {stride}, allowed 1 or more")
+        if max_nucleotides < k:
+            raise ValueError(f"max_nucleotides: got {max_nucleotides}, allowed at least the k-mer length {k}")
+        self.k, self.stride, self.max_nucleotides = k, stride, max_nucleotides
+        self.length = (max_nucleotides - k) // stride + 1
+        self.vocab_size = FIRST_KMER + 4**k
+        self.dtype = np.dtype(np.uint16 if self.vocab_size <= 2**16 else np.uint32)  # uint32 for k = 8 only
+
+    def __call__(self, sequence: str, offset: int = 0) -> np.ndarray:
+        """Return the tokens of one clean barcode from nucleotide `offset` on: uint16 [L]."""
+        return self.encode([sequence], offset)[0]
+
+    def encode(self, sequences: Sequence[str], offset: int | Sequence[int] = 0) -> np.ndarray:
+        """Return the tokens of clean barcodes, each from nucleotide `offset` (one for all, or one each) on: uint16
+        [B, L], padded with 0."""
+        width = self.max_nucleotides
+        text = "".join([window.ljust(width) for window in _windows(sequences, offset, width)]).encode(
+            "ascii", "replace"
+        )
+        codes = _CODES[np.frombuffer(text, dtype=np.uint8)].reshape(len(sequences), width)
+        tokens = np.zeros((len(sequences), self.length), dtype=self.dtype)
+        for start in range(self.k):  # Horner's rule over the k columns of a window
+            tokens <<= 2
+            tokens |= self._column(codes, start) & 3
+        tokens += FIRST_KMER
+        lengths = np.fromiter(map(len, sequences), dtype=np.int64, count=len(sequences))
+        read = np.clip(lengths - np.asarray(offset), 0, width)
+        self._mark_unknown(tokens, codes, read)
+        counts = np.maximum((read - self.k) // self.stride + 1, 0)
+        tokens *= np.arange(self.length) < counts[:, None]
+        tokens[(counts == 0) & (lengths > 0), 0] = UNKNOWN
+        return tokens
+
+    def _column(self, codes: np.ndarray, start: int) -> np.ndarray:
+        """The start-th nucleotide of every window: [B, L]."""
+        return codes[:, start : start + (self.length - 1) * self.stride + 1 : self.stride]
+
+    def _mark_unknown(self, tokens: np.ndarray, codes: np.ndarray, lengths: np.ndarray) -> None:
+        """Write UNKNOWN into windows with N, looking only at the barcodes that have any."""
+        is_n = codes == _N
+        rows = np.flatnonzero(is_n.sum(axis=1) > codes.shape[1] - lengths)  # more than the padding
+        if len(rows):
+            is_n = is_n[rows]
+            found = self._column(is_n, 0).copy()
+            for start in range(1, self.k):
+                found |= self._column(is_n, start)
+            tokens[rows] = np.where(found, self.dtype.type(UNKNOWN), tokens[rows])
+
+
+class BpeTokenizer:
+    """Byte-pair tokens from a `tokenizers` JSON file (DNABERT-2's, for one).
+
+    Token 0 = padding and every other token is the file's id plus 1, since files use id 0 for a real token; an encoder
+    that loads published weights subtracts 1. Special tokens ([CLS], [SEP]) are added as the file says. L leaves room for
+    one token per 3 nucleotides (DNABERT-2: about 5); what lies beyond is left out.
+    """
+
+    def __init__(self, path: str, max_nucleotides: int) -> None:
+        """Raises ValueError when the file cannot be read as a tokenizer."""
+        try:
+            self._tokenizer = TokenizerFile.from_file(path)
+        except Exception as error:  # the library raises plain Exception
+            raise ValueError(f"tokenizer file: got {path!r} ({error}), allowed: a tokenizers JSON file") from None
+        self.max_nucleotides = max_nucleotides
+        self.length = max_nucleotides // 3 + 2
+        self.vocab_size = self._tokenizer.get_vocab_size() + 1
+        self._tokenizer.no_padding()
+        self._tokenizer.enable_truncation(self.length)
+
+    def __call__(self, sequence: str, offset: int = 0) -> np.ndarray:
+        """Return the tokens of one clean barcode from nucleotide `offset` on: uint16 [L]."""
+        return self.encode([sequence], offset)[0]
+
+    def encode(self, sequences: Sequence[str], offset: int | Sequence[int] = 0) -> np.ndarray:
+        """Return the tokens of clean barcodes, each from nucleotide `offset` (one for all, or one each) on: uint16
+        [B, L], padded with 0."""
+        windows = _windows(sequences, offset, self.max_nucleotides)
+        tokens = np.zeros((len(windows), self.length), dtype=np.uint16)
+        for row, encoding in zip(tokens, self._tokenizer.encode_batch(windows), strict=True):
+            ids = encoding.ids
+            row[: len(ids)] = ids
+            row[: len(ids)] += 1
+        return tokens
+
+
+def make_tokenizer(config: DataConfig) -> KmerTokenizer | BpeTokenizer:
+    """Return the tokenizer that the configuration names. Raises ValueError as the classes do."""
+    if config.tokenizer == "kmer":
+        return KmerTokenizer(config.kmer, config.kmer_stride, config.max_nucleotides)
+    if not config.tokenizer_file:
+        raise ValueError(
+            "tokenizer_file: got '', allowed: the path of a tokenizers JSON file (tokenizer=bpe needs one)"
+        )
+    return BpeTokenizer(config.tokenizer_file, config.max_nucleotides)
