@@ -36,7 +36,7 @@ class _Term(NamedTuple):
 def _global_means(terms: list[_Term]) -> list[Tensor]:
     """Each term as local sum x W / global count (0 where the count is 0); one collective for all."""
     counts = dist.all_reduce_sum(torch.stack([term.num_anchors for term in terms]))
-    scales = dist.world_size() / counts.clamp(min=1)
+    scales = dist.world_size() / counts.clamp(min=1).double()
     return [term.total * scale.to(term.total.dtype) for term, scale in zip(terms, scales, strict=True)]
 
 
