@@ -1,0 +1,168 @@
+"""Command line of the data engine: ingest specimens into shards, inspect them, verify them.
+
+Run from the repository root as `python -m engine.main` or `python engine/main.py`.
+"""
+
+import argparse
+import logging
+import sys
+import time
+from pathlib import Path
+from typing import Any, NoReturn
+
+ROOT = (
+    Path(__file__).resolve().parents[1]
+)  # the script form puts engine/ first on the path, where `import engine` fails
+sys.path[:] = [str(ROOT)] + [entry for entry in sys.path if entry and Path(entry).resolve() != ROOT / "engine"]
+
+from engine.datasets import FORMATS, Option, open_dataset  # noqa: E402
+from engine.shards import verify  # noqa: E402
+
+EXAMPLES = """\
+examples:
+  python -m engine.main ingest simulated --out shards/simulated --num-specimens 9200
+  python -m engine.main ingest table moths/specimens.parquet --out shards/moths
+  python -m engine.main ingest table specimens.csv --images photos --split-fractions 0.8,0.1,0.1 --out shards/mine
+  python -m engine.main ingest bold downloads/ --split-fractions 0.8,0.1,0.1 --out shards/bold
+  python -m engine.main inspect shards/moths
+  python -m engine.main verify shards/moths
+
+exit codes: 0 done, 1 verify found problems, 2 wrong input (one line on stderr says what, got, allowed)
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Tells a wrong command line in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message} (see {self.prog} --help)\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = _Parser(prog="engine.main", description=__doc__, epilog=EXAMPLES, formatter_class=raw)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="ingest | inspect | verify")
+    ingest = commands.add_parser(
+        "ingest",
+        help="write specimens of a FORMAT as shards",
+        description="Write specimens as WebDataset shards with index.parquet, manifest.json and report.json. A bad row "
+        "never stops an ingest: it is counted and named in report.json.",
+        epilog=EXAMPLES,
+        formatter_class=raw,
+    )
+    formats = ingest.add_subparsers(dest="format", required=True, metavar="FORMAT", title="formats")
+    for name, entry in FORMATS.items():
+        command = formats.add_parser(
+            name, help=entry.help, description=entry.help, epilog=EXAMPLES, formatter_class=raw
+        )
+        if entry.takes_paths:
+            command.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="file or folder")
+        command.add_argument(
+            "--out", type=Path, required=True, metavar="DIR", help="new or empty folder for the shards"
+        )
+        for option in entry.options:
+            command.add_argument(_flag(option), metavar=option.metavar, help=option.help)
+        _add_ingest_options(command)
+    for name, text in (
+        ("inspect", "print counts per split, label coverage, taxa, barcode lengths and labels that disagree"),
+        ("verify", "check checksums, offsets and counts; exit code 1 and a list if something is wrong"),
+    ):
+        commands.add_parser(name, help=text, description=text).add_argument("directory", type=Path, metavar="DIR")
+    return parser
+
+
+def _add_ingest_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--specimens-per-shard", type=int, default=1000, metavar="N", help="default: %(default)s")
+    command.add_argument("--seed", type=int, default=0, metavar="S", help="of the stored order (default: %(default)s)")
+    command.add_argument(
+        "--split-fractions",
+        metavar="TRAIN,VAL,TEST",
+        help="assign specimens that have no split, equal barcodes together, e.g. 0.8,0.1,0.1 (default: all train)",
+    )
+    command.add_argument("--overwrite", action="store_true", help="replace the shards in a folder that has some")
+    command.add_argument("--serial", action="store_true", help="write in this process, without starting Ray")
+
+
+def _flag(option: Option) -> str:
+    return "--" + option.name.replace("_", "-")
+
+
+def _parse_option(option: Option, text: str) -> Any:
+    try:
+        return option.parse(text)
+    except ValueError:
+        raise ValueError(f"{_flag(option)}: got {text!r}, allowed: {option.metavar}") from None
+
+
+def _parse_fractions(text: str) -> tuple[float, float, float]:
+    try:
+        train, val, test = (float(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"--split-fractions: got {text!r}, allowed: three numbers like 0.8,0.1,0.1") from None
+    return train, val, test
+
+
+def _ingest(arguments: argparse.Namespace) -> int:
+    from engine.check import describe_report
+    from engine.ingest import IngestOptions, ingest  # starts Ray's import, which the other commands do not need
+
+    entry = FORMATS[arguments.format]
+    paths = arguments.paths if entry.takes_paths else []
+    given = {option: getattr(arguments, option.name) for option in entry.options}
+    chosen = {option.name: _parse_option(option, text) for option, text in given.items() if text is not None}
+    if entry.takes_seed:
+        chosen["seed"] = arguments.seed
+    fractions = arguments.split_fractions
+    options = IngestOptions(
+        specimens_per_shard=arguments.specimens_per_shard,
+        seed=arguments.seed,
+        split_fractions=_parse_fractions(fractions) if fractions is not None else None,
+        overwrite=arguments.overwrite,
+        parallel=not arguments.serial,
+        source={
+            "format": arguments.format,
+            "paths": [str(path) for path in paths],
+            "options": {option.name: text for option, text in given.items() if text is not None},
+        },
+    )
+    started = time.monotonic()
+    report = ingest(open_dataset(arguments.format, paths, **chosen), arguments.out, options)
+    print("\n".join(describe_report(report)))
+    written = report["written"]
+    modalities = ", ".join(f"{name} {count}" for name, count in written["modalities"].items())
+    print(f"with:            {modalities}")
+    print("per split:       " + ", ".join(f"{name} {count}" for name, count in written["splits"].items()))
+    print(
+        f"{arguments.out} written in {time.monotonic() - started:.1f} s; names of what was left out: report.json there"
+    )
+    return 0
+
+
+def _inspect(arguments: argparse.Namespace) -> int:
+    from engine.check import describe
+
+    print(describe(arguments.directory))
+    return 0
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    problems = verify(arguments.directory)
+    for problem in problems:
+        print(problem)
+    print(f"{arguments.directory}: " + (f"{len(problems)} problems" if problems else "no problems"))
+    return 1 if problems else 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; return its exit code."""
+    arguments = _parser().parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
+    try:
+        return {"ingest": _ingest, "inspect": _inspect, "verify": _verify}[arguments.command](arguments)
+    except ValueError as error:
+        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
