@@ -150,8 +150,8 @@ class BpeTokenizer:
     """Byte-pair tokens from a `tokenizers` JSON file (DNABERT-2's, for one).
 
     Token 0 = padding and every other token is the file's id plus 1, since files use id 0 for a real token; an encoder
-    that loads published weights subtracts 1. Special tokens ([CLS], [SEP]) are added as the file says. L leaves room for
-    one token per 3 nucleotides (DNABERT-2: about 5); what lies beyond is left out.
+    that loads published weights subtracts 1. Special tokens ([CLS], [SEP]) are added as the file says. L leaves room
+    for one token per 3 nucleotides (DNABERT-2: about 5); what lies beyond is left out.
     """
 
     def __init__(self, path: str, max_nucleotides: int) -> None:

@@ -8,11 +8,11 @@ caption and a caption is what decides who is a positive:
 - A hole (an unknown rank above a known one) is written "?", so a family without an order is not an order. Unknown ranks
   below the last known one are left out: "Diptera" is the order alone.
 - Species names are binomials, so CLIBD writes "Chironomus Chironomus plumosus". Here the genus stands once, as in the
-  taxonomic names BioCLIP was trained on: "Diptera Chironomidae Chironomus plumosus". A species that is not written under
-  its own genus ("Culex pipiens" in Aedes, or a bare epithet) follows "=": "... Aedes = Culex pipiens".
+  taxonomic names BioCLIP was trained on: "Diptera Chironomidae Chironomus plumosus". A species that is not written
+  under its own genus ("Culex pipiens" in Aedes, or a bare epithet) follows "=": "... Aedes = Culex pipiens".
 
-Inside order, family and genus, a space is written "%20", "%" is "%25", and a name that is just "?" is "%3F". So different
-lineages never share a caption; ordinary names stay as they are.
+Inside order, family and genus, a space is written "%20", "%" is "%25", and a name that is just "?" is "%3F". So
+different lineages never share a caption; ordinary names stay as they are.
 """
 
 from collections.abc import Sequence

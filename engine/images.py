@@ -1,0 +1,342 @@
+"""Photos: decode them, and cut the square views that encoders see. Functions of (image, rng); no state.
+
+Legend: an image is uint8 [H, W, 3], RGB. A view is uint8 [size, size, 3].
+
+JPEG goes through simplejpeg (libjpeg-turbo), everything else through OpenCV. OpenCV runs its own threads inside resize
+and decode: a data worker that owns one core calls `single_thread()` once, otherwise N workers start N x cores threads.
+"""
+
+import math
+import struct
+
+import cv2
+import numpy as np
+import simplejpeg
+
+from engine.config import AugmentConfig
+
+MAX_PIXELS = 100_000_000  # a photo beyond this is refused before decoding (300 MB as RGB)
+LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, as in JPEG
+_SHRINK = 1.2  # beyond this factor linear interpolation would alias: average areas instead
+_HARMLESS = ("extraneous bytes before marker", "Invalid SOS parameters")  # libjpeg warnings that lose no pixel
+_ORIENTATION, _TIFF_WIDTH, _TIFF_HEIGHT = 0x0112, 0x0100, 0x0101
+
+
+def single_thread() -> None:
+    """Make OpenCV do all work in the calling thread of this process (cv2.setNumThreads(1)); results do not change."""
+    cv2.setNumThreads(1)
+
+
+def decode(data: bytes, min_side: int = 0) -> np.ndarray:
+    """Return the photo upright (EXIF orientation applied) as uint8 [H, W, 3] RGB.
+
+    Grey, CMYK, palette, 16-bit (scaled to 8) and transparent (laid over white) photos become RGB; the first frame of an
+    animation is taken.
+
+    Args:
+        data: a JPEG, PNG, WebP, TIFF, BMP or GIF file.
+        min_side: a JPEG whose sides are at least twice (8/7 and so on: n/8) as long may be decoded smaller, by libjpeg's
+            own averaging, as long as no side gets below this. 0 = full size.
+
+    Raises:
+        ValueError: with the reason: empty, truncated, corrupt, unknown format, more than MAX_PIXELS.
+    """
+    if not data:
+        raise ValueError("image: got 0 bytes, allowed: a photo")
+    if data[:2] == b"\xff\xd8":
+        return _decode_jpeg(data, min_side)
+    width, height, orientation = _header(data)
+    _check_size(width, height)
+    return _turn(_decode_other(data), orientation)
+
+
+def decode_side(size: int, augment: AugmentConfig) -> int:
+    """Return the `min_side` for which no crop of `training_view` has fewer pixels per side than the view (so scaled
+    decoding never makes a view blurrier)."""
+    return math.ceil(size * math.sqrt(augment.max_aspect / max(augment.min_area, 1e-3)))
+
+
+def evaluation_view(image: np.ndarray, size: int) -> np.ndarray:
+    """Return the centre square, resized so that the photo's short side becomes `size` (antialiased when it shrinks)."""
+    height, width = image.shape[:2]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    return _resize(image[top : top + side, left : left + side], size)
+
+
+def training_view(image: np.ndarray, size: int, rng: np.random.Generator, augment: AugmentConfig) -> np.ndarray:
+    """Return one random view: crop, rotation, flips, colours, in this order.
+
+    Always twelve numbers are drawn from `rng`, so that switching one change off leaves the others as they were.
+
+    Crop: its share of the area is uniform in [min_area, 1], its width/height log-uniform in [1/max_aspect, max_aspect],
+    both as far as the photo's own shape allows, its place uniform; resized to a square, averaging areas where it
+    shrinks by more than 1.2. Rotation: about the crop's centre by an angle uniform in +-rotate_degrees; corners show the
+    photo around the crop, mirrored beyond its border.
+
+    Colours, for a pixel p = (R, G, B) in 0..255, factors b, c, s uniform in [1 - x, 1 + x] of brightness, contrast,
+    saturation x, and an angle h uniform in +-hue turns:
+        1. brightness  p <- b p
+        2. contrast    p <- c p + (1 - c) m      m = mean luma (0.299 R + 0.587 G + 0.114 B) of the view after step 1
+        3. saturation  p <- s p + (1 - s) luma(p)
+        4. hue         p <- p rotated by h about the grey axis (1, 1, 1)
+        5. p is rounded and clipped to 0..255, once.
+    All steps are linear, so they are one 3x4 matrix.
+    """
+    draws = rng.random(12)
+    top, left, height, width = _crop_box(image.shape[:2], draws, augment)
+    if augment.rotate_degrees:
+        angle = (2 * draws[4] - 1) * augment.rotate_degrees
+        view = _rotated(image, (top, left, height, width), size, angle)
+    else:
+        view = _resize(image[top : top + height, left : left + width], size)
+    horizontal, vertical = draws[5] < augment.horizontal_flip, draws[6] < augment.vertical_flip
+    if horizontal or vertical:
+        view = cv2.flip(view, -1 if horizontal and vertical else int(horizontal))
+    return jitter(view, *colour_factors(draws[7:11], augment))
+
+
+def colour_factors(draws: np.ndarray, augment: AugmentConfig) -> tuple[float, float, float, float]:
+    """Return brightness, contrast, saturation factors and the hue angle (radians) for four numbers in [0, 1)."""
+    brightness, contrast, saturation, hue = (2 * draws - 1).tolist()
+    return (
+        1 + brightness * augment.brightness,
+        1 + contrast * augment.contrast,
+        1 + saturation * augment.saturation,
+        hue * augment.hue * 2 * math.pi,
+    )
+
+
+def jitter(image: np.ndarray, brightness: float, contrast: float, saturation: float, hue: float) -> np.ndarray:
+    """Return the image with changed colours as `training_view` defines them; hue in radians."""
+    linear = _hue_rotation(hue) @ (saturation * np.eye(3) + (1 - saturation) * np.tile(LUMA, (3, 1)))
+    mean = float(LUMA @ cv2.mean(image)[:3]) * brightness
+    matrix = np.empty((3, 4))
+    matrix[:, :3] = contrast * brightness * linear
+    matrix[:, 3] = (1 - contrast) * mean  # grey stays grey in steps 3 and 4
+    return cv2.transform(image, matrix)
+
+
+def encode_jpeg(image: np.ndarray, quality: int = 95) -> bytes:
+    """Return the image as JPEG with 4:2:0 chroma (what cameras and PIL write). Raises ValueError when it cannot be."""
+    return simplejpeg.encode_jpeg(np.ascontiguousarray(image), quality, "RGB", "420")
+
+
+def to_jpeg(data: bytes) -> tuple[bytes, bool]:
+    """Return (JPEG bytes as `decode` sees them, whether they had to be converted).
+
+    An upright RGB or grey JPEG is returned as it is, after a look at its header and its end (a truncated one is found, a
+    damaged one in the middle is not); anything else is decoded and written with quality 95.
+
+    Raises:
+        ValueError: as `decode`.
+    """
+    if data[:2] == b"\xff\xd8":
+        width, height, colours = _jpeg_header(data)
+        _check_size(width, height)
+        orientation, scan = _jpeg_segments(data)
+        if orientation == 1 and colours != "CMYK":
+            if data.rfind(b"\xff\xd9") < scan:
+                raise ValueError("image: truncated JPEG (no end marker)")
+            return data, False
+    return encode_jpeg(decode(data)), True
+
+
+def _jpeg_header(data: bytes) -> tuple[int, int, str]:
+    """Width, height, and Gray, YCbCr, RGB or CMYK (which stands for YCCK too)."""
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data, strict=False)
+    except (ValueError, KeyError) as error:  # KeyError: the file ends before its colours are known
+        raise ValueError(f"image: not a readable JPEG ({error})") from None
+    return width, height, "CMYK" if colours in ("CMYK", "YCCK") else colours
+
+
+def _decode_jpeg(data: bytes, min_side: int) -> np.ndarray:
+    width, height, colours = _jpeg_header(data)
+    _check_size(width, height)
+    target = "CMYK" if colours == "CMYK" else "RGB"
+    try:
+        image = simplejpeg.decode_jpeg(data, target, min_height=min_side, min_width=min_side)
+    except ValueError as error:
+        if not any(warning in str(error) for warning in _HARMLESS):
+            raise ValueError(f"image: damaged JPEG ({error})") from None
+        image = simplejpeg.decode_jpeg(data, target, min_height=min_side, min_width=min_side, strict=False)
+    if colours == "CMYK":  # stored inverted, as Adobe does: 255 = no ink
+        image = cv2.multiply(image[..., :3], cv2.merge([image[..., 3]] * 3), scale=1 / 255)
+    return _turn(image, _jpeg_segments(data)[0])
+
+
+def _check_size(width: int, height: int) -> None:
+    if width < 1 or height < 1 or width * height > MAX_PIXELS:
+        raise ValueError(f"image: got {width} x {height} pixels, allowed at most {MAX_PIXELS} in all")
+
+
+def _decode_other(data: bytes) -> np.ndarray:
+    """A non-JPEG file as RGB, in its stored orientation."""
+    level = cv2.setLogLevel(0)  # the reason is raised, not printed
+    try:
+        image = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error as error:
+        raise ValueError(f"image: cannot be decoded ({error.err})") from None
+    finally:
+        cv2.setLogLevel(level)
+    if image is None:
+        raise ValueError("image: truncated or damaged file")
+    if image.dtype == np.uint16:
+        image = cv2.convertScaleAbs(image, alpha=1 / 257)
+    if image.dtype != np.uint8:
+        raise ValueError(f"image: got pixels of type {image.dtype}, allowed: 8 or 16 bits per channel")
+    if image.ndim == 2:
+        return cv2.cvtColor(image, cv2.COLOR_GRAY2RGB)
+    if image.shape[2] == 3:
+        return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    alpha = image[..., 3:].astype(np.float32) / 255
+    return np.rint(image[..., 2::-1] * alpha + 255 * (1 - alpha)).astype(np.uint8)
+
+
+def _header(data: bytes) -> tuple[int, int, int]:
+    """Width, height and EXIF orientation of a file that is not a JPEG, without decoding it."""
+    try:
+        if data[:8] == b"\x89PNG\r\n\x1a\n":
+            if b"IEND" not in data[-64:]:
+                raise ValueError("image: truncated PNG (no end marker)")
+            return *struct.unpack_from(">II", data, 16), _orientation_after(data, b"eXIf", 4)
+        if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+            if len(data) < struct.unpack_from("<I", data, 4)[0]:
+                raise ValueError("image: truncated WebP")
+            return *_webp_size(data), _orientation_after(data, b"EXIF", 8)
+        if data[:4] in (b"II*\0", b"MM\0*"):
+            tags = _tiff_tags(data)
+            return tags.get(_TIFF_WIDTH, 0), tags.get(_TIFF_HEIGHT, 0), tags.get(_ORIENTATION, 1)
+        if data[:2] == b"BM":
+            width, height = struct.unpack_from("<ii", data, 18)
+            return width, abs(height), 1
+        if data[:6] in (b"GIF87a", b"GIF89a"):
+            return *struct.unpack_from("<HH", data, 6), 1
+    except struct.error:
+        raise ValueError("image: truncated in its header") from None
+    raise ValueError(f"image: unknown format (starts with {data[:8]!r}), allowed: JPEG, PNG, WebP, TIFF, BMP, GIF")
+
+
+def _webp_size(data: bytes) -> tuple[int, int]:
+    """Canvas of the three kinds of WebP (RFC 9649, section 2)."""
+    if data[12:16] == b"VP8X":
+        return 1 + int.from_bytes(data[24:27], "little"), 1 + int.from_bytes(data[27:30], "little")
+    if data[12:16] == b"VP8L":
+        (bits,) = struct.unpack_from("<I", data, 21)
+        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    width, height = struct.unpack_from("<HH", data, 26)
+    return width & 0x3FFF, height & 0x3FFF
+
+
+def _orientation_after(data: bytes, chunk: bytes, skip: int) -> int:
+    """The orientation in the EXIF chunk of a PNG or WebP; 1 without one."""
+    place = data.find(chunk)
+    if place < 0:
+        return 1
+    block = data[place + skip :]
+    return _tiff_tags(block.removeprefix(b"Exif\0\0")).get(_ORIENTATION, 1)
+
+
+def _jpeg_segments(data: bytes) -> tuple[int, int]:
+    """(EXIF orientation, offset of the first scan) from the segments before the pixels."""
+    orientation, place = 1, 2
+    while place + 4 <= len(data) and data[place] == 0xFF:
+        marker = data[place + 1]
+        if marker == 0xDA:
+            break
+        if marker == 0xFF:  # fill byte
+            place += 1
+            continue
+        size = int.from_bytes(data[place + 2 : place + 4], "big")
+        if marker == 0xE1 and data[place + 4 : place + 10] == b"Exif\0\0":
+            orientation = _tiff_tags(data[place + 10 : place + 2 + size]).get(_ORIENTATION, 1)
+        place += 2 + size
+    return orientation, place
+
+
+def _tiff_tags(block: bytes) -> dict[int, int]:
+    """Tags of the first directory of a TIFF block that are one short or long; {} when it is damaged."""
+    order = {b"II": "<", b"MM": ">"}.get(block[:2])
+    if order is None:
+        return {}
+    tags = {}
+    try:
+        (place,) = struct.unpack_from(order + "I", block, 4)
+        (count,) = struct.unpack_from(order + "H", block, place)
+        for entry in range(place + 2, place + 2 + 12 * count, 12):
+            tag, kind, number = struct.unpack_from(order + "HHI", block, entry)
+            if number == 1 and kind in (3, 4):
+                (tags[tag],) = struct.unpack_from(order + ("H" if kind == 3 else "I"), block, entry + 8)
+    except struct.error:
+        return tags
+    return tags
+
+
+def _turn(image: np.ndarray, orientation: int) -> np.ndarray:
+    """Apply an EXIF orientation 1..8 (anything else counts as 1)."""
+    if orientation in (5, 6, 7, 8):
+        image = cv2.transpose(image)
+    flip = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}.get(orientation)
+    return image if flip is None else cv2.flip(image, flip)
+
+
+def _resize(image: np.ndarray, size: int) -> np.ndarray:
+    shrink = min(image.shape[:2]) / size
+    method = cv2.INTER_AREA if shrink > _SHRINK else cv2.INTER_LINEAR
+    return cv2.resize(image, (size, size), interpolation=method)
+
+
+def _crop_box(shape: tuple[int, ...], draws: np.ndarray, augment: AugmentConfig) -> tuple[int, int, int, int]:
+    """(top, left, height, width) of a random crop from four numbers in [0, 1)."""
+    rows, columns = shape
+    area_draw, aspect_draw, row_draw, column_draw = draws[:4].tolist()
+    area = augment.min_area + (1 - augment.min_area) * area_draw
+    photo = columns / rows
+    low = max(1 / augment.max_aspect, area * photo)  # narrower would be higher than the photo
+    high = min(augment.max_aspect, photo / area)  # wider would be wider than the photo
+    if low <= high:
+        aspect = low * (high / low) ** aspect_draw
+        height, width = math.sqrt(area * rows * columns / aspect), math.sqrt(area * rows * columns * aspect)
+    else:  # a very long photo: the largest crop of the nearest aspect
+        aspect = augment.max_aspect if photo > 1 else 1 / augment.max_aspect
+        height, width = min(rows, columns / aspect), min(columns, rows * aspect)
+    crop_rows, crop_columns = min(rows, max(1, round(height))), min(columns, max(1, round(width)))
+    top = int(row_draw * (rows - crop_rows + 1))
+    left = int(column_draw * (columns - crop_columns + 1))
+    return top, left, crop_rows, crop_columns
+
+
+def _rotated(image: np.ndarray, box: tuple[int, int, int, int], size: int, degrees: float) -> np.ndarray:
+    """The crop, resized to a square and turned about its centre, in one interpolation (after averaging if it shrinks)."""
+    top, left, height, width = box
+    shrink = min(height, width) / size
+    if shrink > _SHRINK:
+        rows, columns = max(1, round(image.shape[0] / shrink)), max(1, round(image.shape[1] / shrink))
+        vertical, horizontal = rows / image.shape[0], columns / image.shape[1]
+        image = cv2.resize(image, (columns, rows), interpolation=cv2.INTER_AREA)
+        top, height, left, width = top * vertical, height * vertical, left * horizontal, width * horizontal
+    cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    scale_x, scale_y = width / size, height / size
+    half = (size - 1) / 2
+    matrix = np.array(  # from view coordinates to photo coordinates
+        [
+            [scale_x * cosine, scale_x * sine, left + (width - 1) / 2 - half * scale_x * (cosine + sine)],
+            [-scale_y * sine, scale_y * cosine, top + (height - 1) / 2 - half * scale_y * (cosine - sine)],
+        ]
+    )
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    return cv2.warpAffine(image, matrix, (size, size), flags=flags, borderMode=cv2.BORDER_REFLECT_101)
+
+
+def _hue_rotation(angle: float) -> np.ndarray:
+    """Rotation of RGB space about (1, 1, 1) / sqrt(3) (Rodrigues): [3, 3]."""
+    cosine, sine = math.cos(angle), math.sin(angle) / math.sqrt(3)
+    grey = (1 - cosine) / 3
+    return np.array(
+        [
+            [cosine + grey, grey - sine, grey + sine],
+            [grey + sine, cosine + grey, grey - sine],
+            [grey - sine, grey + sine, cosine + grey],
+        ]
+    )
