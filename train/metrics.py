@@ -24,6 +24,12 @@ TOP = (1, 5)
 CHUNK_BYTES = 64e6
 
 
+def prefix(split: str, query: str, condition: str, scoring: str = "rollup", scope: str = "all") -> str:
+    """First part of a metric's key; the default scoring and the whole split are not named in it."""
+    parts = (split, scoring if scoring != "rollup" else "", scope if scope != "all" else "", query, condition)
+    return "/".join(part for part in parts if part)
+
+
 def hits(positions: np.ndarray, k: int) -> np.ndarray:
     """Is the truth among the first k? bool, shape of `positions`; False where UNSCORED."""
     return (positions >= 0) & (positions < k)

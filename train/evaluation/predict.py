@@ -76,7 +76,9 @@ class Encoded:
 
 
 @torch.inference_mode()
-def encode_batch(model: Any, batch: Batch, device: torch.device | str = "cpu", *, noisy: bool = True) -> dict[str, Tensor]:
+def encode_batch(
+    model: Any, batch: Batch, device: torch.device | str = "cpu", *, noisy: bool = True
+) -> dict[str, Tensor]:
     """Features of a batch on `device`: image, dna and, with `noisy`, their damaged forms; [b, D], zeros where missing.
 
     A modality that no row has is left out.
@@ -111,7 +113,8 @@ def only(index: pa.Table, modality: str) -> pa.Table:
 
 
 def encode_split(model: Any, index: pa.Table, taxonomy: Taxonomy, data: DataConfig, *, batch_size: int = 256,
-                 device: torch.device | str = "cpu", budget: CpuBudget | None = None) -> Encoded:  # fmt: skip
+                 device: torch.device | str = "cpu", budget: CpuBudget | None = None,
+                 noisy: bool = True) -> Encoded:  # fmt: skip
     """Encode every specimen of `index` (rows of `engine.pipeline.load_index`) once, with a progress bar.
 
     A specimen of which nothing can be read has neither modality; the pipeline logs its key.
@@ -128,7 +131,7 @@ def encode_split(model: Any, index: pa.Table, taxonomy: Taxonomy, data: DataConf
         labels[span] = batch["labels"][:rows].numpy()
         for modality in MODALITIES:
             has[modality][span] = valid & batch[f"has_{modality}"][:rows].numpy()
-        for name, values in encode_batch(model, batch, device).items():
+        for name, values in encode_batch(model, batch, device, noisy=noisy).items():
             if name not in features:
                 features[name] = np.zeros((count, values.shape[1]), dtype=np.float32)
             features[name][span] = values[:rows].cpu().numpy()

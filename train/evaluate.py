@@ -1,0 +1,89 @@
+"""Measure a trained model on a split of shards: the paper's two tables, baselines, one row per specimen, a picture.
+
+    python -m train.evaluate --checkpoint runs/NAME --shards data/shards --out results
+    python train/evaluate.py --checkpoint runs/NAME/model --shards a b --split val --scoring prompt
+
+Written to --out: metrics.json (every number), tables.md (both scorings, micro and macro, novel barcodes),
+predictions.parquet (name and score per rank for image, dna, average and fused, clean and damaged) and accuracy.png.
+"""
+
+import argparse
+import dataclasses
+import logging
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]  # as a script, this file's folder stands first on the path: put ours there
+sys.path[:] = [str(ROOT)] + [p for p in sys.path if p and Path(p).resolve() not in (ROOT, ROOT / "train")]
+
+SCORINGS = ("rollup", "prompt")
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m train.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--checkpoint", metavar="DIR", required=True, type=Path, help="a run's folder, or a checkpoint inside it")
+    add("--shards", metavar="DIR", required=True, nargs="+", type=Path,
+        help="folders written by `engine.main ingest`; their train split serves baselines and novelty")  # fmt: skip
+    add("--split", default="test", help="which specimens to measure (default: test)")
+    add("--out", metavar="DIR", required=True, type=Path, help="folder for the results; made if it is not there")
+    add("--batch-size", metavar="N", type=int, default=0, help="specimens encoded at once (default: the run's)")
+    add("--scoring", choices=SCORINGS, help="of the printed tables; tables.md holds both (default: the run's)")
+    add("--device", default="cpu", help="torch device, e.g. cuda (default: cpu)")
+    add(
+        "--ray", action="store_true", help="read and decode with Ray Data on all cores or on the cluster at RAY_ADDRESS"
+    )
+    add("--no-baselines", action="store_true", help="leave out the nearest-neighbour baselines")
+    return parser.parse_args(arguments)
+
+
+def run(options: argparse.Namespace) -> str:
+    """Load, measure, write; returns what to print. Raises ValueError for what the user can mend."""
+    import torch
+
+    from train import checkpoint
+    from train.evaluation import run_evaluation
+
+    if options.batch_size < 0:
+        raise ValueError(f"--batch-size must be positive, got {options.batch_size}")
+    try:
+        device = torch.device(options.device)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {options.device!r}: {str(error).splitlines()[0]}") from None
+    loaded = checkpoint.load(options.checkpoint)
+    config = loaded.config
+    chosen = dataclasses.replace(
+        config.eval,
+        batch_size=options.batch_size or config.eval.batch_size,
+        scoring=options.scoring or config.eval.scoring,
+    )
+    config = dataclasses.replace(config, eval=chosen)
+    if options.ray:
+        from train.trainer import start_ray
+
+        start_ray()
+    found = run_evaluation(
+        loaded.model.to(device), config, loaded.taxonomy, options.shards, options.split, options.out,
+        baselines=not options.no_baselines,
+    )  # fmt: skip
+    return f"{found.headline(chosen.scoring)}\n\nWritten to {options.out}: {', '.join(found.files)}"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns the exit code (2 = something the user can mend, said in one line)."""
+    options = parse(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    try:
+        print(run(options))
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

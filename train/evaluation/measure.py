@@ -1,0 +1,110 @@
+"""From features to metrics: every query ranked, then counted for every subset of the specimens.
+
+Legend: N specimens, R ranks, Q columns of `metrics.COLUMNS`.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from train import metrics
+from train.evaluation.predict import QUERIES, Encoded
+from train.evaluation.scoring import SCORINGS, Ranking, Scorer
+
+Rankings = dict[tuple[str, str, str], Ranking]
+"""(scoring, query, condition) -> ranking of all N specimens, UNSCORED where they lack what the query needs."""
+
+
+@dataclass(frozen=True)
+class Subsets:
+    """The specimens of a split by what is asked of them."""
+
+    group: np.ndarray  # int64 [N], specimens that are resampled together
+    novel: np.ndarray | None  # bool [N]; None when there is no training split to compare with
+    both: np.ndarray  # bool [N], has image and barcode
+
+    def scopes(self, query: str) -> dict[str, np.ndarray | None]:
+        """The subsets that are reported for a query: everybody, `both` for the single modalities, `novel` for DNA."""
+        result: dict[str, np.ndarray | None] = {"all": None}
+        if query in ("image", "dna") and self.both.any():
+            result["both"] = self.both
+        if query != "image" and self.novel is not None:
+            result["novel"] = self.novel
+        return result
+
+
+ALL_QUERIES = tuple((query, condition) for query, conditions in QUERIES.items() for condition in conditions)
+
+
+def rank_queries(model: Any, scorer: Scorer, encoded: Encoded, asked: Sequence[tuple[str, str]] = ALL_QUERIES,
+                 scorings: Sequence[str] = SCORINGS) -> Rankings:  # fmt: skip
+    """Rank every (query, condition) that some specimen has, with a progress bar."""
+
+    def fuse(image: torch.Tensor, dna: torch.Tensor) -> torch.Tensor:
+        return model.fuse(image.to(scorer.device), dna.to(scorer.device))
+
+    result: Rankings = {}
+    for query, condition in tqdm(asked, desc="ranking", unit=" queries", disable=None, leave=False):
+        mask = encoded.mask(query)
+        if not mask.any():
+            continue
+        features = encoded.query(query, condition, fuse)
+        for scoring in scorings:
+            ranking = Ranking.empty(len(mask))
+            ranking.fill(mask, scorer.rank(features, encoded.labels[mask], scoring))
+            result[scoring, query, condition] = ranking
+    return result
+
+
+def measure(split: str, rankings: Rankings, encoded: Encoded, subsets: Subsets, resamples: int) -> dict[str, float]:
+    """Accuracies of every ranking and subset, keys as in `train.metrics`.
+
+    The micro top-1 comes with its 95% interval of `resamples` draws (0 = none).
+    """
+    classes = metrics.true_classes(encoded.labels)
+    result: dict[str, float] = {}
+    names: list[str] = []
+    correct: list[np.ndarray] = []
+    population: list[np.ndarray] = []
+    for (scoring, query, condition), ranking in rankings.items():
+        for scope, subset in subsets.scopes(query).items():
+            mask = encoded.mask(query) if subset is None else encoded.mask(query) & subset
+            start = metrics.prefix(split, query, condition, scoring, scope)
+            result[f"{start}/rows"] = int(mask.sum())
+            found = metrics.accuracies(ranking.position, classes, mask)
+            result |= {f"{start}/{name}": value for name, value in found.items()}
+            names += [f"{start}/{column}/top1" for column in metrics.COLUMNS]
+            correct.append(metrics.hits(ranking.position, 1))
+            population.append(mask[:, None] & (ranking.position != metrics.UNSCORED))
+    if names and resamples:
+        bounds = metrics.intervals(np.hstack(correct), np.hstack(population), subsets.group, resamples)
+        for name, (low, high) in zip(names, bounds, strict=True):
+            result[f"{name}_low"], result[f"{name}_high"] = float(low), float(high)
+    return result
+
+
+def measure_peer(split: str, name: str, answers: Mapping[str, np.ndarray], encoded: Encoded,
+                 subsets: Subsets) -> dict[str, float]:  # fmt: skip
+    """Top-1 accuracies of a baseline that answers with labels: keys `test/dna/peer_6mer/clean/species/top1`.
+
+    Args:
+        name: `<query>/<peer>`, e.g. `dna/peer_6mer`.
+        answers: condition -> int64 [N, R], the answered taxon, -1 = none.
+    """
+    query = name.split("/")[0]
+    classes = metrics.true_classes(encoded.labels)
+    result: dict[str, float] = {}
+    for condition, answer in answers.items():
+        positions = np.where(answer == encoded.labels, 0, metrics.MISSED)
+        positions[encoded.labels < 0] = metrics.UNSCORED
+        for scope, subset in subsets.scopes(query).items():
+            mask = encoded.mask(query) if subset is None else encoded.mask(query) & subset
+            start = metrics.prefix(split, name, condition, scope=scope)
+            result[f"{start}/rows"] = int(mask.sum())
+            found = metrics.accuracies(positions, classes, mask)
+            result |= {f"{start}/{key}": value for key, value in found.items() if "top5" not in key}
+    return result

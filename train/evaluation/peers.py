@@ -1,0 +1,204 @@
+"""Plain baselines on the same specimens: nearest neighbours by colour, by shared 6-mers, by the model's own features.
+
+Each answers, rank by rank, with the label of the nearest training specimen that has one there. References and
+queries go block against block, so memory does not grow with either.
+
+Legend: N queries, M references, D dimensions, R ranks.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+import pyarrow as pa
+from tqdm import tqdm
+
+from engine import barcodes, degrade, images
+from engine.config import DataConfig
+from engine.pipeline import CpuBudget, label_columns
+from engine.schema import rng_for
+from engine.shards import ShardReader
+from engine.taxonomy import Taxonomy
+from train.evaluation.predict import Encoded, encode_split, only
+
+log = logging.getLogger(__name__)
+
+BLOCK = 4096
+KMER = 6
+BINS = 8  # of each colour channel
+MAX_PAIRS = 6e8  # beyond that a quadratic baseline takes longer than the evaluation itself
+_CODE = np.full(256, 255, dtype=np.uint8)
+_CODE[np.frombuffer(b"ACGT", dtype=np.uint8)] = range(4)
+
+Represent = Callable[[slice], np.ndarray]
+"""Rows -> their unit features, float32 [n, D]."""
+
+
+def nearest_labels(queries: tuple[int, Represent], references: tuple[int, Represent],
+                   labels: np.ndarray) -> np.ndarray:  # fmt: skip
+    """Label, per rank, of the reference with the highest cosine among those that have one; the first of equals.
+
+    Args:
+        queries, references: (how many, rows -> features).
+        labels: int64 [M, R] of the references, -1 = unknown.
+
+    Returns:
+        int64 [N, R], -1 where no reference has a label.
+    """
+    best = np.full((queries[0], labels.shape[1]), -np.inf, dtype=np.float32)
+    answer = np.full((queries[0], labels.shape[1]), -1, dtype=np.int64)
+    blocks = range(0, references[0], BLOCK)
+    for first in tqdm(blocks, desc="nearest neighbours", unit=" blocks", disable=None, leave=False):
+        block = slice(first, min(references[0], first + BLOCK))
+        library = references[1](block)
+        known = [np.flatnonzero(labels[block, rank] >= 0) for rank in range(labels.shape[1])]
+        for start in range(0, queries[0], BLOCK):
+            rows = slice(start, min(queries[0], start + BLOCK))
+            cosine = queries[1](rows) @ library.T
+            for rank, columns in enumerate(known):
+                if not len(columns):
+                    continue
+                mine = cosine if len(columns) == cosine.shape[1] else cosine[:, columns]
+                place = mine.argmax(axis=1)
+                score = mine[np.arange(len(mine)), place]
+                better = score > best[rows, rank]
+                best[rows, rank] = np.where(better, score, best[rows, rank])
+                answer[rows, rank] = np.where(better, labels[block.start + columns[place], rank], answer[rows, rank])
+    return answer
+
+
+def kmer_features(sequences: Sequence[str]) -> np.ndarray:
+    """Counts of the 6-mers without N, of unit length: float32 [n, 4096]; zero rows for empty sequences."""
+    size = 4**KMER
+    counts = np.zeros((len(sequences), size), dtype=np.float32)
+    power = 4 ** np.arange(KMER)[::-1]
+    for row, sequence in enumerate(sequences):
+        codes = _CODE[np.frombuffer(sequence.encode(), dtype=np.uint8)]
+        if len(codes) >= KMER:
+            windows = np.lib.stride_tricks.sliding_window_view(codes, KMER)
+            clean = windows[(windows < 4).all(axis=1)]
+            counts[row] = np.bincount(clean @ power, minlength=size)
+    return counts / np.maximum(np.linalg.norm(counts, axis=1, keepdims=True), 1e-9)
+
+
+def colour_histogram(image: np.ndarray) -> np.ndarray:
+    """Joint histogram of a photo uint8 [S, S, 3], 8 bins a channel, square-rooted to unit length: float32 [512]."""
+    counts = cv2.calcHist([image], [0, 1, 2], None, [BINS] * 3, [0, 256] * 3).ravel()
+    return np.sqrt(counts / counts.sum()).astype(np.float32)
+
+
+def distinct(sequences: Sequence[str], labels: np.ndarray | None = None) -> tuple[list[int], np.ndarray]:
+    """First row of each different sequence (and labels), and for every row which of these it equals, int64 [n]."""
+    rows = sequences if labels is None else zip(sequences, map(tuple, labels.tolist()), strict=True)
+    place: dict[object, int] = {}
+    inverse = np.array([place.setdefault(row, len(place)) for row in rows], dtype=np.int64)
+    first = np.unique(inverse, return_index=True)[1] if len(inverse) else inverse
+    return first.tolist(), inverse
+
+
+def kmer_peer(queries: Sequence[str], references: Sequence[str], labels: np.ndarray) -> np.ndarray:
+    """6-mer nearest neighbour: int64 [N, R]. Equal barcodes are compared once. `labels` int64 [M, R]."""
+    asked, inverse = distinct(queries)
+    kept, _ = distinct(references, labels)
+
+    def represent(rows: list[int], sequences: Sequence[str]) -> tuple[int, Represent]:
+        return len(rows), lambda block: kmer_features([sequences[row] for row in rows[block]])
+
+    return nearest_labels(represent(asked, queries), represent(kept, references), labels[kept])[inverse]
+
+
+def colour_features(index: pa.Table, data: DataConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Colour histograms of all photos, clean and blurred as in the evaluation: float32 [N, 512] each; zeros without."""
+    clean, noisy = (np.zeros((len(index), BINS**3), dtype=np.float32) for _ in range(2))
+    reader = ShardReader("/")
+    columns = [index[name].to_pylist() for name in ("folder", "shard", "image_offset", "image_size")]
+    rows = zip(*columns, strict=True)
+    for row, (folder, shard, offset, size) in enumerate(
+        tqdm(rows, total=len(index), desc="colour histograms", unit=" photos", disable=None, leave=False)
+    ):
+        if not size:
+            continue
+        try:
+            photo = images.decode(reader.read(f"{folder}/{shard}", offset, size))
+        except (ValueError, OSError):  # named already by the pipeline
+            continue
+        view = images.evaluation_view(photo, data.image_size)
+        clean[row] = colour_histogram(view)
+        noisy[row] = colour_histogram(degrade.blur(view, data.degrade.blur_kernel))
+    return clean, noisy
+
+
+def degraded(keys: Sequence[str], sequences: Sequence[str], data: DataConfig) -> tuple[list[str], list[str]]:
+    """The barcodes as the model meets them, on the coding strand: clean, and damaged by the same draws."""
+    clean = [barcodes.orient(s)[0] if data.orient and s else s for s in sequences]
+    damage = data.degrade.severity
+    noisy = [
+        degrade.degrade_barcode(s, rng_for(0, 0, key, "degrade"), damage) if s else s
+        for key, s in zip(keys, clean, strict=True)
+    ]
+    return clean, noisy
+
+
+def _rows_of(features: np.ndarray) -> tuple[int, Represent]:
+    return len(features), lambda block: features[block]
+
+
+Answers = dict[str, dict[str, np.ndarray]]
+"""Peer -> condition -> answered labels, int64 [N, R]; -1 = none."""
+
+
+def image_peers(index: pa.Table, train: pa.Table, data: DataConfig, taxonomy: Taxonomy) -> Answers:
+    """Colour-histogram nearest neighbour; {} when there are no photos."""
+    train = only(train, "image")
+    if not len(train) or not len(only(index, "image")) or _too_large(len(index), len(train), "colour histogram"):
+        return {}
+    labels = taxonomy.encode(label_columns(train))
+    library, _ = colour_features(train, data)
+    found = zip(("clean", "noisy"), colour_features(index, data), strict=True)
+    answers = {name: nearest_labels(_rows_of(asked), _rows_of(library), labels) for name, asked in found}
+    return {"image/colour_histogram": answers}
+
+
+def dna_peers(model: Any, encoded: Encoded, queries: Sequence[str], train: tuple[pa.Table, Sequence[str]],
+              setting: tuple[DataConfig, Taxonomy, int, CpuBudget | None]) -> Answers:  # fmt: skip
+    """6-mer and feature nearest neighbours; {} when there are no barcodes.
+
+    Args:
+        encoded: the model's features of the queries.
+        queries: their cleaned barcodes [N], "" = none.
+        train: index and cleaned barcodes of the training split.
+        setting: data configuration, taxonomy, batch size, CPU budget (None = this process).
+    """
+    data, taxonomy, batch_size, budget = setting
+    present = np.array([bool(sequence) for sequence in train[1]], dtype=bool)
+    index = train[0].filter(pa.array(present))
+    if not len(index) or not encoded.has_dna.any() or _too_large(len(queries), len(index), "6-mer"):
+        return {}
+    references = [sequence for sequence in train[1] if sequence]
+    labels = taxonomy.encode(label_columns(index))
+    library, _ = degraded([""] * len(references), references, data)
+    by_kmer = {
+        condition: kmer_peer(asked, library, labels)
+        for condition, asked in zip(("clean", "noisy"), degraded(encoded.keys, queries, data), strict=True)
+    }
+    device = next(model.parameters()).device
+    known = encode_split(
+        model, only(index, "dna"), taxonomy, data, batch_size=batch_size, device=device, budget=budget, noisy=False
+    )
+    by_feature = {
+        condition: nearest_labels(_rows_of(encoded.features[part]), _rows_of(known.features["dna"]), labels)
+        for condition, part in (("clean", "dna"), ("noisy", "dna_noisy"))
+    }
+    return {"dna/nearest_6mer": by_kmer, "dna/nearest_feature": by_feature}
+
+
+def _too_large(queries: int, references: int, name: str) -> bool:
+    if queries * references <= MAX_PAIRS:
+        return False
+    log.warning(
+        "%s nearest neighbour left out: %d queries against %d references are more than %.0e comparisons",
+        name, queries, references, MAX_PAIRS,
+    )  # fmt: skip
+    return True

@@ -1,0 +1,84 @@
+"""Which specimens count, and which stand or fall together: barcodes, their groups, the novel ones.
+
+Legend: N specimens.
+"""
+
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+from tqdm import tqdm
+
+from engine import barcodes
+from engine.pipeline import label_columns
+from engine.shards import ShardReader
+from engine.splits import novel_mask
+from engine.taxonomy import RANKS, Taxonomy
+
+log = logging.getLogger(__name__)
+
+
+def read_barcodes(index: pa.Table) -> list[str]:
+    """The cleaned barcode of every row of the index; "" where there is none or where it cannot be read (logged)."""
+    reader = ShardReader("/")
+    columns = (index[name].to_pylist() for name in ("key", "folder", "shard", "dna_offset", "dna_size"))
+    result = []
+    rows = zip(*columns, strict=True)
+    for key, folder, shard, offset, size in tqdm(
+        rows, total=len(index), desc="reading barcodes", disable=None, leave=False
+    ):
+        sequence = ""
+        try:
+            if size:
+                raw = reader.read(f"{folder}/{shard}", offset, size)
+                sequence = barcodes.clean(raw.decode("ascii", "replace"))
+        except (ValueError, OSError) as error:
+            log.warning("specimen %s: barcode: %s", key, error)
+        result.append(sequence)
+    return result
+
+
+def barcode_groups(sequences: Sequence[str]) -> np.ndarray:
+    """int64 [N], 0..G-1: specimens of one cleaned barcode share a group, each without a barcode has its own."""
+    named: dict[object, int] = {}
+    keys = (sequence or row for row, sequence in enumerate(sequences))
+    return np.array([named.setdefault(key, len(named)) for key in keys], dtype=np.int64)
+
+
+def novel_rows(queries: Sequence[str], references: Sequence[str]) -> np.ndarray:
+    """bool [N]: has a barcode that neither contains nor is contained in any reference barcode."""
+    present = np.array([bool(query) for query in queries], dtype=bool)
+    result = np.zeros(len(queries), dtype=bool)
+    known = [reference for reference in references if reference]
+    if present.any():
+        result[present] = novel_mask([query for query in queries if query], known)
+    return result
+
+
+def unknown_names(index: pa.Table, taxonomy: Taxonomy) -> dict[str, dict[str, int]]:
+    """Per rank the names of these shards that the taxonomy does not know, with their numbers of specimens.
+
+    Their specimens count nowhere at that rank, because no answer could be right.
+
+    Raises:
+        ValueError: when no labelled specimen has a single known label; the model is of another taxonomy.
+    """
+    columns = label_columns(index)
+    labels = taxonomy.encode(columns)
+    result: dict[str, dict[str, int]] = {}
+    given = np.zeros(len(index), dtype=bool)
+    for rank, name in enumerate(RANKS):
+        names = np.array([value or "" for value in columns[name]], dtype=object)
+        given |= names != ""
+        lost, counts = np.unique(names[(names != "") & (labels[:, rank] < 0)].astype(str), return_counts=True)
+        if len(lost):
+            result[name] = dict(sorted(zip(lost.tolist(), counts.tolist(), strict=True), key=lambda item: -item[1]))
+    known = (labels >= 0).any(axis=1)
+    if given.any() and not known.any():
+        example = next(iter(next(iter(result.values()))))
+        raise ValueError(
+            f"the checkpoint's taxonomy ({len(taxonomy.names[-1])} species) knows none of the labels of these shards: "
+            f"0% of {given.sum()} labelled specimens, e.g. {example!r} is unknown to it"
+        )
+    return result
