@@ -35,8 +35,8 @@ def decode(data: bytes, min_side: int = 0) -> np.ndarray:
 
     Args:
         data: a JPEG, PNG, WebP, TIFF, BMP or GIF file.
-        min_side: a JPEG whose sides are at least twice (8/7 and so on: n/8) as long may be decoded smaller, by libjpeg's
-            own averaging, as long as no side gets below this. 0 = full size.
+        min_side: a JPEG may be decoded at n/8 of its size, averaged by libjpeg, as long as no side gets shorter than
+            this. 0 = full size.
 
     Raises:
         ValueError: with the reason: empty, truncated, corrupt, unknown format, more than MAX_PIXELS.
@@ -69,10 +69,10 @@ def training_view(image: np.ndarray, size: int, rng: np.random.Generator, augmen
 
     Always twelve numbers are drawn from `rng`, so that switching one change off leaves the others as they were.
 
-    Crop: its share of the area is uniform in [min_area, 1], its width/height log-uniform in [1/max_aspect, max_aspect],
-    both as far as the photo's own shape allows, its place uniform; resized to a square, averaging areas where it
-    shrinks by more than 1.2. Rotation: about the crop's centre by an angle uniform in +-rotate_degrees; corners show the
-    photo around the crop, mirrored beyond its border.
+    Crop: its share of the area is uniform in [min_area, 1], its width/height log-uniform in [1/max_aspect,
+    max_aspect], both as far as the photo's own shape allows, its place uniform; resized to a square, averaging areas
+    where it shrinks by more than 1.2. Rotation: about the crop's centre by an angle uniform in +-rotate_degrees;
+    corners show the photo around the crop, mirrored beyond its border.
 
     Colours, for a pixel p = (R, G, B) in 0..255, factors b, c, s uniform in [1 - x, 1 + x] of brightness, contrast,
     saturation x, and an angle h uniform in +-hue turns:
@@ -125,8 +125,8 @@ def encode_jpeg(image: np.ndarray, quality: int = 95) -> bytes:
 def to_jpeg(data: bytes) -> tuple[bytes, bool]:
     """Return (JPEG bytes as `decode` sees them, whether they had to be converted).
 
-    An upright RGB or grey JPEG is returned as it is, after a look at its header and its end (a truncated one is found, a
-    damaged one in the middle is not); anything else is decoded and written with quality 95.
+    An upright RGB or grey JPEG is returned as it is, after a look at its header and its end (a truncated one is found,
+    one damaged in the middle is not); anything else is decoded and written with quality 95.
 
     Raises:
         ValueError: as `decode`.
@@ -173,13 +173,13 @@ def _check_size(width: int, height: int) -> None:
 
 def _decode_other(data: bytes) -> np.ndarray:
     """A non-JPEG file as RGB, in its stored orientation."""
-    level = cv2.setLogLevel(0)  # the reason is raised, not printed
+    level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # raised, not printed
     try:
         image = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error as error:
         raise ValueError(f"image: cannot be decoded ({error.err})") from None
     finally:
-        cv2.setLogLevel(level)
+        cv2.utils.logging.setLogLevel(level)
     if image is None:
         raise ValueError("image: truncated or damaged file")
     if image.dtype == np.uint16:
@@ -308,7 +308,7 @@ def _crop_box(shape: tuple[int, ...], draws: np.ndarray, augment: AugmentConfig)
 
 
 def _rotated(image: np.ndarray, box: tuple[int, int, int, int], size: int, degrees: float) -> np.ndarray:
-    """The crop, resized to a square and turned about its centre, in one interpolation (after averaging if it shrinks)."""
+    """The crop, resized to a square and turned about its centre, in one interpolation (areas averaged first)."""
     top, left, height, width = box
     shrink = min(height, width) / size
     if shrink > _SHRINK:
