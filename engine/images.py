@@ -195,7 +195,7 @@ def _decode_other(data: bytes) -> np.ndarray:
 
 
 def _header(data: bytes) -> tuple[int, int, int]:
-    """Width, height and EXIF orientation of a file that is not a JPEG, without decoding it."""
+    """Width, height and the EXIF orientation still to be applied of a file that is not a JPEG, without decoding it."""
     try:
         if data[:8] == b"\x89PNG\r\n\x1a\n":
             if b"IEND" not in data[-64:]:
@@ -207,7 +207,7 @@ def _header(data: bytes) -> tuple[int, int, int]:
             return *_webp_size(data), _orientation_after(data, b"EXIF", 8)
         if data[:4] in (b"II*\0", b"MM\0*"):
             tags = _tiff_tags(data)
-            return tags.get(_TIFF_WIDTH, 0), tags.get(_TIFF_HEIGHT, 0), tags.get(_ORIENTATION, 1)
+            return tags.get(_TIFF_WIDTH, 0), tags.get(_TIFF_HEIGHT, 0), 1  # OpenCV turns TIFF, and only TIFF, itself
         if data[:2] == b"BM":
             width, height = struct.unpack_from("<ii", data, 18)
             return width, abs(height), 1
