@@ -1,7 +1,7 @@
 """Damage to evaluation inputs: the paper's noisy barcodes and blurred photos, and barcode fragments.
 
-Everything is a function of its input and `rng`; give it `schema.rng_for(seed, 0, key, stream)` and the damage depends on
-the specimen only. Barcodes are clean strings (A, C, G, T, N).
+Everything is a function of its input and `rng`; with `schema.rng_for(seed, 0, key, stream)` the damage depends on the
+specimen only. Barcodes are clean strings (A, C, G, T, N).
 """
 
 import dataclasses
@@ -73,8 +73,8 @@ def mask(sequence: str, rng: np.random.Generator, rate: float) -> str:
 
 
 def insert_and_delete(sequence: str, rng: np.random.Generator, deletion: float, insertion: float) -> str:
-    """Letter by letter: leave it out with probability `deletion`; after a letter that is kept, insert a random base with
-    probability `insertion`."""
+    """Letter by letter: leave it out with probability `deletion`; after a letter that is kept, insert a random base
+    with probability `insertion`."""
     letters = _letters(sequence)
     kept = rng.random(len(letters)) >= deletion
     inserted = kept & (rng.random(len(letters)) < insertion)

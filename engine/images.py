@@ -42,7 +42,7 @@ def decode(data: bytes, min_side: int = 0) -> np.ndarray:
         ValueError: with the reason: empty, truncated, corrupt, unknown format, more than MAX_PIXELS.
     """
     if not data:
-        raise ValueError("image: got 0 bytes, allowed: a photo")
+        raise ValueError("photo: got 0 bytes, allowed: an image file")
     if data[:2] == b"\xff\xd8":
         return _decode_jpeg(data, min_side)
     width, height, orientation = _header(data)
@@ -137,7 +137,7 @@ def to_jpeg(data: bytes) -> tuple[bytes, bool]:
         orientation, scan = _jpeg_segments(data)
         if orientation == 1 and colours != "CMYK":
             if data.rfind(b"\xff\xd9") < scan:
-                raise ValueError("image: truncated JPEG (no end marker)")
+                raise ValueError("truncated JPEG (no end marker)")
             return data, False
     return encode_jpeg(decode(data)), True
 
@@ -147,7 +147,7 @@ def _jpeg_header(data: bytes) -> tuple[int, int, str]:
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data, strict=False)
     except (ValueError, KeyError) as error:  # KeyError: the file ends before its colours are known
-        raise ValueError(f"image: not a readable JPEG ({error})") from None
+        raise ValueError(f"damaged JPEG ({error})") from None
     return width, height, "CMYK" if colours in ("CMYK", "YCCK") else colours
 
 
@@ -159,7 +159,7 @@ def _decode_jpeg(data: bytes, min_side: int) -> np.ndarray:
         image = simplejpeg.decode_jpeg(data, target, min_height=min_side, min_width=min_side)
     except ValueError as error:
         if not any(warning in str(error) for warning in _HARMLESS):
-            raise ValueError(f"image: damaged JPEG ({error})") from None
+            raise ValueError(f"damaged JPEG ({error})") from None
         image = simplejpeg.decode_jpeg(data, target, min_height=min_side, min_width=min_side, strict=False)
     if colours == "CMYK":  # stored inverted, as Adobe does: 255 = no ink
         image = cv2.multiply(image[..., :3], cv2.merge([image[..., 3]] * 3), scale=1 / 255)
@@ -168,7 +168,7 @@ def _decode_jpeg(data: bytes, min_side: int) -> np.ndarray:
 
 def _check_size(width: int, height: int) -> None:
     if width < 1 or height < 1 or width * height > MAX_PIXELS:
-        raise ValueError(f"image: got {width} x {height} pixels, allowed at most {MAX_PIXELS} in all")
+        raise ValueError(f"photo: got {width} x {height} pixels, allowed at most {MAX_PIXELS} in all")
 
 
 def _decode_other(data: bytes) -> np.ndarray:
@@ -177,15 +177,15 @@ def _decode_other(data: bytes) -> np.ndarray:
     try:
         image = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error as error:
-        raise ValueError(f"image: cannot be decoded ({error.err})") from None
+        raise ValueError(f"damaged image ({error.err})") from None
     finally:
         cv2.utils.logging.setLogLevel(level)
     if image is None:
-        raise ValueError("image: truncated or damaged file")
+        raise ValueError("truncated or damaged image")
     if image.dtype == np.uint16:
         image = cv2.convertScaleAbs(image, alpha=1 / 257)
     if image.dtype != np.uint8:
-        raise ValueError(f"image: got pixels of type {image.dtype}, allowed: 8 or 16 bits per channel")
+        raise ValueError(f"photo: got pixels of type {image.dtype}, allowed: 8 or 16 bits per channel")
     if image.ndim == 2:
         return cv2.cvtColor(image, cv2.COLOR_GRAY2RGB)
     if image.shape[2] == 3:
@@ -199,11 +199,11 @@ def _header(data: bytes) -> tuple[int, int, int]:
     try:
         if data[:8] == b"\x89PNG\r\n\x1a\n":
             if b"IEND" not in data[-64:]:
-                raise ValueError("image: truncated PNG (no end marker)")
+                raise ValueError("truncated PNG (no end marker)")
             return *struct.unpack_from(">II", data, 16), _orientation_after(data, b"eXIf", 4)
         if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
             if len(data) < struct.unpack_from("<I", data, 4)[0]:
-                raise ValueError("image: truncated WebP")
+                raise ValueError("truncated WebP")
             return *_webp_size(data), _orientation_after(data, b"EXIF", 8)
         if data[:4] in (b"II*\0", b"MM\0*"):
             tags = _tiff_tags(data)
@@ -214,8 +214,8 @@ def _header(data: bytes) -> tuple[int, int, int]:
         if data[:6] in (b"GIF87a", b"GIF89a"):
             return *struct.unpack_from("<HH", data, 6), 1
     except struct.error:
-        raise ValueError("image: truncated in its header") from None
-    raise ValueError(f"image: unknown format (starts with {data[:8]!r}), allowed: JPEG, PNG, WebP, TIFF, BMP, GIF")
+        raise ValueError("image truncated in its header") from None
+    raise ValueError(f"photo: unknown format (starts with {data[:8]!r}), allowed: JPEG, PNG, WebP, TIFF, BMP, GIF")
 
 
 def _webp_size(data: bytes) -> tuple[int, int]:
