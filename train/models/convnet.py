@@ -7,6 +7,8 @@ blocks of plain 3 x 3 convolutions with GroupNorm in channels-last memory: the f
 Shapes: B images, S side, C channels of a stage.
 """
 
+from typing import ClassVar
+
 import torch.nn.functional as F
 from timm.models import register_model
 from torch import Tensor, channels_last, nn
@@ -42,7 +44,7 @@ class ResidualBlock(nn.Module):
 class ConvNet(nn.Module):
     """[B, 3, S, S] -> [B, widths[-1]], the mean over the last map; S is a multiple of `reduction`."""
 
-    default_cfg: dict[str, object] = {"pool_size": (4, 4)}  # read by open_clip's timm tower
+    default_cfg: ClassVar[dict[str, object]] = {"pool_size": (4, 4)}  # read by open_clip's timm tower
 
     def __init__(self, widths: tuple[int, ...] = (32, 64, 128), depths: tuple[int, ...] = (1, 1, 1)) -> None:
         super().__init__()

@@ -10,11 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from engine.barcodes import FIRST_KMER, make_tokenizer
 from engine.config import DataConfig
 from train.config import ModelConfig
-
-FIRST_KMER = 2  # 0 is padding, 1 unknown
-MAX_HASHED = 1 << 14
 
 
 class ResidualMlp(nn.Module):
@@ -105,17 +103,7 @@ class KmerTransformer(nn.Module):
 
 def build_dna_encoder(config: ModelConfig, data: DataConfig, embed_dim: int) -> nn.Module:
     """The tower `model.dna` for the tokens of `data`. Raises ValueError where the two do not fit."""
-    vocabulary, length = token_shape(data)
+    tokenizer = make_tokenizer(data)
     if config.dna == "kmer_bag":
-        return KmerBag(config, vocabulary, embed_dim)
-    return KmerTransformer(config, vocabulary, length, embed_dim)
-
-
-def token_shape(data: DataConfig) -> tuple[int, int]:
-    """(vocabulary size, tokens per barcode) of the tokenizer that `data` describes."""
-    if data.tokenizer == "bpe":
-        from engine.barcodes import make_tokenizer
-
-        tokenizer = make_tokenizer(data)
-        return tokenizer.vocab_size, tokenizer.length
-    return 4**data.kmer + FIRST_KMER, max(1, (data.max_nucleotides - data.kmer) // data.kmer_stride + 1)
+        return KmerBag(config, tokenizer.vocab_size, embed_dim)
+    return KmerTransformer(config, tokenizer.vocab_size, tokenizer.length, embed_dim)

@@ -34,10 +34,10 @@ class Source:
 
     name: str
     model_cfg: dict[str, Any]  # open_clip's: embed_dim, vision_cfg, text_cfg, ...
-    mean: tuple[float, float, float] = open_clip.OPENAI_DATASET_MEAN  # of RGB in 0..1
-    std: tuple[float, float, float] = open_clip.OPENAI_DATASET_STD
+    mean: tuple[float, ...] = open_clip.OPENAI_DATASET_MEAN  # of R, G, B in 0..1
+    std: tuple[float, ...] = open_clip.OPENAI_DATASET_STD
     weights: str = ""  # file of weights; empty = random
-    folder: str = ""  # where the tokenizer's files lie, for towers of Hugging Face
+    folder: str = ""  # where the files of a Hugging Face tokenizer lie
 
     @property
     def own(self) -> bool:
@@ -46,13 +46,15 @@ class Source:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types, without the weights: what `from_dict` needs to build the same architecture."""
-        return {"name": self.name, "model_cfg": self.model_cfg, "mean": list(self.mean), "std": list(self.std)}
+        statistics = {"mean": list(self.mean), "std": list(self.std)}
+        return {"name": self.name, "model_cfg": self.model_cfg, "folder": self.folder} | statistics
 
     @classmethod
     def from_dict(cls, tree: Mapping[str, Any]) -> "Source":
         """The inverse of `to_dict`."""
         mean, std = (tuple(float(value) for value in tree[key]) for key in ("mean", "std"))
-        return cls(name=tree["name"], model_cfg=dict(tree["model_cfg"]), mean=mean, std=std)
+        folder = tree.get("folder", "")
+        return cls(name=tree["name"], model_cfg=dict(tree["model_cfg"]), mean=mean, std=std, folder=folder)
 
 
 def own_names() -> list[str]:

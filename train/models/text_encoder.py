@@ -3,6 +3,9 @@
 Shapes: U unique captions, T context, L longest caption of the call, D embedding.
 """
 
+from pathlib import Path
+from typing import Any
+
 import torch
 from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 from open_clip.transformer import TextTransformer, text_global_pool
@@ -34,7 +37,7 @@ class CaptionTokenizer:
 
     def _hugging_face(self, source: Source) -> HFTokenizer:
         text_cfg = source.model_cfg["text_cfg"]
-        place = source.folder or text_cfg["hf_tokenizer_name"]
+        place = source.folder if source.folder and Path(source.folder).is_dir() else text_cfg["hf_tokenizer_name"]
         options = text_cfg.get("tokenizer_kwargs", {})
         try:
             return HFTokenizer(
@@ -71,9 +74,9 @@ def _first_merges(vocabulary: int, context: int) -> SimpleTokenizer:
 class TextEncoder(nn.Module):
     """int64 [U, T] -> [U, D], not normalised. Frozen: no gradient, no dropout, parameters do not train."""
 
-    def __init__(self, tower: nn.Module, frozen: bool = False) -> None:
+    def __init__(self, tower: Any, frozen: bool = False) -> None:
         super().__init__()
-        self.tower = tower
+        self.tower: Any = tower  # an open_clip text tower, of one of several classes
         self.frozen = frozen
         self.context = int(tower.context_length) if hasattr(tower, "context_length") else 77
         # behind a causal mask nothing after the end token can reach it: rows are cut to the longest caption

@@ -24,12 +24,12 @@ from train.models.image_encoder import ImageEncoder, check_image_size
 from train.models.open_clip_source import Source
 from train.models.text_encoder import CaptionTokenizer, TextEncoder
 
-MAX_LOGIT_SCALE = 100.0
+MAX_LOG_SCALE = math.log(100.0)  # the temperature stays in 1/100..1
 
 
 @dataclass
 class Features:
-    """What one batch becomes. Features are float32 [B, D] of unit length, a row of zeros where the modality is missing."""
+    """What one batch becomes: float32 [B, D] of unit length, a row of zeros where the modality is missing."""
 
     image: Tensor
     image_view2: Tensor | None  # training only
@@ -53,6 +53,7 @@ class Trimodal(nn.Module):
     ) -> None:
         super().__init__()
         self.embed_dim = int(source.model_cfg["embed_dim"])
+        self.image_size = data.image_size
         self.source = source
         self.image_encoder = ImageEncoder(towers[0], source)
         self.text_encoder = TextEncoder(towers[1], frozen=model.freeze_text)
@@ -69,7 +70,9 @@ class Trimodal(nn.Module):
     @property
     def logit_scale(self) -> Tensor:
         """1 / temperature, a scalar in 1..100."""
-        return self.log_scale.exp().clamp(1.0, MAX_LOGIT_SCALE)
+        inside = self.log_scale.clamp(0.0, MAX_LOG_SCALE)
+        # the value is clamped, the gradient is not: at the end of the range a clamp would hold the parameter for ever
+        return (self.log_scale + (inside - self.log_scale).detach()).exp()
 
     @property
     def architecture(self) -> dict[str, Any]:
@@ -99,8 +102,8 @@ class Trimodal(nn.Module):
     def forward(self, batch: Mapping[str, Any]) -> Features:
         """A Batch (engine.collate) with `text_tokens` [U, T] and `text_index` [B] (-1 = no caption) -> Features."""
         if isinstance(self.log_scale, nn.Parameter):
-            with torch.no_grad():  # outside the range the clamp has no gradient: the parameter would never return
-                self.log_scale.clamp_(0.0, math.log(MAX_LOGIT_SCALE))
+            with torch.no_grad():
+                self.log_scale.clamp_(0.0, MAX_LOG_SCALE)
         valid = batch["valid"]
         image, image_view2 = self._image_rows(batch, valid & batch["has_image"])
         dna = _present_rows(
@@ -123,7 +126,9 @@ class Trimodal(nn.Module):
         views = [batch["image"]] + ([batch["image_view2"]] if "image_view2" in batch else [])
         features = _present_rows(
             lambda rows: self.encode_image(torch.cat([view[rows] for view in views])),
-            lambda: self.encode_image(torch.zeros_like(views[0][:1])),
+            lambda: self.encode_image(
+                views[0].new_zeros(1, self.image_size, self.image_size, 3)
+            ),  # a batch may be of side 0
             present,
             copies=len(views),
         )
