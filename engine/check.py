@@ -53,10 +53,11 @@ def describe_report(report: dict[str, Any]) -> list[str]:
         f"splits:          {splits['given']} given, {splits['assigned']} assigned"
         + (f" ({splits['how']})" if splits["assigned"] else ""),
     ]
-    for kind in ("skipped", "image_removed", "barcode_removed", "image_converted"):
+    for kind in ("skipped", "image_removed", "barcode_removed"):
         entry = report[kind]
         reasons = "; ".join(f"{reason}: {count}" for reason, count in entry["by_reason"].items())
         lines.append(f"{kind.replace('_', ' ') + ':':<16} {entry['count']}" + (f" ({reasons})" if reasons else ""))
+    lines.append(f"made JPEGs:      {report['images_converted']} photos of other kinds or not upright")
     return lines
 
 

@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
@@ -27,7 +26,6 @@ from engine import barcodes, images
 from engine.datasets import SpecimenSource
 from engine.datasets.screening import (
     BARCODE_REMOVED,
-    IMAGE_CONVERTED,
     IMAGE_REMOVED,
     SKIPPED,
     Problem,
@@ -62,7 +60,7 @@ class IngestOptions:
     seed: int = 0  # of the stored order and of assigned splits
     split_fractions: tuple[float, float, float] | None = None  # train, val, test, for specimens without a split
     overwrite: bool = False
-    parallel: bool = True  # through Ray Data; False = in this process
+    parallel: bool = True  # through Ray Data if there is more than one shard; False = in this process
     source: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # description, goes into the manifest
 
     def __post_init__(self) -> None:
@@ -81,6 +79,7 @@ class ShardResult:
     num_bytes: int
     sha256: str
     problems: list[Problem]
+    num_converted: int = 0  # images that became JPEGs
 
 
 def ingest(source: SpecimenSource, out: Path | str, options: IngestOptions | None = None) -> dict[str, Any]:
@@ -105,16 +104,18 @@ def ingest(source: SpecimenSource, out: Path | str, options: IngestOptions | Non
         num_shards = _write_plan(table, plan_path, options)
         writer = ShardWriter(out, plan_path, source.load_image)
         del table
-        run = _run_parallel if options.parallel else _run_here
+        run = _run_parallel if options.parallel and num_shards > 1 else _run_here
         progress = tqdm(run(writer, num_shards), total=num_shards, desc="ingest", unit="shard", disable=None)
         results = sorted(progress, key=lambda result: result.number)
     finally:
         plan_path.unlink(missing_ok=True)
     problems += [problem for result in results for problem in result.problems]
+    num_converted = sum(result.num_converted for result in results)
     results = [result for result in results if result.index.num_rows]
     if not results:
         raise _nothing_left(num_records, problems)
-    return _finish(out, options, results, _report(num_records, problems, split_note))
+    report = {**_report(num_records, problems, split_note), "images_converted": num_converted}
+    return _finish(out, options, results, report)
 
 
 class ShardWriter:
@@ -134,12 +135,13 @@ class ShardWriter:
         with pa.memory_map(str(self.plan_path)) as file:
             rows = pa.ipc.open_file(file).get_batch(number).to_pylist()
         problems: list[Problem] = []
+        self.num_converted = 0
         path = self.out / shard_name(number)
         index = write_shard(path, self._specimens(rows, problems))
         if not index.num_rows:
             path.unlink()
             return ShardResult(number, index, 0, "", problems)
-        return ShardResult(number, index, path.stat().st_size, file_sha256(path), problems)
+        return ShardResult(number, index, path.stat().st_size, file_sha256(path), problems, self.num_converted)
 
     def _specimens(self, rows: list[dict[str, Any]], problems: list[Problem]) -> Iterator[Specimen]:
         for row in rows:
@@ -172,8 +174,7 @@ class ShardWriter:
         except ValueError as error:
             problems.append(Problem(IMAGE_REMOVED, row["key"], f"no usable image: {error} ({row['image']})"))
             return None
-        if converted:
-            problems.append(Problem(IMAGE_CONVERTED, row["key"], "made a JPEG of quality 95"))
+        self.num_converted += converted
         return data
 
     def _barcode(self, row: dict[str, Any], problems: list[Problem]) -> tuple[str | None, int]:
@@ -190,20 +191,18 @@ class ShardWriter:
             return None, 0
         return row["barcode"].strip(), length
 
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
-        """The Ray Data form of `write`: batch {"id": numbers} to one row per shard, its index as an Arrow stream."""
-        rows: dict[str, list[Any]] = {"number": [], "index": [], "num_bytes": [], "sha256": [], "problems": []}
-        for number in batch["id"].tolist():
+    def write_batch(self, batch: pa.Table) -> pa.Table:
+        """The Ray Data form of `write`: shard numbers in column "id" to one row per shard, its index as Arrow bytes."""
+        rows = []
+        for number in batch["id"].to_pylist():
             result = self.write(number)
             sink = pa.BufferOutputStream()
             with pa.ipc.new_stream(sink, INDEX_SCHEMA) as stream:
                 stream.write_table(result.index)
-            rows["number"].append(number)
-            rows["index"].append(sink.getvalue().to_pybytes())
-            rows["num_bytes"].append(result.num_bytes)
-            rows["sha256"].append(result.sha256)
-            rows["problems"].append(json.dumps([dataclasses.astuple(problem) for problem in result.problems]))
-        return rows
+            problems = json.dumps([dataclasses.astuple(problem) for problem in result.problems])
+            changed = {"index": sink.getvalue().to_pybytes(), "problems": problems}
+            rows.append({field.name: getattr(result, field.name) for field in dataclasses.fields(result)} | changed)
+        return pa.Table.from_pylist(rows)
 
 
 def _run_here(writer: ShardWriter, num_shards: int) -> Iterable[ShardResult]:
@@ -215,13 +214,15 @@ def _run_parallel(writer: ShardWriter, num_shards: int) -> Iterator[ShardResult]
     if not ray.is_initialized():
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
     logging.getLogger("ray.data").setLevel(logging.WARNING)
-    shards = ray.data.range(num_shards, override_num_blocks=num_shards).map_batches(writer.__call__, batch_size=1)
-    shards.context.enable_progress_bars = False
-    for row in shards.iter_rows():
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it warns that its bars are off
+    shards = ray.data.range(num_shards, override_num_blocks=num_shards)
+    results = shards.map_batches(writer.write_batch, batch_size=1, batch_format="pyarrow")
+    results.context.enable_progress_bars = False
+    for row in results.iter_rows():
         with pa.ipc.open_stream(row["index"]) as stream:
             index = stream.read_all()
         problems = [Problem(*parts) for parts in json.loads(row["problems"])]
-        yield ShardResult(row["number"], index, row["num_bytes"], row["sha256"], problems)
+        yield ShardResult(**{**row, "index": index, "problems": problems})
 
 
 def _write_plan(table: pa.Table, path: Path, options: IngestOptions) -> int:
@@ -260,7 +261,7 @@ def _nothing_left(num_records: int, problems: list[Problem]) -> ValueError:
 
 def _report(num_records: int, problems: list[Problem], split_note: dict[str, Any]) -> dict[str, Any]:
     report: dict[str, Any] = {"format_version": FORMAT_VERSION, "records_read": num_records, "splits": split_note}
-    for kind in (SKIPPED, IMAGE_REMOVED, BARCODE_REMOVED, IMAGE_CONVERTED):
+    for kind in (SKIPPED, IMAGE_REMOVED, BARCODE_REMOVED):
         own = [problem for problem in problems if problem.kind == kind]
         report[kind.replace(" ", "_")] = {
             "count": len(own),

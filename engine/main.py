@@ -10,13 +10,12 @@ import time
 from pathlib import Path
 from typing import Any, NoReturn
 
-ROOT = (
-    Path(__file__).resolve().parents[1]
-)  # the script form puts engine/ first on the path, where `import engine` fails
-sys.path[:] = [str(ROOT)] + [entry for entry in sys.path if entry and Path(entry).resolve() != ROOT / "engine"]
+if not __package__:  # the script form puts engine/ first on the path, where `import engine` fails
+    ROOT = Path(__file__).resolve().parents[1]
+    sys.path[:] = [str(ROOT)] + [entry for entry in sys.path if entry and Path(entry).resolve() != ROOT / "engine"]
 
-from engine.datasets import FORMATS, Option, open_dataset  # noqa: E402
-from engine.shards import verify  # noqa: E402
+from engine.datasets import FORMATS, Option, open_dataset
+from engine.shards import verify
 
 EXAMPLES = """\
 examples:
@@ -132,9 +131,8 @@ def _ingest(arguments: argparse.Namespace) -> int:
     modalities = ", ".join(f"{name} {count}" for name, count in written["modalities"].items())
     print(f"with:            {modalities}")
     print("per split:       " + ", ".join(f"{name} {count}" for name, count in written["splits"].items()))
-    print(
-        f"{arguments.out} written in {time.monotonic() - started:.1f} s; names of what was left out: report.json there"
-    )
+    seconds = time.monotonic() - started
+    print(f"{arguments.out} written in {seconds:.1f} s; what was left out is named in its report.json")
     return 0
 
 

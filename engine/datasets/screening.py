@@ -14,7 +14,6 @@ from engine.schema import SPECIMEN_SCHEMA, SPLITS
 SKIPPED = "skipped"
 IMAGE_REMOVED = "image removed"
 BARCODE_REMOVED = "barcode removed"
-IMAGE_CONVERTED = "image converted"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,12 +34,13 @@ def screen(table: pa.Table) -> tuple[pa.Table, list[Problem]]:
     usable = pc.or_(pc.is_valid(table["image"]), pc.is_valid(table["barcode"])).to_numpy()
     keep = first & split_known & usable
     problems = []
-    for row in np.flatnonzero(~keep).tolist():
-        key = table["key"][row].as_py()
+    rows = np.flatnonzero(~keep).tolist()
+    keys, splits = (table[column].filter(pa.array(~keep)).to_pylist() for column in ("key", "split"))
+    for row, key, split in zip(rows, keys, splits, strict=True):
         if not first[row]:
             reason = "duplicate key"
         elif not split_known[row]:
-            reason = f"unknown split: {table['split'][row].as_py()!r}, allowed {', '.join(SPLITS)}"
+            reason = f"unknown split: {split!r}, allowed {', '.join(SPLITS)}"
         else:
             reason = "neither image nor barcode"
         problems.append(Problem(SKIPPED, key, reason))
