@@ -196,10 +196,10 @@ def _head(m: Mapping[str, float], y: float) -> list[Part]:
     parts = [_segment("head", top, length, width, (0.5, 0.45))]
     if m["snout"] > 0.05:
         parts.insert(0, _segment("head", top - m["snout"] * 0.8, m["snout"] + 0.1, 0.05 + 0.06 * width, (0.15, 0.2)))
-    radius = m["eye"] * width
+    radius = min(m["eye"] * width, 0.6 * length + 0.04)
     for side in (-1, 1):
-        eye = _segment("eye", top + 0.45 * length - 0.9 * radius, 1.8 * radius, 0.75 * radius, (0.5, 0.5))
-        shift = np.array([side * (width - 0.62 * radius), 0.0])
+        eye = _segment("eye", top + 0.5 * length - radius, 2.0 * radius, 0.7 * radius, (0.5, 0.5))
+        shift = np.array([side * (width - 0.5 * radius), 0.0])
         base, end = (eye.base[0] + shift[0], eye.base[1]), (eye.end[0] + shift[0], eye.end[1])
         parts.append(Part(kind="eye", outline=eye.outline + shift, base=base, end=end, half_width=eye.half_width))
     return parts
@@ -237,13 +237,14 @@ def _wings(m: Mapping[str, float], rng: np.random.Generator) -> tuple[list[Part]
 
 
 def _veins(along: np.ndarray, leading: np.ndarray, trailing: np.ndarray, cross: float, place) -> list[Stroke]:
-    lines = [np.stack([along, leading], 1)]
-    for share in (0.25, 0.5, 0.75):
-        lines.append(np.stack([along, leading + share * (trailing - leading)], 1)[: 16 - int(4 * share)])
-    for number in range(int(cross + 0.5)):
-        i = 3 + int(number * 11 / max(1.0, cross))
-        lines.append(np.array([[along[i], leading[i]], [along[i], trailing[i]]]))
-    return [Stroke(kind="vein", points=place(line), width=1.0) for line in lines]
+    """Four veins along the wing and `cross` across it; `place` turns wing coordinates into the body's."""
+    shares = np.array([0.0, 0.25, 0.5, 0.75])[:, None]
+    grid = place(np.stack([np.tile(along, 4), (leading + shares * (trailing - leading)).ravel()], 1)).reshape(4, -1, 2)
+    edge = place(np.stack([along, trailing], 1))
+    lines = [grid[row, : len(along) - row] for row in range(4)]
+    crossings = [3 + int(number * 11 / max(1.0, cross)) for number in range(int(cross + 0.5))]
+    lines += [np.array([grid[0, i], edge[i]]) for i in crossings]
+    return [Stroke(kind="vein", points=line, width=1.0) for line in lines]
 
 
 def _elytra(order: str, m: Mapping[str, float], y: float, rng: np.random.Generator) -> list[Part]:
@@ -274,15 +275,15 @@ def _legs(order: str, m: Mapping[str, float], rng: np.random.Generator) -> list[
         length = m["leg_length"] * (m["hind_leg"] if pair == 2 else 0.9)
         jumping = pair == 2 and m["hind_leg"] > 1.45
         for side in (-1, 1):
-            first = np.deg2rad((155.0 if jumping else angle) + rng.normal(0.0, 7.0))
+            first = np.deg2rad(angle + rng.normal(0.0, 7.0))
             if jumping:
-                first = np.deg2rad(28.0 + rng.normal(0.0, 4.0))
-            bend = np.deg2rad((-20.0, -28.0, -24.0)[pair] + rng.normal(0.0, 8.0)) * (-1 if pair == 0 else 1)
+                first = np.deg2rad(38.0 + rng.normal(0.0, 5.0))
+            bend = np.deg2rad((20.0, -28.0, -62.0 if jumping else -24.0)[pair] + rng.normal(0.0, 8.0))
             root = np.array([0.6 * m["thorax_width"], y * m["thorax_length"]])
             knee = root + 0.48 * length * np.array([np.sin(first), np.cos(first)])
             foot = knee + 0.55 * length * np.array([np.sin(first + bend), np.cos(first + bend)])
             points = np.stack([root, knee, foot]) * np.array([side, 1.0])
-            strokes.append(Stroke(kind="leg", points=points[:2], width=m["leg_width"] * (2.0 if jumping else 1.3)))
+            strokes.append(Stroke(kind="leg", points=points[:2], width=m["leg_width"] * (2.3 if jumping else 1.3)))
             strokes.append(Stroke(kind="leg", points=points[1:], width=m["leg_width"] * 0.8))
     return strokes
 

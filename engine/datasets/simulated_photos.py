@@ -6,6 +6,7 @@ species draws from one palette, and light, background, pose, blur and noise belo
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import cv2
 import numpy as np
@@ -18,8 +19,8 @@ from engine.schema import rng_for
 SIDE = 128  # pixels
 _SHIFT = 4  # fractional bits of cv2's coordinates
 _PALETTE = np.array(
-    [(38, 30, 26), (84, 52, 32), (146, 78, 38), (192, 140, 64), (226, 196, 74), (222, 122, 42), (176, 44, 36)]
-    + [(92, 128, 54), (46, 76, 132), (42, 116, 108), (134, 132, 126), (226, 216, 188)],
+    [(38, 30, 26), (80, 52, 34), (140, 80, 42), (188, 142, 76), (220, 190, 84), (208, 118, 48), (156, 50, 40)]
+    + [(108, 124, 62), (52, 70, 108), (46, 92, 84), (128, 124, 116), (220, 208, 180)],
     dtype=np.float32,
 )
 _BACKGROUNDS = np.array(
@@ -57,9 +58,8 @@ def draw(seed: int, order: int, family: int, genus: int, species: int, specimen:
     """Paint one photo, uint8 [128, 128, 3] RGB. `nuisance` scales pose, light, blur and noise; 0 = a museum plate."""
     rng = rng_for(seed, 0, str(specimen), "simulated/photo")
     name = simulated_bodies.ORDERS[order]
-    offsets = rng_for(seed, 0, name, "simulated/measures").random(48)
-    measures = simulated_bodies.family_measures(name, family, offsets)
-    body = simulated_bodies.build(name, family + int(3 * offsets[-1]), measures, rng)
+    antenna, measures = _family(seed, name, family)
+    body = simulated_bodies.build(name, antenna, measures, rng)
     look = species_look(seed, order, family, genus, species)
     canvas = _background(rng, nuisance)
     place = _pose(body, rng, nuisance)
@@ -72,6 +72,14 @@ def draw(seed: int, order: int, family: int, genus: int, species: int, specimen:
     return _photograph(canvas, rng, nuisance)
 
 
+@lru_cache(maxsize=4096)
+def _family(seed: int, order: str, family: int) -> tuple[int, dict[str, float]]:
+    """(number of the kind of antenna, measures) of a family."""
+    offsets = rng_for(seed, 0, order, "simulated/measures").random(48)
+    return family + int(3 * offsets[-1]), simulated_bodies.family_measures(order, family, offsets)
+
+
+@lru_cache(maxsize=65536)
 def species_look(seed: int, order: int, family: int, genus: int, species: int) -> Look:
     """The genus gives the patterns, different inside a family; the species the colours, different inside a genus."""
     rng = rng_for(seed, 0, f"{order}/{family}/{genus}", "simulated/genus")
@@ -101,6 +109,8 @@ class Pose:
     matrix: np.ndarray  # [2, 2]
     offset: np.ndarray  # [2]
 
+    inverse: np.ndarray  # [2, 2]
+
     def pixels(self, points: np.ndarray) -> np.ndarray:
         return points @ self.matrix.T + self.offset
 
@@ -120,7 +130,9 @@ def _pose(body: Body, rng: np.random.Generator, nuisance: float) -> Pose:
     scale = SIDE * size / float((high - low).max())
     free = SIDE * (1.0 - size) / 2
     shift = nuisance * rng.uniform(-1.0, 1.0, 2) * free
-    return Pose(matrix=scale * matrix, offset=SIDE / 2 - scale * (low + high) / 2 + shift)
+    matrix *= scale
+    offset = SIDE / 2 - scale * (low + high) / 2 + shift
+    return Pose(matrix=matrix, offset=offset, inverse=np.linalg.inv(matrix))
 
 
 def _fixed(points: np.ndarray) -> np.ndarray:
@@ -133,33 +145,41 @@ def _shadow(canvas: np.ndarray, parts: Iterable[Part], place: Pose, rng: np.rand
     for part in parts:
         cv2.fillPoly(mask, [_fixed(place.pixels(part.outline) + move)], 255, cv2.LINE_8, _SHIFT)
     mask = cv2.blur(mask, (9, 9))
-    canvas *= (1.0 - mask.astype(np.float32) * (float(rng.uniform(0.1, 0.5)) / 255))[..., None]
+    _blend(canvas, mask, np.zeros(3), float(rng.uniform(0.1, 0.5)))
+
+
+def _lines(strokes: list[Stroke], place: Pose) -> np.ndarray:
+    """Coverage of the strokes, uint8 [128, 128]."""
+    mask = np.zeros((SIDE, SIDE), np.uint8)
+    pixels = _fixed(place.pixels(np.concatenate([stroke.points for stroke in strokes])))
+    first = 0
+    by_width: dict[int, list[np.ndarray]] = {}
+    for stroke in strokes:
+        last = first + len(stroke.points)
+        by_width.setdefault(max(1, round(stroke.width)), []).append(pixels[first:last])
+        first = last
+    for width, lines in by_width.items():
+        cv2.polylines(mask, lines, False, 255, width, cv2.LINE_AA, _SHIFT)
+    return mask
 
 
 def _blend(canvas: np.ndarray, mask: np.ndarray, colour: np.ndarray, opacity: float) -> None:
-    alpha = (mask.astype(np.float32) * (opacity / 255))[..., None]
-    canvas += alpha * (colour - canvas)
+    """Lay a colour over the canvas where the mask is; rows of 3 * 128 numbers keep numpy's inner loops long."""
+    rows = canvas.reshape(SIDE, 3 * SIDE)
+    alpha = cv2.merge((mask, mask, mask)).reshape(SIDE, 3 * SIDE) * np.float32(opacity / 255)
+    rows += alpha * (np.tile(colour.astype(np.float32), SIDE) - rows)
 
 
 def _strokes(canvas: np.ndarray, strokes: list[Stroke], place: Pose, look: Look) -> None:
     for kinds, colour in ((("leg", "tail"), look.leg), (("antenna",), look.leg * 0.7), (("hair",), look.body * 0.8)):
         chosen = [s for s in strokes if s.kind in kinds]
-        if not chosen:
-            continue
-        mask = np.zeros((SIDE, SIDE), np.uint8)
-        for stroke in chosen:
-            points = _fixed(place.pixels(stroke.points))
-            cv2.polylines(mask, [points], False, 255, max(1, round(stroke.width)), cv2.LINE_AA, _SHIFT)
-        _blend(canvas, mask, colour, 0.9)
+        if chosen:
+            _blend(canvas, _lines(chosen, place), colour, 0.9)
 
 
 def _veins(canvas: np.ndarray, veins: list[Stroke], place: Pose, look: Look, order: str) -> None:
-    if not veins:
-        return
-    mask = np.zeros((SIDE, SIDE), np.uint8)
-    for stroke in veins:
-        cv2.polylines(mask, [_fixed(place.pixels(stroke.points))], False, 255, 1, cv2.LINE_AA, _SHIFT)
-    _blend(canvas, mask, look.leg * 0.6, 0.25 if order == "Lepidoptera" else 0.55)
+    if veins:
+        _blend(canvas, _lines(veins, place), look.leg * 0.6, 0.25 if order == "Lepidoptera" else 0.55)
 
 
 def _paint(canvas: np.ndarray, part: Part, place: Pose, look: Look) -> None:
@@ -180,13 +200,12 @@ def _paint(canvas: np.ndarray, part: Part, place: Pose, look: Look) -> None:
 
 def _surface(part: Part, place: Pose, low: np.ndarray, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
     """u along the part (0..1) and v across (-1..1) for the pixels of a window, float32 of `shape` each."""
-    base, end = np.array(part.base), np.array(part.end)
-    axis = end - base
-    length = float(np.hypot(*axis))
-    across = np.array([-axis[1], axis[0]]) / length
-    inverse = np.linalg.inv(place.matrix)
-    rows = np.stack([axis / length**2, across / max(part.half_width, 1e-3)]) @ inverse
-    start = rows @ (low - place.offset) - np.array([axis / length**2, across / max(part.half_width, 1e-3)]) @ base
+    base = np.array(part.base)
+    axis = np.array(part.end) - base
+    length = float(np.hypot(axis[0], axis[1]))
+    turn = np.array([axis / length**2, np.array((-axis[1], axis[0])) / (length * max(part.half_width, 1e-3))])
+    rows = turn @ place.inverse
+    start = rows @ (low - place.offset) - turn @ base
     x, y = np.arange(shape[1], dtype=np.float32), np.arange(shape[0], dtype=np.float32)[:, None]
     u, v = (np.float32(s) + np.float32(r[0]) * x + np.float32(r[1]) * y for s, r in zip(start, rows, strict=True))
     return u, v
@@ -215,8 +234,8 @@ def _wing_colour(part: Part, u: np.ndarray, v: np.ndarray, look: Look) -> tuple[
     if part.half_width > 0.28 and part.kind != "membrane":  # scaled wings are broad and opaque
         colour = look.wing + amount[..., None] * (look.wing_mark - look.wing)
         return colour * (0.85 + 0.2 * u)[..., None], 0.97
-    tint = 0.35 * look.wing + 0.65 * np.array((214.0, 216.0, 206.0), np.float32)
-    colour = tint + amount[..., None] * (0.7 * look.wing_mark - tint)
+    tint = 0.3 * look.wing + 0.7 * np.array((214.0, 216.0, 206.0), np.float32)
+    colour = tint + amount[..., None] * (0.35 * look.wing_mark - tint)  # clear wings have smoky marks
     return colour, 0.42 + 0.3 * amount
 
 
@@ -248,7 +267,7 @@ def pattern(kind: str, u: np.ndarray, v: np.ndarray, repeats: float, cover: floa
 
 
 def _background(rng: np.random.Generator, nuisance: float) -> np.ndarray:
-    base = _BACKGROUNDS[int(rng.integers(len(_BACKGROUNDS)))] * np.exp(rng.normal(0.0, 0.08 * nuisance, 3)).astype(np.float32)
+    base = _BACKGROUNDS[int(rng.integers(len(_BACKGROUNDS)))] * np.exp(rng.normal(0.0, 0.06 * nuisance, 3)).astype(np.float32)
     cells = int(rng.integers(3, 24))
     grain = rng.standard_normal((cells, cells), np.float32) * float(rng.uniform(2.0, 16.0)) * nuisance
     canvas = cv2.resize(grain, (SIDE, SIDE), interpolation=cv2.INTER_CUBIC)[..., None] + base
@@ -261,13 +280,18 @@ def _background(rng: np.random.Generator, nuisance: float) -> np.ndarray:
 
 def _photograph(canvas: np.ndarray, rng: np.random.Generator, nuisance: float) -> np.ndarray:
     """Light (strength, colour, slope over the picture), lens blur and sensor noise."""
-    gain = np.exp(nuisance * (rng.normal(0.0, 0.16) + rng.normal(0.0, 0.07, 3))).astype(np.float32)
-    slope = nuisance * rng.uniform(-0.2, 0.2, 2)
-    ramp = np.linspace(-1.0, 1.0, SIDE, dtype=np.float32)
-    light = 1.0 + np.float32(slope[0]) * ramp + np.float32(slope[1]) * ramp[:, None]
-    canvas = canvas * (light[..., None] * gain)
+    gain = np.exp(nuisance * (rng.normal(0.0, 0.16) + rng.normal(0.0, 0.05, 3)))
+    slope_x, slope_y = nuisance * rng.uniform(-0.2, 0.2, 2)
+    ramp = np.linspace(-1.0, 1.0, SIDE)
+    across = ((1.0 + slope_x * ramp)[:, None] * gain).reshape(-1).astype(np.float32)
+    down = (slope_y * np.tile(gain, SIDE)).astype(np.float32)
+    rows = canvas.reshape(SIDE, 3 * SIDE)
+    rows = rows * (across + ramp.astype(np.float32)[:, None] * down)
     sigma = nuisance * float(rng.uniform(0.0, 1.2))
     if sigma > 0.3:
-        canvas = cv2.GaussianBlur(canvas, (0, 0), sigma)
-    canvas += rng.standard_normal(canvas.shape, np.float32) * (nuisance * float(rng.uniform(1.0, 7.0)))
-    return np.clip(canvas, 0.0, 255.0).astype(np.uint8)
+        rows = cv2.GaussianBlur(rows.reshape(SIDE, SIDE, 3), (0, 0), sigma).reshape(SIDE, 3 * SIDE)
+    noise = np.frombuffer(rng.bytes(rows.size), np.uint8).reshape(rows.shape)
+    strength = nuisance * float(rng.uniform(1.0, 7.0)) / 74.0  # 74: deviation of an even draw from 0..255
+    rows += np.float32(strength) * noise
+    rows -= np.float32(127.5 * strength)
+    return np.clip(rows, 0.0, 255.0, out=rows).astype(np.uint8).reshape(SIDE, SIDE, 3)
