@@ -1,14 +1,20 @@
-"""Barcodes of the simulated specimens: COI-like sequences evolved down a tree, haplotypes, and a laboratory's blemishes.
+"""Barcodes of the simulated specimens: COI-like sequences evolved down a tree, haplotypes, and a laboratory's
+blemishes.
 
-The root is the protein that every barcoded fly has (the 219 codons of the Folmer fragment of Drosophila COI, 658 nt, whose first
-whole codon starts at the second base). Substitutions fall mostly on third positions, towards A and T, more often between
-A-G and C-T, and are kept when the codon stays no stop (TAA, TAG) and mostly when the amino acid stays the same. The branch lengths
-are tuned to the divergence of real BOLD records: tests/benchmarks/simulated_divergence.py prints both.
+The root is the protein that every barcoded fly has (the 219 codons of the Folmer fragment of Drosophila COI, 658 nt,
+whose first whole codon starts at the second base). Substitutions fall mostly on third positions, towards A and T,
+more often between A-G and C-T, and are kept when the codon stays no stop (TAA, TAG) and mostly when the amino acid
+stays the same. The branch lengths are tuned to the divergence of real BOLD records:
+tests/benchmarks/simulated_divergence.py prints both.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
+
+from engine.datasets.simulated_taxonomy import ORDERS, Tree
+from engine.schema import rng_for
+from engine.taxonomy import RANKS
 
 LENGTH = 658
 FRAME = 1  # index of the first base of the first whole codon
@@ -29,12 +35,14 @@ _IUPAC = "RYKMSW"
 
 @dataclass(frozen=True, kw_only=True)
 class Branch:
-    """Proposed substitutions per site on the way down from the parent to each kind of taxon, and how much that varies."""
+    """Proposed substitutions per site on the way down from the parent to each kind of taxon, and how much that
+    varies."""
 
     order: float = 0.8
     family: float = 0.50
     genus: float = 0.32
     species: float = 0.44
+    sister: float = 0.012  # between two species that share a BIN
     spread: float = 0.7  # sigma of the log-normal branch length
 
 
@@ -60,11 +68,13 @@ class Evolution:
         return np.array([at * (1 - share_t), (1 - at) * share_c, (1 - at) * (1 - share_c), at * share_t])
 
     def evolve(self, parent: list[int], length: float, composition: np.ndarray, rng: np.random.Generator) -> list[int]:
-        """A descendant after `length` proposed substitutions per site; proposals that selection refuses change nothing."""
+        """A descendant after `length` proposed substitutions per site; proposals that selection refuses change
+        nothing."""
         return self._substitute(parent, int(rng.poisson(length * LENGTH)), composition, rng)
 
     def mutate(self, parent: list[int], count: int, composition: np.ndarray, rng: np.random.Generator) -> list[int]:
-        """A descendant that differs from the parent at 1 to `count` sites: proposals are repeated until one is accepted."""
+        """A descendant that differs from the parent at 1 to `count` sites: proposals are repeated until one is
+        accepted."""
         for _ in range(1000):
             child = self._substitute(parent, 2 * count, composition, rng, limit=count)
             if child != parent:
@@ -76,7 +86,7 @@ class Evolution:
     ) -> list[int]:
         sequence = list(parent)
         sites = np.searchsorted(self._cumulative, rng.random(proposals)).tolist()
-        # Third positions drift to the lineage's composition; the others, held by the protein, part of the way to an even one.
+        # Third positions drift to the lineage's composition; the others, held by the protein, towards an even one.
         third = np.cumsum(_preference(composition), axis=1).tolist()
         other = np.cumsum(_preference(0.6 * composition + 0.1), axis=1).tolist()
         draws, luck = rng.random(proposals).tolist(), rng.random(proposals).tolist()
@@ -128,10 +138,11 @@ def to_text(sequence: list[int]) -> str:
 
 
 def blemish(barcode: str, rng: np.random.Generator) -> str:
-    """What sequencing and data entry do to a record: most stay clean; cut ends, Ns, gaps, letters, strand for a share each.
+    """What sequencing and data entry do to a record: most stay clean; cut ends, Ns, gaps, letters, strand for a share
+    each.
 
-    Rates: 22% lose up to 60 nt at an end, 4% are short (300-500 nt), 7% have Ns (a few or one run), 1% an IUPAC letter, 2% gap
-    characters, 2% lower case, 3% are the reverse complement.
+    Rates: 22% lose up to 60 nt at an end, 4% are short (300-500 nt), 7% have Ns (a few or one run), 1% an IUPAC
+    letter, 2% gap characters, 2% lower case, 3% are the reverse complement.
     """
     draw = rng.random(7)
     if draw[0] < 0.04:
@@ -217,3 +228,37 @@ def populate(
         earlier.append(chosen)
         of_specimen.append(chosen)
     return Haplotypes(sequences=[to_text(s) for s in sequences], lineage=lineages, of_specimen=of_specimen)
+
+
+def grow(seed: int, tree: Tree) -> tuple[Evolution, list[list[int]], list[np.ndarray]]:
+    """Evolve from the root of all orders down to the species.
+
+    Returns:
+        What the whole tree has in common; per species the sequence at its root; per species its composition [4].
+    """
+    rng = rng_for(seed, 0, "", "simulated/phylogeny")
+    evolution, branch = Evolution(rng), Branch()
+    above, composition_above = [evolution.root], [np.zeros(4)]
+    parents = (np.zeros(len(ORDERS), dtype=np.int64), *tree.parents)
+    lengths = (branch.order, branch.family, branch.genus, branch.species)
+    for rank, length, parents_of_rank in zip(RANKS, lengths, parents, strict=True):
+        here: list[list[int]] = []
+        compositions: list[np.ndarray] = []
+        stems: dict[int, list[list[int]]] = {}  # per parent: where a child may branch off
+        for taxon, parent in enumerate(parents_of_rank.tolist()):
+            if rank in ("order", "family"):
+                composition = Evolution.composition(rng.uniform(0.86, 0.95), rng)
+            else:
+                composition = composition_above[parent]
+            reach = length * float(np.exp(rng.normal(0.0, branch.spread)))
+            nodes = stems.setdefault(parent, [above[parent]])
+            start = nodes[int(rng.integers(len(nodes)))]
+            if rank == "species" and tree.sister[taxon] >= 0:
+                start, reach = here[int(tree.sister[taxon])], branch.sister
+            middle = float(rng.uniform(0.2, 0.6))
+            node = evolution.evolve(start, middle * reach, composition, rng)
+            nodes.append(node)
+            here.append(evolution.evolve(node, (1 - middle) * reach, composition, rng))
+            compositions.append(composition)
+        above, composition_above = here, compositions
+    return evolution, above, composition_above

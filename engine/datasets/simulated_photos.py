@@ -1,7 +1,8 @@
 """Photos of the simulated insects: 128 x 128 pixels, painted from (seed, taxon, specimen number) alone.
 
-The body plan follows order and family (`simulated_bodies`), the pattern on abdomen and wings the genus, its colours the species. Every
-species draws from one palette, and light, background, pose, blur and noise belong to the specimen, so colours do not tell the family.
+The body plan follows order and family (`simulated_bodies`), the pattern on abdomen and wings the genus, its colours
+the species. Every species draws from one palette, and light, background, pose, blur and noise belong to the specimen,
+so colours do not tell the family.
 """
 
 from collections.abc import Iterable
@@ -14,19 +15,21 @@ import simplejpeg
 
 from engine.datasets import simulated_bodies
 from engine.datasets.simulated_bodies import Body, Part, Stroke
+from engine.datasets.simulated_measures import ORDERS, family_measures
 from engine.schema import rng_for
 
 SIDE = 128  # pixels
 _SHIFT = 4  # fractional bits of cv2's coordinates
+# Black, browns, ochre, yellow, orange, red, green, steel, petrol, grey, cream: every species draws from these.
 _PALETTE = np.array(
-    [(38, 30, 26), (80, 52, 34), (140, 80, 42), (188, 142, 76), (220, 190, 84), (208, 118, 48), (156, 50, 40)]
-    + [(108, 124, 62), (52, 70, 108), (46, 92, 84), (128, 124, 116), (220, 208, 180)],
-    dtype=np.float32,
-)
+    [(38, 30, 26), (80, 52, 34), (140, 80, 42), (188, 142, 76), (220, 190, 84), (208, 118, 48), (156, 50, 40),
+     (108, 124, 62), (52, 70, 108), (46, 92, 84), (128, 124, 116), (220, 208, 180)], dtype=np.float32,
+)  # fmt: skip
+# Paper, sand, lichen, leaf, stone, card, bark, slate.
 _BACKGROUNDS = np.array(
-    [(226, 224, 218), (198, 186, 160), (150, 160, 120), (112, 132, 78), (168, 172, 180), (206, 198, 188), (128, 112, 92), (92, 96, 98)],
-    dtype=np.float32,
-)
+    [(226, 224, 218), (198, 186, 160), (150, 160, 120), (112, 132, 78), (168, 172, 180), (206, 198, 188),
+     (128, 112, 92), (92, 96, 98)], dtype=np.float32,
+)  # fmt: skip
 _PATTERNS = ("bands", "saddle", "stripes", "spots", "dark_end", "chevrons", "line", "border", "eyespots", "plain")
 
 
@@ -54,10 +57,12 @@ def photo_jpeg(seed: int, order: int, family: int, genus: int, species: int, spe
     return simplejpeg.encode_jpeg(image, quality=quality, colorspace="RGB", colorsubsampling="420")
 
 
-def draw(seed: int, order: int, family: int, genus: int, species: int, specimen: int, nuisance: float = 1.0) -> np.ndarray:
+def draw(
+    seed: int, order: int, family: int, genus: int, species: int, specimen: int, nuisance: float = 1.0
+) -> np.ndarray:
     """Paint one photo, uint8 [128, 128, 3] RGB. `nuisance` scales pose, light, blur and noise; 0 = a museum plate."""
     rng = rng_for(seed, 0, str(specimen), "simulated/photo")
-    name = simulated_bodies.ORDERS[order]
+    name = ORDERS[order]
     antenna, measures = _family(seed, name, family)
     body = simulated_bodies.build(name, antenna, measures, rng)
     look = species_look(seed, order, family, genus, species)
@@ -76,7 +81,7 @@ def draw(seed: int, order: int, family: int, genus: int, species: int, specimen:
 def _family(seed: int, order: str, family: int) -> tuple[int, dict[str, float]]:
     """(number of the kind of antenna, measures) of a family."""
     offsets = rng_for(seed, 0, order, "simulated/measures").random(48)
-    return family + int(3 * offsets[-1]), simulated_bodies.family_measures(order, family, offsets)
+    return family + int(3 * offsets[-1]), family_measures(order, family, offsets)
 
 
 @lru_cache(maxsize=65536)
@@ -96,10 +101,18 @@ def species_look(seed: int, order: int, family: int, genus: int, species: int) -
     mark, wing_mark = (int(i) for i in own.choice(marks, 2))
     wing = int(own.integers(2, len(_PALETTE)))
     return Look(
-        body=colours[body], mark=colours[mark], wing=colours[wing], wing_mark=colours[wing_mark if wing_mark != wing else body],
-        leg=colours[int(own.integers(5))], eye=colours[int(own.choice([0, 1, 6, 7, 9]))], pattern=pattern, wing_pattern=wing_pattern,
-        repeats=repeats * float(own.uniform(0.9, 1.1)), cover=cover * float(own.uniform(0.8, 1.2)), gloss=float(own.uniform(0.2, 1.0)),
-    )  # fmt: skip
+        body=colours[body],
+        mark=colours[mark],
+        wing=colours[wing],
+        wing_mark=colours[wing_mark if wing_mark != wing else body],
+        leg=colours[int(own.integers(5))],
+        eye=colours[int(own.choice([0, 1, 6, 7, 9]))],
+        pattern=pattern,
+        wing_pattern=wing_pattern,
+        repeats=repeats * float(own.uniform(0.9, 1.1)),
+        cover=cover * float(own.uniform(0.8, 1.2)),
+        gloss=float(own.uniform(0.2, 1.0)),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,14 +280,19 @@ def pattern(kind: str, u: np.ndarray, v: np.ndarray, repeats: float, cover: floa
 
 
 def _background(rng: np.random.Generator, nuisance: float) -> np.ndarray:
-    base = _BACKGROUNDS[int(rng.integers(len(_BACKGROUNDS)))] * np.exp(rng.normal(0.0, 0.06 * nuisance, 3)).astype(np.float32)
+    base = _BACKGROUNDS[int(rng.integers(len(_BACKGROUNDS)))] * np.exp(rng.normal(0.0, 0.06 * nuisance, 3)).astype(
+        np.float32
+    )
     cells = int(rng.integers(3, 24))
     grain = rng.standard_normal((cells, cells), np.float32) * float(rng.uniform(2.0, 16.0)) * nuisance
     canvas = cv2.resize(grain, (SIDE, SIDE), interpolation=cv2.INTER_CUBIC)[..., None] + base
     if nuisance and rng.random() < 0.35:  # a leaf's or a board's lines
         x, y = np.arange(SIDE, dtype=np.float32), np.arange(SIDE, dtype=np.float32)[:, None]
         angle, step = rng.uniform(0, np.pi), rng.uniform(6.0, 24.0)
-        canvas += float(rng.uniform(4.0, 14.0)) * np.cos((np.cos(angle) * x + np.sin(angle) * y) * (2 * np.pi / step))[..., None]
+        canvas += (
+            float(rng.uniform(4.0, 14.0))
+            * np.cos((np.cos(angle) * x + np.sin(angle) * y) * (2 * np.pi / step))[..., None]
+        )
     return canvas.astype(np.float32)
 
 

@@ -1,6 +1,6 @@
 """Draw the contact sheet of the simulated insects: one row per family, its species from left to right.
 
-    python -m tests.benchmarks.contact_sheet --out tests/golden/simulated_contact_sheet.png [--seed S]
+python -m tests.benchmarks.contact_sheet --out tests/golden/simulated_contact_sheet.png [--seed S]
 """
 
 import argparse

@@ -2,8 +2,9 @@
 
     python -m tests.benchmarks.simulated_divergence --bold BARCODES.parquet [--seed S]
 
-The parquet needs the columns barcode, order, family, genus, species. Only full Folmer fragments take part (658 nt of ACGT, no
-stop codon in the frame that starts at the second base), so that position i is the same site in all of them without alignment.
+The parquet needs the columns barcode, order, family, genus, species. Only full Folmer fragments take part (658 nt of
+ACGT, no stop codon in the frame that starts at the second base), so that position i is the same site in all of them
+without alignment.
 """
 
 import argparse
@@ -29,7 +30,8 @@ STOPS = (b"TAA", b"TAG")  # invertebrate mitochondrial code
 
 
 def full_barcodes(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
-    """(sequences uint8 [N, 658] of ASCII letters, names str [N, 4]) of the rows named to species with a clean full barcode."""
+    """(sequences uint8 [N, 658] of ASCII letters, names str [N, 4]) of the rows named to species with a clean full
+    barcode."""
     columns = [table.column(name).to_pylist() for name in ("barcode", *RANKS)]
     sequences, names = [], []
     for barcode, *lineage in zip(*columns, strict=True):
@@ -44,7 +46,8 @@ def full_barcodes(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
 
 
 def sample_pairs(names: np.ndarray, agree: int, num_pairs: int, rng: np.random.Generator) -> np.ndarray:
-    """Row pairs [P, 2] whose first `agree` ranks are equal and whose next differs; species weigh equally, not records."""
+    """Row pairs [P, 2] whose first `agree` ranks are equal and whose next differs; species weigh equally, not
+    records."""
     lineages = [tuple(row) for row in names.tolist()]
     rows_of: dict[tuple[str, ...], list[int]] = {}
     for row, lineage in enumerate(lineages):
@@ -110,7 +113,8 @@ def _haplotype_figures(sequences: np.ndarray, names: np.ndarray) -> dict[str, fl
         return {}
     return {
         "haplotypes per specimen (species of >= 10)": float(np.mean([len(c) / sum(c.values()) for c in many])),
-        "specimens of the commonest haplotype %": 100 * float(np.mean([max(c.values()) / sum(c.values()) for c in many])),
+        "specimens of the commonest haplotype %": 100
+        * float(np.mean([max(c.values()) / sum(c.values()) for c in many])),
     }
 
 

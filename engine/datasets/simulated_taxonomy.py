@@ -1,0 +1,188 @@
+"""The taxonomy of the simulated specimens: real orders, invented families, genera and species, long-tailed sizes."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from engine.schema import rng_for
+
+ORDERS = {  # name: (share of the families, weight of a species' specimens); flies dominate as in BIOSCAN
+    "Diptera": (0.28, 2.6),
+    "Hymenoptera": (0.16, 1.0),
+    "Coleoptera": (0.16, 0.7),
+    "Hemiptera": (0.12, 0.9),
+    "Lepidoptera": (0.12, 0.8),
+    "Orthoptera": (0.06, 0.5),
+    "Neuroptera": (0.05, 0.4),
+    "Odonata": (0.05, 0.4),
+}
+_GENUS_ENDINGS = {
+    "Diptera": ("myia", "phora", "styla", "noma"),
+    "Hymenoptera": ("sphex", "gaster", "cerus", "pone"),
+    "Coleoptera": ("carabus", "derus", "cephalus", "lus"),
+    "Hemiptera": ("coris", "tettix", "metra", "psa"),
+    "Lepidoptera": ("ptera", "thea", "nympha", "lia"),
+    "Orthoptera": ("acris", "ptila", "gryllus", "podes"),
+    "Neuroptera": ("chrysa", "leon", "perla", "bia"),
+    "Odonata": ("aeschna", "phlebia", "lestes", "gomphus"),
+}
+_STARTS = (
+    "Al",
+    "Bor",
+    "Cal",
+    "Dro",
+    "El",
+    "Far",
+    "Gal",
+    "Hel",
+    "Is",
+    "Kor",
+    "Lam",
+    "Mel",
+    "Nor",
+    "Ol",
+    "Par",
+    "Quer",
+    "Rhod",
+)
+_STARTS += ("Sil", "Tar", "Ur", "Ver", "Xan", "Zel", "Bryoc", "Chlor", "Phaen", "Strat", "Trich", "Psil", "Myr")
+_MIDDLES = ("a", "i", "o", "ano", "ero", "ili", "ono", "uri", "adi", "ecto", "ila", "omo", "ura", "asti", "eri", "ophi")
+_EPITHETS = (
+    "alb",
+    "alpin",
+    "angul",
+    "aquil",
+    "arid",
+    "aure",
+    "bore",
+    "brun",
+    "caerul",
+    "celer",
+    "cinct",
+    "clar",
+    "coron",
+    "decor",
+)
+_EPITHETS += (
+    "dubi",
+    "eleg",
+    "fals",
+    "ferr",
+    "flav",
+    "fulv",
+    "fusc",
+    "glac",
+    "gracil",
+    "grand",
+    "hirt",
+    "ign",
+    "lact",
+    "litor",
+)
+_EPITHETS += (
+    "macul",
+    "marmor",
+    "mont",
+    "niger",
+    "nival",
+    "noct",
+    "obscur",
+    "ornat",
+    "pall",
+    "parv",
+    "pict",
+    "pulch",
+    "punct",
+)
+_EPITHETS += (
+    "rivul",
+    "rub",
+    "sagitt",
+    "sever",
+    "silv",
+    "striat",
+    "tenu",
+    "trist",
+    "umbr",
+    "vari",
+    "vel",
+    "virid",
+    "vulg",
+    "zon",
+)
+_EPITHET_ENDINGS = ("ata", "ella", "ensis", "icola", "ina", "osa", "ula", "ifera")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tree:
+    """The simulated taxonomy. Arrays give the parent's index of every family, genus and species."""
+
+    names: tuple[tuple[str, ...], ...]  # per rank
+    parents: tuple[np.ndarray, ...]  # per rank below order: int64 [taxa of the rank], index into the rank above
+    sister: np.ndarray  # int64 [species]: the species of the same genus it split from lately (they share a BIN), or -1
+    deep: np.ndarray  # bool [species]: two deep lineages, hence two BINs
+
+    def lineage(self, species: int) -> tuple[int, int, int, int]:
+        genus = int(self.parents[2][species])
+        family = int(self.parents[1][genus])
+        return int(self.parents[0][family]), family, genus, species
+
+    def position(self, species: int) -> tuple[int, int, int, int]:
+        """(order, number of the family in its order, of the genus in its family, of the species in its genus)."""
+        order, *rest = self.lineage(species)
+        return order, *(int((p[:i] == p[i]).sum()) for p, i in zip(self.parents, rest, strict=True))
+
+
+def build_tree(seed: int, num_species: int) -> Tree:
+    """Grow the taxonomy: family and genus sizes are long-tailed, every taxon has at least one child."""
+    rng = rng_for(seed, 0, "", "simulated/tree")
+    num_families = max(len(ORDERS), round(0.22 * num_species))
+    num_genera = max(num_families, round(0.46 * num_species))
+    shares = np.array([share for share, _ in ORDERS.values()])
+    parents = [
+        np.repeat(np.arange(len(ORDERS)), spread(num_families, shares)),
+        np.repeat(np.arange(num_families), spread(num_genera, rng.lognormal(0.0, 0.6, num_families))),
+        np.repeat(np.arange(num_genera), spread(num_species, rng.lognormal(0.0, 0.8, num_genera))),
+    ]
+    sister = np.full(num_species, -1)
+    siblings = np.flatnonzero(parents[2][1:] == parents[2][:-1]) + 1
+    chosen = rng.choice(siblings, size=min(len(siblings), round(0.04 * num_species)), replace=False)
+    sister[chosen] = chosen - 1
+    deep = rng.random(num_species) < 0.05
+    deep[sister >= 0] = False
+    return Tree(names=_names(parents, rng), parents=tuple(parents), sister=sister, deep=deep)
+
+
+def spread(total: int, weights: np.ndarray) -> np.ndarray:
+    """Integers [len(weights)] of at least 1 that sum to `total`, in proportion to the weights (largest remainders)."""
+    extra = (total - len(weights)) * weights / weights.sum()
+    counts = np.floor(extra).astype(np.int64)
+    counts[np.argsort(counts - extra, kind="stable")[: total - len(weights) - int(counts.sum())]] += 1
+    return counts + 1
+
+
+def _names(parents: list[np.ndarray], rng: np.random.Generator) -> tuple[tuple[str, ...], ...]:
+    orders = tuple(ORDERS)
+    used: set[str] = set()
+
+    def fresh(parts: list[tuple[str, ...]]) -> str:
+        for attempt in range(1000):
+            middle = parts[1:-1] * (1 + attempt // 50)  # longer names when the short ones run out
+            name = "".join(choices[int(rng.integers(len(choices)))] for choices in [parts[0], *middle, parts[-1]])
+            if name not in used:
+                used.add(name)
+                return name
+        raise AssertionError("no unused name in 1000 draws")
+
+    families, genera, species = [], [], []
+    stems = {}
+    for family, order in enumerate(parents[0].tolist()):
+        stems[family] = fresh([_STARTS, _MIDDLES, _GENUS_ENDINGS[orders[order]]])
+        families.append(stems[family].rstrip("aeiusx") + "idae")
+    for genus, family in enumerate(parents[1].tolist()):
+        first = genus == 0 or parents[1][genus - 1] != family  # the type genus names the family
+        endings = _GENUS_ENDINGS[orders[int(parents[0][family])]]
+        genera.append(stems[family] if first else fresh([_STARTS, _MIDDLES, endings]))
+    for genus in parents[2].tolist():
+        species.append(f"{genera[genus]} {fresh([_EPITHETS, _EPITHET_ENDINGS])}")
+    return orders, tuple(families), tuple(genera), tuple(species)
