@@ -25,6 +25,28 @@ _N = 4  # code of everything that is not A, C, G, T
 _CODES = np.full(256, _N, dtype=np.uint8)
 _CODES[np.frombuffer(b"ACGT", dtype=np.uint8)] = np.arange(4)
 
+# How much more often a codon occurs in the reading frame of COI than among random codons: 10 x natural logarithm, at
+# least -60. Counted in 60,000 insect and other hexapod barcodes of BOLD, each in its frame without stop codons.
+# fmt: off
+CODON_SCORES = np.array([
+    -15, -8, -34, 10, 6, -13, -27, 5, 1, -26, -30, -8, 14, -5, -11, 18,  # AAA, AAC .. ATT
+    -4, -15, -32, 0, 2, -5, -25, 6, -1, -36, -31, -15, 0, -15, -24, 4,  # CAA, CAC .. CTT
+    -5, -8, -30, 4, 4, -6, -23, 8, 14, -19, -3, 2, 5, -18, -16, 4,  # GAA, GAC .. GTT
+    -60, -11, -60, -2, 6, -10, -26, 6, 3, -44, -21, -31, 18, -3, -11, 13,  # TAA, TAC .. TTT
+])
+# fmt: on
+
+
+def _strand_scores() -> np.ndarray:
+    """float64 [125, 2]: the score of each triplet of A, C, G, T, N read on this strand and on the other; 0 with N."""
+    scores = np.zeros((5, 5, 5, 2))
+    scores[:4, :4, :4, 0] = CODON_SCORES.reshape(4, 4, 4)
+    scores[:4, :4, :4, 1] = scores[3::-1, 3::-1, 3::-1, 0].transpose(2, 1, 0)
+    return scores.reshape(125, 2)
+
+
+_STRAND_SCORES = _strand_scores()
+
 
 def clean(raw: str) -> str:
     """Return the barcode in capitals A, C, G, T, N: gaps and whitespace removed, U read as T, ambiguous bases as N,
@@ -51,17 +73,17 @@ def reverse_complement(sequence: str) -> str:
 def orient(sequence: str) -> tuple[str, int]:
     """Return a clean barcode on its coding strand, and the strand it was given on (+1 coding, -1 the other).
 
-    Stop codons of the invertebrate mitochondrial code (TAA, TAG) are counted in the three frames of either strand; the
-    strand whose best frame has fewer is the coding one. A tie keeps the barcode as given.
+    Every strand and frame is scored by the sum over its codons of CODON_SCORES; the strand of the best of the six is
+    the coding one, a tie keeps the barcode as given. The invertebrate mitochondrial stop codons (TAA, TAG) weigh most,
+    but stop codons alone leave 40% of the 200 nt and 73% of the 100 nt fragments undecided. Measured on barcodes that
+    the table was not made from (4,000 each of bold; coi val and test), share turned wrongly: whole 0.00%; 0.05% (these
+    are stored on the other strand), 200 nt 0.00%; 0.05%, 100 nt 0.1%; 0.5%, 60 nt 1.9%; 3.3%.
     """
-    codes = _CODES[np.frombuffer(sequence.encode("ascii"), dtype=np.uint8)].astype(np.int64)
-    if len(codes) < 3:
-        return sequence, 1
-    codons = 25 * codes[:-2] + 5 * codes[1:-1] + codes[2:] + 125 * (np.arange(len(codes) - 2) % 3)
-    counts = np.bincount(codons, minlength=375).reshape(3, 125)
-    forward = (counts[:, 3 * 25 + 0] + counts[:, 3 * 25 + 2]).min()  # TAA, TAG
-    reverse = (counts[:, 3 * 25 + 3 * 5] + counts[:, 25 + 3 * 5]).min()  # their complements TTA, CTA
-    if reverse < forward:
+    data = sequence.encode("ascii")
+    codes = _CODES[np.frombuffer(data + b"N" * (2 + -len(data) % 3), dtype=np.uint8)]
+    codons = codes[:-2] * np.uint8(25) + codes[1:-1] * np.uint8(5) + codes[2:]
+    scores = _STRAND_SCORES[codons].reshape(-1, 6).sum(axis=0)  # per frame: this strand, the other strand
+    if scores[1::2].max() > scores[::2].max():
         return reverse_complement(sequence), -1
     return sequence, 1
 
