@@ -1,0 +1,56 @@
+"""What tests of all packages share: one local Ray, the folder of real data, small photos."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import simplejpeg
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--real-data",
+        type=Path,
+        default=ROOT.parent / "shared" / "data",
+        help="folder of real specimens (bold/, moths/); tests that need it are skipped where it is absent",
+    )
+
+
+@pytest.fixture(scope="session")
+def real_data(pytestconfig: pytest.Config) -> Path:
+    """The folder of real data, or a skip."""
+    folder: Path = pytestconfig.getoption("--real-data")
+    if not folder.is_dir():
+        pytest.skip("no ../shared/data")
+    return folder.resolve()
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    """One local Ray for the whole session: 2 CPUs, 300 MB object store."""
+    import ray
+
+    ray.init(
+        address="local",
+        num_cpus=2,
+        object_store_memory=300 * 1024**2,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+    )
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def make_jpeg() -> Callable[..., bytes]:
+    """A function of (seed, height, width) that returns the bytes of a random JPEG."""
+
+    def make(seed: int = 0, height: int = 24, width: int = 32) -> bytes:
+        pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+        return simplejpeg.encode_jpeg(pixels, quality=90)
+
+    return make
