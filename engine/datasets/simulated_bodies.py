@@ -5,8 +5,9 @@ roughly half a body. An order fixes the plan and the range of every measure; a f
 (`simulated_measures`); a specimen varies a little around its family. Colours and patterns are `simulated_photos`'.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -164,13 +165,18 @@ def _wings(m: Mapping[str, float], rng: np.random.Generator) -> tuple[list[Part]
                     half_width=0.72 * width,
                 )
             )
-            veins += _veins(
-                t * length, leading, trailing, m["cross_veins"], lambda p, a=angle, r=root, s=side: _turn(p, a, r, s)
-            )
+            place = partial(_turn, degrees=angle, root=root, side=side)
+            veins += _veins(t * length, leading, trailing, m["cross_veins"], place)
     return parts, veins
 
 
-def _veins(along: np.ndarray, leading: np.ndarray, trailing: np.ndarray, cross: float, place) -> list[Stroke]:
+def _veins(
+    along: np.ndarray,
+    leading: np.ndarray,
+    trailing: np.ndarray,
+    cross: float,
+    place: Callable[[np.ndarray], np.ndarray],
+) -> list[Stroke]:
     """Four veins along the wing and `cross` across it; `place` turns wing coordinates into the body's."""
     shares = np.array([0.0, 0.25, 0.5, 0.75])[:, None]
     grid = place(np.stack([np.tile(along, 4), (leading + shares * (trailing - leading)).ravel()], 1)).reshape(4, -1, 2)

@@ -157,8 +157,7 @@ def _shadow(canvas: np.ndarray, parts: Iterable[Part], place: Pose, rng: np.rand
     move = rng.uniform(-5.0, 5.0, 2)
     for part in parts:
         cv2.fillPoly(mask, [_fixed(place.pixels(part.outline) + move)], 255, cv2.LINE_8, _SHIFT)
-    mask = cv2.blur(mask, (9, 9))
-    _blend(canvas, mask, np.zeros(3), float(rng.uniform(0.1, 0.5)))
+    _blend(canvas, cv2.blur(mask, (9, 9)), np.zeros(3), float(rng.uniform(0.1, 0.5)))
 
 
 def _lines(strokes: list[Stroke], place: Pose) -> np.ndarray:

@@ -1,5 +1,6 @@
 """The taxonomy of the simulated specimens: real orders, invented families, genera and species, long-tailed sizes."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,91 +27,18 @@ _GENUS_ENDINGS = {
     "Neuroptera": ("chrysa", "leon", "perla", "bia"),
     "Odonata": ("aeschna", "phlebia", "lestes", "gomphus"),
 }
+# Parts of invented names: genus = start + middle + the order's ending, epithet = stem + ending.
 _STARTS = (
-    "Al",
-    "Bor",
-    "Cal",
-    "Dro",
-    "El",
-    "Far",
-    "Gal",
-    "Hel",
-    "Is",
-    "Kor",
-    "Lam",
-    "Mel",
-    "Nor",
-    "Ol",
-    "Par",
-    "Quer",
-    "Rhod",
+    "Al Bor Cal Dro El Far Gal Hel Is Kor Lam Mel Nor Ol Par Quer Rhod Sil Tar Ur Ver Xan Zel Bryoc Chlor Phaen "
+    "Strat Trich Psil Myr"
 )
-_STARTS += ("Sil", "Tar", "Ur", "Ver", "Xan", "Zel", "Bryoc", "Chlor", "Phaen", "Strat", "Trich", "Psil", "Myr")
-_MIDDLES = ("a", "i", "o", "ano", "ero", "ili", "ono", "uri", "adi", "ecto", "ila", "omo", "ura", "asti", "eri", "ophi")
+_MIDDLES = "a i o ano ero ili ono uri adi ecto ila omo ura asti eri ophi"
 _EPITHETS = (
-    "alb",
-    "alpin",
-    "angul",
-    "aquil",
-    "arid",
-    "aure",
-    "bore",
-    "brun",
-    "caerul",
-    "celer",
-    "cinct",
-    "clar",
-    "coron",
-    "decor",
+    "alb alpin angul aquil arid aure bore brun caerul celer cinct clar coron decor dubi eleg fals ferr flav fulv "
+    "fusc glac gracil grand hirt ign lact litor macul marmor mont niger nival noct obscur ornat pall parv pict "
+    "pulch punct rivul rub sagitt sever silv striat tenu trist umbr vari vel virid vulg zon"
 )
-_EPITHETS += (
-    "dubi",
-    "eleg",
-    "fals",
-    "ferr",
-    "flav",
-    "fulv",
-    "fusc",
-    "glac",
-    "gracil",
-    "grand",
-    "hirt",
-    "ign",
-    "lact",
-    "litor",
-)
-_EPITHETS += (
-    "macul",
-    "marmor",
-    "mont",
-    "niger",
-    "nival",
-    "noct",
-    "obscur",
-    "ornat",
-    "pall",
-    "parv",
-    "pict",
-    "pulch",
-    "punct",
-)
-_EPITHETS += (
-    "rivul",
-    "rub",
-    "sagitt",
-    "sever",
-    "silv",
-    "striat",
-    "tenu",
-    "trist",
-    "umbr",
-    "vari",
-    "vel",
-    "virid",
-    "vulg",
-    "zon",
-)
-_EPITHET_ENDINGS = ("ata", "ella", "ensis", "icola", "ina", "osa", "ula", "ifera")
+_EPITHET_ENDINGS = "ata ella ensis icola ina osa ula ifera"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,8 +57,12 @@ class Tree:
 
     def position(self, species: int) -> tuple[int, int, int, int]:
         """(order, number of the family in its order, of the genus in its family, of the species in its genus)."""
-        order, *rest = self.lineage(species)
-        return order, *(int((p[:i] == p[i]).sum()) for p, i in zip(self.parents, rest, strict=True))
+        order, family, genus, _ = self.lineage(species)
+        numbers = (
+            int((of_rank[:taxon] == of_rank[taxon]).sum())
+            for of_rank, taxon in zip(self.parents, (family, genus, species), strict=True)
+        )
+        return order, next(numbers), next(numbers), next(numbers)
 
 
 def build_tree(seed: int, num_species: int) -> Tree:
@@ -165,24 +97,27 @@ def _names(parents: list[np.ndarray], rng: np.random.Generator) -> tuple[tuple[s
     orders = tuple(ORDERS)
     used: set[str] = set()
 
-    def fresh(parts: list[tuple[str, ...]]) -> str:
+    def fresh(*parts: Sequence[str], genus: str = "") -> str:
         for attempt in range(1000):
             middle = parts[1:-1] * (1 + attempt // 50)  # longer names when the short ones run out
-            name = "".join(choices[int(rng.integers(len(choices)))] for choices in [parts[0], *middle, parts[-1]])
-            if name not in used:
+            chosen = [choices[int(rng.integers(len(choices)))] for choices in (parts[0], *middle, parts[-1])]
+            if (name := genus + "".join(chosen)) not in used:
                 used.add(name)
                 return name
         raise AssertionError("no unused name in 1000 draws")
 
+    starts, middles, epithets, epithet_endings = (
+        words.split() for words in (_STARTS, _MIDDLES, _EPITHETS, _EPITHET_ENDINGS)
+    )
     families, genera, species = [], [], []
     stems = {}
     for family, order in enumerate(parents[0].tolist()):
-        stems[family] = fresh([_STARTS, _MIDDLES, _GENUS_ENDINGS[orders[order]]])
+        stems[family] = fresh(starts, middles, _GENUS_ENDINGS[orders[order]])
         families.append(stems[family].rstrip("aeiusx") + "idae")
     for genus, family in enumerate(parents[1].tolist()):
         first = genus == 0 or parents[1][genus - 1] != family  # the type genus names the family
         endings = _GENUS_ENDINGS[orders[int(parents[0][family])]]
-        genera.append(stems[family] if first else fresh([_STARTS, _MIDDLES, endings]))
+        genera.append(stems[family] if first else fresh(starts, middles, endings))
     for genus in parents[2].tolist():
-        species.append(f"{genera[genus]} {fresh([_EPITHETS, _EPITHET_ENDINGS])}")
+        species.append(fresh(epithets, epithet_endings, genus=f"{genera[genus]} "))
     return orders, tuple(families), tuple(genera), tuple(species)
