@@ -1,12 +1,17 @@
 """Random batches for the tests of the losses: labels with gaps and holes, missing modalities, padded rows."""
 
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, cast
+
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from train.losses import Targets
-from train.models.trimodal import Features
+
+if TYPE_CHECKING:
+    from train.models.trimodal import Features  # not at run time: it loads open_clip, seconds for each spawned rank
 
 NUM_TAXA = (2, 3, 4, 6)
 NAMES = ("image", "image_view2", "dna", "text", "fused")
@@ -39,7 +44,7 @@ def presence(targets: Targets) -> dict[str, Tensor]:
     return {"image": image, "image_view2": image, "dna": dna, "text": targets.has_text, "fused": image | dna}
 
 
-def random_features(seed: int, targets: Targets, dim: int = 5, dtype: torch.dtype = torch.float64) -> Features:
+def random_features(seed: int, targets: Targets, dim: int = 5, dtype: torch.dtype = torch.float64) -> "Features":
     """Unit rows, zero rows where missing, logits of heads; leaves that collect gradient."""
     generator = torch.Generator().manual_seed(seed)
     leaves = {}
@@ -51,10 +56,10 @@ def random_features(seed: int, targets: Targets, dim: int = 5, dtype: torch.dtyp
         for taxa in NUM_TAXA
     )
     scale = torch.tensor(1 / 0.07, dtype=dtype).requires_grad_()
-    return Features(**leaves, logit_scale=scale, rank_logits=heads)
+    return cast("Features", SimpleNamespace(**leaves, logit_scale=scale, rank_logits=heads))
 
 
-def gradients(features: Features, loss: Tensor) -> dict[str, Tensor]:
+def gradients(features: "Features", loss: Tensor) -> dict[str, Tensor]:
     """d loss / d every feature (zeros where the loss does not depend on it)."""
     leaves = {name: getattr(features, name) for name in (*NAMES, "logit_scale")}
     leaves |= {f"head{level}": head for level, head in enumerate(features.rank_logits or ())}

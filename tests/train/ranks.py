@@ -31,7 +31,7 @@ def run_ranks(function: Callable[..., Any], world_size: int, folder: Path, *argu
     AssertionError with that rank's traceback.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "train.losses"])  # imported once, not per rank
+    context.set_forkserver_preload(["torch", "train.losses"])  # once, not for every rank
     children = [
         context.Process(target=_child, args=(function, rank, world_size, folder, arguments))
         for rank in range(world_size)

@@ -36,7 +36,7 @@ def one_thread() -> Iterator[None]:
 def assert_parity(
     ours: Callable[..., dict[str, Tensor]], plain: Callable[..., dict[str, Any]], config: LossConfig, seed: int
 ) -> None:
-    """All terms, and the gradient of the first, for one random batch; the batch shrinks its labels as the seed grows."""
+    """All terms, and the gradient of the first, for one random batch; the seed also decides how much is missing."""
     targets = random_targets(seed, hole=(0.0, 0.2, 0.5)[seed % 3], missing=(0.2, 0.0, 0.5)[seed % 3])
     features = random_features(seed, targets)
     got, expected = ours(features, targets, config), plain(features, reference.Rows.of(targets), config)
@@ -202,10 +202,9 @@ def test_missing_input_is_named(change: dict[str, None], config: LossConfig, wor
         total_loss(features, targets, config)
 
 
-def test_evaluation_features_need_no_second_view() -> None:
+def test_features_of_the_model_without_second_view_and_heads() -> None:
     targets = random_targets(6)
-    features = random_features(6, targets)
-    features = Features(**{**vars(features), "image_view2": None, "rank_logits": None})
+    features = Features(**{**vars(random_features(6, targets)), "image_view2": None, "rank_logits": None})
     assert total_loss(features, targets, LossConfig(hierarchy_weight=0.0))["loss/total"] > 0
 
 

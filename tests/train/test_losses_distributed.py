@@ -1,0 +1,192 @@
+"""The losses on 1, 2 and 4 gloo ranks: same values and same gradient of a DDP model as one process without a group."""
+
+from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from tests.train import losses_reference as reference
+from tests.train.loss_batches import NUM_TAXA, presence, random_targets
+from tests.train.ranks import run_ranks
+from train import dist
+from train.config import LossConfig
+from train.losses import Targets, total_loss
+
+NUM_ROWS, WIDTH, DIM = 12, 6, 4
+WEIGHTS: dict[str, Any] = {"hierarchy_weight": 0.7, "rank_heads_weight": 0.3, "rank_weights": (1.0, 0.5, 2.0, 1.0)}
+CONFIGS = {
+    "default": LossConfig(),
+    "clibd": LossConfig(hierarchy_weight=0.0, fusion_weight=0.0),
+    "means-up": LossConfig(**WEIGHTS, positives="bin", fused_direction="symmetric", representatives="one_per_label"),
+    "means-down": LossConfig(**WEIGHTS, rectify="coarse_to_fine", positives="caption", denominator="negatives"),
+    "pairs-up": LossConfig(**WEIGHTS, rectify_unit="pair", denominator="negatives", detach_dna=True),
+    "pairs-down": LossConfig(
+        **WEIGHTS, rectify_unit="pair", rectify="coarse_to_fine", fused_direction="text_to_fused", positives="specimen"
+    ),
+    "thinned-pairs": LossConfig(**WEIGHTS, rectify_unit="pair", representatives="one_per_label"),
+    "plain": LossConfig(**WEIGHTS, rectify="none"),
+}
+LOCAL = {
+    "local-means": LossConfig(**WEIGHTS, hierarchy_gather=False),
+    "local-pairs": LossConfig(**WEIGHTS, hierarchy_gather=False, rectify_unit="pair"),
+    "local-thinned": LossConfig(
+        **WEIGHTS, hierarchy_gather=False, rectify_unit="pair", representatives="one_per_label"
+    ),
+}
+SCENARIOS = (
+    "everything",
+    "no image",
+    "no barcode",
+    "no label",
+    "nothing valid",
+    "nothing valid anywhere",
+    "same photo",
+)
+BRIEF = ("no image", "no barcode", "no label", "nothing valid anywhere")  # with some of the configs only, for time
+CASES = [
+    (scenario, name)
+    for scenario in SCENARIOS
+    for name in CONFIGS
+    if scenario not in BRIEF or name in ("default", "means-down", "pairs-up")
+]
+LOCAL_CASES = [(scenario, name) for scenario in SCENARIOS[:5] for name in LOCAL]  # ties differ in the last bit
+WORLDS = (1, 2, 4)
+
+
+def scenario_targets(scenario: str) -> Targets:
+    """12 rows; in all but the first and the last scenario the last rank lacks something, be it 1 of 2 or of 4."""
+    targets = random_targets(11, num_rows=NUM_ROWS)
+    last = torch.arange(NUM_ROWS) >= (0 if scenario.endswith("anywhere") else NUM_ROWS // 2)
+    no_image, no_dna = scenario == "no image", scenario == "no barcode"
+    nothing = scenario.startswith("nothing")
+    targets = targets._replace(
+        has_image=targets.has_image & ~(last & (no_image | nothing)),
+        has_dna=targets.has_dna & ~(last & (no_dna | nothing)),
+        has_text=targets.has_text & ~(last & (scenario == "no label" or nothing)),
+    )
+    if scenario == "no label":
+        labels, caption = (part.masked_fill(last[:, None], -1) for part in (targets.labels, targets.caption))
+        targets = targets._replace(labels=labels, caption=caption, bin=targets.bin.masked_fill(last, -1))
+    return targets
+
+
+def scenario_inputs(scenario: str) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(5)
+    names = ("image", "image_view2", "dna", "text")
+    inputs = {n: torch.randn(NUM_ROWS, WIDTH, generator=generator, dtype=torch.float64) for n in names}
+    if scenario == "same photo":  # exact ties everywhere: "the first pair" must not depend on the number of ranks
+        inputs["image"] = inputs["image"][:1].expand(NUM_ROWS, -1).contiguous()
+        inputs["image_view2"] = inputs["image"]
+    return inputs
+
+
+class Towers(nn.Module):
+    """Linear towers, a gate and heads: every kind of parameter whose gradient the losses form."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.towers = nn.ModuleDict({name: nn.Linear(WIDTH, DIM) for name in ("image", "dna", "text")})
+        self.fuse = nn.Linear(2 * DIM, DIM)
+        self.heads = nn.ModuleList([nn.Linear(DIM, taxa) for taxa in NUM_TAXA])
+        self.log_scale = nn.Parameter(torch.tensor(2.5))
+
+    def forward(self, inputs: Mapping[str, Tensor], present: Mapping[str, Tensor]) -> SimpleNamespace:
+        def unit(rows: Tensor, name: str) -> Tensor:
+            return functional.normalize(rows, dim=1) * present[name][:, None]
+
+        image, view2 = (unit(self.towers["image"](inputs[n]), n) for n in ("image", "image_view2"))
+        dna, text = (unit(self.towers[n](inputs[n]), n) for n in ("dna", "text"))
+        fused = unit(self.fuse(torch.cat([image, dna], dim=1)), "fused")
+        heads = tuple(head(fused) for head in self.heads)
+        return SimpleNamespace(
+            image=image,
+            image_view2=view2,
+            dna=dna,
+            text=text,
+            fused=fused,
+            logit_scale=self.log_scale.exp(),
+            rank_logits=heads,
+        )
+
+
+def towers() -> Towers:
+    torch.manual_seed(3)
+    return Towers().double()
+
+
+def run_case(model: nn.Module, scenario: str, config: LossConfig) -> dict[str, Any]:
+    """This rank's share of the batch -> global values and DDP's gradient."""
+    share = NUM_ROWS // dist.world_size()
+    rows = slice(dist.rank() * share, (dist.rank() + 1) * share)
+    targets = Targets(*(part[rows] for part in scenario_targets(scenario)))
+    inputs = {name: part[rows] for name, part in scenario_inputs(scenario).items()}
+    model.zero_grad()
+    terms = total_loss(model(inputs, presence(targets)), targets, config)
+    terms["loss/total"].backward()
+    inner = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+    gradient = {name: parameter.grad.clone() for name, parameter in inner.named_parameters()}
+    return {"terms": dist.reduce_metrics(terms), "gradient": gradient}
+
+
+def all_cases() -> dict[tuple[str, str], dict[str, Any]]:
+    model = nn.parallel.DistributedDataParallel(towers())
+    configs = CONFIGS | LOCAL
+    return {(scenario, name): run_case(model, scenario, configs[name]) for scenario, name in CASES + LOCAL_CASES}
+
+
+@pytest.fixture(scope="module")
+def on_ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[tuple[str, str], dict[str, Any]]]]:
+    return {world: run_ranks(all_cases, world, tmp_path_factory.mktemp(f"ranks{world}")) for world in WORLDS}
+
+
+def assert_same(got: dict[str, Any], expected: dict[str, Any]) -> None:
+    assert got["terms"].keys() == expected["terms"].keys()
+    for name, value in expected["terms"].items():
+        assert got["terms"][name] == pytest.approx(value, abs=1e-9, rel=1e-9), name
+    for name, value in expected["gradient"].items():
+        torch.testing.assert_close(got["gradient"][name], value, atol=1e-9, rtol=1e-9, msg=name)
+
+
+@pytest.mark.parametrize(("scenario", "config"), CASES)
+def test_ranks_equal_one_process(on_ranks: dict[int, Any], scenario: str, config: str) -> None:
+    expected = run_case(towers(), scenario, CONFIGS[config])
+    if scenario == "nothing valid anywhere":
+        assert expected["terms"]["loss/total"] == 0.0
+    else:
+        assert expected["terms"]["loss/total"] > 0.1
+        assert any(gradient.abs().max() > 1e-3 for gradient in expected["gradient"].values())
+    for world in WORLDS:
+        for result in on_ranks[world]:
+            assert_same(result[scenario, config], expected)
+
+
+def plain_case(scenario: str, config: LossConfig, world: int) -> dict[str, Any]:
+    """By plain loops over the whole batch, HiR within each rank's block of rows."""
+    model, targets, share = towers(), scenario_targets(scenario), NUM_ROWS // world
+    blocks = [list(range(start, start + share)) for start in range(0, NUM_ROWS, share)]
+    features = model(scenario_inputs(scenario), presence(targets))
+    terms = reference.total(features, reference.Rows.of(targets), config, blocks)
+    (terms["loss/total"] + 0.0 * sum(p.sum() for p in model.parameters())).backward()
+    return {
+        "terms": {name: torch.as_tensor(term, dtype=torch.float64).item() for name, term in terms.items()},
+        "gradient": {name: parameter.grad for name, parameter in model.named_parameters()},
+    }
+
+
+@pytest.mark.parametrize(("scenario", "config"), LOCAL_CASES)
+def test_hierarchy_local_to_each_rank(on_ranks: dict[int, Any], scenario: str, config: str) -> None:
+    for world in WORLDS:
+        expected = plain_case(scenario, LOCAL[config], world)
+        for result in on_ranks[world]:
+            assert_same(result[scenario, config], expected)
+
+
+def test_the_test_sees_local_means(on_ranks: dict[int, Any]) -> None:
+    """Ranks do hold different numbers of anchors, so that a mean of local means would not have passed."""
+    targets = scenario_targets("everything")
+    counts = targets.has_image.reshape(4, -1).sum(dim=1)
+    assert counts.min() < counts.max()
