@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from engine.pipeline import CpuBudget, cpu_budget, load_index, select_split
+from engine.splits import novel_mask
 from engine.taxonomy import Taxonomy
 from train.config import Config
 from train.evaluation import compare, measure, peers, report, subsets, tables
@@ -97,7 +98,7 @@ def evaluate(model: Any, config: Config, taxonomy: Taxonomy, shards: Sequence[st
     references = subsets.read_barcodes(train)
     parts = measure.Subsets(
         group=subsets.barcode_groups(sequences),
-        novel=subsets.novel_rows(sequences, references) if any(references) else None,
+        novel=novel_mask(sequences, references) if any(references) else None,
         both=encoded.has_both,
     )
     values = measure.measure(split, rankings, encoded, parts, config.eval.bootstrap)

@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from engine.collate import Batch
 from engine.config import DataConfig
 from engine.pipeline import CpuBudget, evaluation_batches
 from engine.taxonomy import RANKS, Taxonomy
@@ -77,30 +76,25 @@ class Encoded:
 
 @torch.inference_mode()
 def encode_batch(
-    model: Any, batch: Batch, device: torch.device | str = "cpu", *, noisy: bool = True
+    model: Any, batch: Mapping[str, Any], device: torch.device | str = "cpu", *, noisy: bool = True
 ) -> dict[str, Tensor]:
     """Features of a batch on `device`: image, dna and, with `noisy`, their damaged forms; [b, D], zeros where missing.
 
     A modality that no row has is left out.
     """
     result = {}
-    images = (("image", "image"), ("image_noisy", "image_noisy"))
-    barcodes = (("dna", ""), ("dna_noisy", "_noisy"))
-    for name, column in images if noisy else images[:1]:
-        rows = (batch["valid"] & batch["has_image"]).nonzero()[:, 0]
-        if len(rows):
-            features = model.encode_image(batch[column][rows].to(device)).float()
-            result[name] = features.new_zeros(len(batch["valid"]), features.shape[1]).index_copy(
-                0, rows.to(device), features
-            )
-    for name, suffix in barcodes if noisy else barcodes[:1]:
-        rows = (batch["valid"] & batch["has_dna"]).nonzero()[:, 0]
-        if len(rows):
-            tokens, mask = (batch[f"dna_{part}{suffix}"][rows].to(device) for part in ("tokens", "mask"))
-            features = model.encode_dna(tokens, mask).float()
-            result[name] = features.new_zeros(len(batch["valid"]), features.shape[1]).index_copy(
-                0, rows.to(device), features
-            )
+    for suffix in ("", "_noisy") if noisy else ("",):
+        for modality in MODALITIES:
+            rows = (batch["valid"] & batch[f"has_{modality}"]).nonzero()[:, 0]
+            if not len(rows):
+                continue
+            if modality == "image":
+                features = model.encode_image(batch[f"image{suffix}"][rows].to(device)).float()
+            else:
+                parts = (batch[f"dna_{part}{suffix}"][rows].to(device) for part in ("tokens", "mask"))
+                features = model.encode_dna(*parts).float()
+            everyone = features.new_zeros(len(batch["valid"]), features.shape[1])
+            result[modality + suffix] = everyone.index_copy(0, rows.to(device), features)
     return result
 
 
@@ -129,8 +123,8 @@ def encode_split(model: Any, index: pa.Table, taxonomy: Taxonomy, data: DataConf
         span = slice(first, first + rows)
         valid = batch["valid"][:rows].numpy()
         labels[span] = batch["labels"][:rows].numpy()
-        for modality in MODALITIES:
-            has[modality][span] = valid & batch[f"has_{modality}"][:rows].numpy()
+        for modality, present in (("image", batch["has_image"]), ("dna", batch["has_dna"])):
+            has[modality][span] = valid & present[:rows].numpy()
         for name, values in encode_batch(model, batch, device, noisy=noisy).items():
             if name not in features:
                 features[name] = np.zeros((count, values.shape[1]), dtype=np.float32)
@@ -144,7 +138,9 @@ def encode_split(model: Any, index: pa.Table, taxonomy: Taxonomy, data: DataConf
     )
 
 
-def _clean_queries(model: Any, batch: Batch, device: torch.device | str) -> Iterator[tuple[str, Tensor, Tensor]]:
+def _clean_queries(
+    model: Any, batch: Mapping[str, Any], device: torch.device | str
+) -> Iterator[tuple[str, Tensor, Tensor]]:
     """(query, rows, unit features of these rows) of a batch: image, dna, fused."""
     features = encode_batch(model, batch, device, noisy=False)
     present = {name: batch["valid"] & batch[f"has_{name}"] for name in MODALITIES}
@@ -157,8 +153,9 @@ def _clean_queries(model: Any, batch: Batch, device: torch.device | str) -> Iter
 
 
 @torch.inference_mode()
-def accuracy_of(model: Any, taxonomy: Taxonomy, batches: Iterable[Batch], tokenizer: Callable[[list[str]], Tensor],
-                device: torch.device | str = "cpu", split: str = "val") -> dict[str, float]:  # fmt: skip
+def accuracy_of(model: Any, taxonomy: Taxonomy, batches: Iterable[Mapping[str, Any]],
+                tokenizer: Callable[[list[str]], Tensor], device: torch.device | str = "cpu",
+                split: str = "val") -> dict[str, float]:  # fmt: skip
     """Quick validation: micro top-1 per rank by roll-up, clean inputs, for image, dna and fused.
 
     Args:

@@ -19,6 +19,7 @@ METRICS, TABLES, PREDICTIONS, PICTURE = "metrics.json", "tables.md", "prediction
 FILES = (METRICS, TABLES, PREDICTIONS, PICTURE)
 
 COLOURS = {"image": "#E69F00", "dna": "#0072B2", "average": "#999999", "fused": "#009E73"}  # Okabe and Ito, 2008
+INSIDE = {"image": "black", "dna": "white", "average": "black", "fused": "white"}  # of the numbers, for contrast
 NOISY = {"image": "noisy", "dna": "noisy", "average": "noisy_both", "fused": "noisy_both"}
 TITLES = {"image": "photo", "dna": "barcode", "average": "average", "fused": "gated fusion"}
 
@@ -90,15 +91,18 @@ def picture(values: Mapping[str, float], split: str, path: Path, title: str = ""
         for x, high, low in zip(at, clean, noisy, strict=True):
             axes.text(x, max(high, low) + 1, f"{high:.0f}", ha="center", va="bottom", fontsize=9, color="#222222")
             if low > 8:
-                axes.text(x, low - 1.5, f"{low:.0f}", ha="center", va="top", fontsize=9, color="white")
+                axes.text(x, low - 1.5, f"{low:.0f}", ha="center", va="top", fontsize=9, color=INSIDE[query])
     handles = [Patch(color=COLOURS[query], label=TITLES[query]) for query in shown]
-    handles += [Patch(color="#777777", alpha=0.35, label="clean input"), Patch(color="#777777", label="damaged input")]
+    handles += [
+        Patch(color="#777777", alpha=0.35, label="clean input (top)"),
+        Patch(color="#777777", label="damaged (inside)"),
+    ]
     axes.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.09), ncol=len(handles), frameon=False)
     axes.set_xticks(range(len(RANKS)), RANKS, fontsize=11)
     axes.set_ylim(0, 108)
     axes.set_yticks(range(0, 101, 20))
     axes.set_ylabel("top-1 accuracy, %")
-    axes.set_title(title or f"Named correctly on {split}", loc="left", fontsize=13, pad=12)
+    axes.set_title(title or f"Specimens of {split} named correctly, by rank", loc="left", fontsize=13, pad=12)
     axes.grid(axis="y", color="#dddddd", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.tick_params(length=0)

@@ -1,4 +1,4 @@
-"""Which specimens count, and which stand or fall together: barcodes, their groups, the novel ones.
+"""Which specimens count, and which stand or fall together: barcodes, their groups, unknown labels.
 
 Legend: N specimens.
 """
@@ -13,7 +13,6 @@ from tqdm import tqdm
 from engine import barcodes
 from engine.pipeline import label_columns
 from engine.shards import ShardReader
-from engine.splits import novel_mask
 from engine.taxonomy import RANKS, Taxonomy
 
 log = logging.getLogger(__name__)
@@ -44,16 +43,6 @@ def barcode_groups(sequences: Sequence[str]) -> np.ndarray:
     named: dict[object, int] = {}
     keys = (sequence or row for row, sequence in enumerate(sequences))
     return np.array([named.setdefault(key, len(named)) for key in keys], dtype=np.int64)
-
-
-def novel_rows(queries: Sequence[str], references: Sequence[str]) -> np.ndarray:
-    """bool [N]: has a barcode that neither contains nor is contained in any reference barcode."""
-    present = np.array([bool(query) for query in queries], dtype=bool)
-    result = np.zeros(len(queries), dtype=bool)
-    known = [reference for reference in references if reference]
-    if present.any():
-        result[present] = novel_mask([query for query in queries if query], known)
-    return result
 
 
 def unknown_names(index: pa.Table, taxonomy: Taxonomy) -> dict[str, dict[str, int]]:

@@ -35,11 +35,12 @@ SCORING_TEXT = {
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table with aligned columns; text to the left, numbers (all but the first two columns) to the right."""
+    """A table with aligned columns; those with a letter in their first row to the left, numbers to the right."""
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-    sides = [str.ljust if i < 2 else str.rjust for i in range(len(header))]
-    rule = ["-" * width if i < 2 else "-" * (width - 1) + ":" for i, width in enumerate(widths)]
-    lines = [[side(*cell) for side, *cell in zip(sides, row, widths, strict=True)] for row in [header, *rows]]
+    is_text = [any(letter.isalpha() for letter in cell) and "to" not in cell.split() for cell in rows[0]]
+    sides = [str.ljust if left else str.rjust for left in is_text]
+    rule = ["-" * width if left else "-" * (width - 1) + ":" for left, width in zip(is_text, widths, strict=True)]
+    lines = [[sides[i](cell, widths[i]) for i, cell in enumerate(row)] for row in [header, *rows]]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in [lines[0], rule, *lines[1:]])
 
 
