@@ -22,7 +22,7 @@ _ANTENNAE = {
 class Part:
     """One filled surface. A point of it has u in 0..1 along the axis from base to end and v in -1..1 across."""
 
-    kind: str  # head | eye | thorax | abdomen | wing | hind_wing | elytron | scutellum | membrane
+    kind: str  # head | eye | thorax | waist | abdomen | wing | scaled_wing | elytron | scutellum | membrane
     outline: np.ndarray  # float [N, 2]
     base: tuple[float, float]
     end: tuple[float, float]
@@ -50,13 +50,13 @@ class Body:
 
 def build(order: str, antenna: int, measures: Mapping[str, float], rng: np.random.Generator) -> Body:
     """A specimen's body: its family's measures with small individual changes, its own posture."""
-    m = {name: value * float(np.exp(rng.normal(0.0, 0.04))) for name, value in measures.items()}
+    m = {name: value * float(np.exp(rng.normal(0.0, 0.05))) for name, value in measures.items()}
     bend = float(rng.normal(0.0, 0.06))
     head_y = -m["thorax_length"] / 2
     tail_y = m["thorax_length"] / 2
     kinds = _ANTENNAE.get(order, ("plain",))
     under = _legs(order, m, rng) + _antennae(kinds[antenna % len(kinds)], m, head_y, rng)
-    parts, veins = _wings(m, rng)
+    parts, veins = _wings("scaled_wing" if order == "Lepidoptera" else "wing", m, rng)
     head = _head(m, head_y)
     thorax = _segment(
         "thorax", -m["thorax_length"] * 0.5, m["thorax_length"], m["thorax_width"], (m["thorax_front"], 0.35)
@@ -138,22 +138,20 @@ def _turn(points: np.ndarray, degrees: float, root: tuple[float, float], side: i
     return np.stack([side * (root[0] + x), root[1] + y], axis=1)
 
 
-def _wings(m: Mapping[str, float], rng: np.random.Generator) -> tuple[list[Part], list[Stroke]]:
-    parts, veins = [], []
-    posture = float(rng.normal(0.0, 4.0))
-    pairs = [
-        ("hind_wing", "hind_length", "hind_width", "hind_angle", 0.12),
-        ("wing", "wing_length", "wing_width", "wing_angle", -0.06),
-    ]
-    for kind, length_name, width_name, angle_name, y in pairs:
-        length, width = m[length_name], m[width_name]
+def _wings(kind: str, m: Mapping[str, float], rng: np.random.Generator) -> tuple[list[Part], list[Stroke]]:
+    """Wings as parts of a kind, and their veins; hind wings come first, below the others."""
+    parts: list[Part] = []
+    veins: list[Stroke] = []
+    posture = float(rng.normal(0.0, 6.0))
+    for pair, y in (("hind", 0.12), ("wing", -0.06)):
+        length, width = m[f"{pair}_length"], m[f"{pair}_width"]
         if length <= 0:
             continue
         t, shape = _profile(0.7, m["wing_tip"], 17)
         leading, trailing = 0.38 * width * shape, -1.1 * width * (t**0.8) * (1.0 - t) ** m["wing_tip"] * 1.5
         blade = np.concatenate([np.stack([t * length, leading], 1), np.stack([t * length, trailing], 1)[::-1]])
         for side in (-1, 1):
-            angle = m[angle_name] + posture + float(rng.normal(0.0, 3.0))
+            angle = m[f"{pair}_angle"] + posture + float(rng.normal(0.0, 4.0))
             root = (0.55 * m["thorax_width"], y)
             axis = _turn(np.array([[0.0, -0.3 * width], [length, -0.3 * width]]), angle, root, side)
             parts.append(

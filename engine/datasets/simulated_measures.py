@@ -24,13 +24,13 @@ _PLANS: dict[str, dict[str, Range]] = {
         "head_width": (0.2, 0.36), "eye": (0.55, 0.85), "snout": (-0.3, 0.4), "thorax_width": (0.2, 0.42),
         "abdomen_width": (0.1, 0.42), "abdomen_length": (0.55, 1.3), "abdomen_front": (0.2, 0.8),
         "abdomen_tip": (0.3, 1.0), "antenna_length": (0.1, 0.5), "leg_length": (0.7, 2.0), "hair": (-0.6, 1.0),
-        "wing_length": (0.9, 1.5), "wing_width": (0.16, 0.42), "wing_angle": (14.0, 80.0), "wing_tip": (0.2, 0.7),
+        "wing_length": (1.0, 1.7), "wing_width": (0.22, 0.46), "wing_angle": (14.0, 80.0), "wing_tip": (0.2, 0.7),
         "cross_veins": (0.0, 2.0),
     },
     "Hymenoptera": {
         "head_width": (0.24, 0.38), "eye": (0.35, 0.5), "waist": (0.1, 0.45), "abdomen_width": (0.17, 0.42),
         "abdomen_length": (0.7, 1.25), "abdomen_front": (0.35, 1.1), "abdomen_tip": (0.4, 1.1), "tail": (-0.7, 0.9),
-        "antenna_length": (0.5, 1.1), "hair": (-0.8, 0.8), "wing_length": (0.9, 1.4), "wing_width": (0.2, 0.34),
+        "antenna_length": (0.5, 1.1), "hair": (-0.8, 0.8), "wing_length": (1.0, 1.5), "wing_width": (0.24, 0.38),
         "wing_angle": (30.0, 85.0), "hind_length": (0.6, 0.9), "hind_width": (0.14, 0.24), "hind_angle": (18.0, 60.0),
     },
     "Coleoptera": {

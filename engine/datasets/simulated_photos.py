@@ -6,7 +6,7 @@ so colours do not tell the family.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import cv2
@@ -30,7 +30,8 @@ _BACKGROUNDS = np.array(
     [(226, 224, 218), (198, 186, 160), (150, 160, 120), (112, 132, 78), (168, 172, 180), (206, 198, 188),
      (128, 112, 92), (92, 96, 98)], dtype=np.float32,
 )  # fmt: skip
-_PATTERNS = ("bands", "saddle", "stripes", "spots", "dark_end", "chevrons", "line", "border", "eyespots", "plain")
+_BODY_PATTERNS = ("bands", "saddle", "stripes", "spots", "dark_end", "chevrons", "line", "border", "plain")
+_WING_PATTERNS = ("plain", "bands", "border", "spots", "dark_end", "eyespots", "stripes", "saddle", "chevrons")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +66,7 @@ def draw(
     name = ORDERS[order]
     antenna, measures = _family(seed, name, family)
     body = simulated_bodies.build(name, antenna, measures, rng)
-    look = species_look(seed, order, family, genus, species)
+    look = _individual(species_look(seed, order, family, genus, species), rng, nuisance)
     canvas = _background(rng, nuisance)
     place = _pose(body, rng, nuisance)
     _shadow(canvas, body.parts, place, rng)
@@ -88,9 +89,9 @@ def _family(seed: int, order: str, family: int) -> tuple[int, dict[str, float]]:
 def species_look(seed: int, order: int, family: int, genus: int, species: int) -> Look:
     """The genus gives the patterns, different inside a family; the species the colours, different inside a genus."""
     rng = rng_for(seed, 0, f"{order}/{family}/{genus}", "simulated/genus")
-    start = int(rng_for(seed, 0, f"{order}/{family}", "simulated/family").integers(len(_PATTERNS)))
-    pattern = _PATTERNS[(start + 3 * genus) % len(_PATTERNS)]
-    wing_pattern = _PATTERNS[(start + 5 + 7 * genus) % len(_PATTERNS)]
+    start = int(rng_for(seed, 0, f"{order}/{family}", "simulated/family").integers(9))
+    pattern = _BODY_PATTERNS[(start + 2 * genus) % len(_BODY_PATTERNS)]
+    wing_pattern = _WING_PATTERNS[(2 * start + 4 * genus) % len(_WING_PATTERNS)]
     repeats, cover = float(rng.uniform(1.6, 4.5)), float(rng.uniform(0.35, 0.6))
     first = int(rng.integers(len(_PALETTE)))
     own = rng_for(seed, 0, f"{order}/{family}/{genus}/{species}", "simulated/species")
@@ -115,6 +116,16 @@ def species_look(seed: int, order: int, family: int, genus: int, species: int) -
     )
 
 
+def _individual(look: Look, rng: np.random.Generator, nuisance: float) -> Look:
+    """One animal of the species: paler or darker, its marks a little wider or narrower, sometimes faded."""
+    shades = np.exp(nuisance * rng.normal(0.0, 0.14, 6))
+    faded = nuisance * max(0.0, float(rng.normal(-0.1, 0.25)))
+    names = ("body", "mark", "wing", "wing_mark", "leg", "eye")
+    colours = {name: getattr(look, name) * np.float32(shade) for name, shade in zip(names, shades, strict=True)}
+    colours["mark"] = colours["mark"] + np.float32(faded) * (colours["body"] - colours["mark"])
+    return replace(look, cover=look.cover * float(np.exp(nuisance * rng.normal(0.0, 0.15))), **colours)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Pose:
     """Body to pixel coordinates: pixel = matrix @ point + offset."""
@@ -129,7 +140,7 @@ class Pose:
 
 
 def _pose(body: Body, rng: np.random.Generator, nuisance: float) -> Pose:
-    angle = np.deg2rad(nuisance * float(np.clip(rng.normal(0.0, 14.0), -40.0, 40.0)))
+    angle = np.deg2rad(nuisance * float(np.clip(rng.normal(0.0, 18.0), -50.0, 50.0)))
     roll = 1.0 - nuisance * abs(float(rng.normal(0.0, 0.06)))
     shear = nuisance * float(rng.normal(0.0, 0.04))
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
@@ -139,7 +150,7 @@ def _pose(body: Body, rng: np.random.Generator, nuisance: float) -> Pose:
     if limbs:
         points = np.concatenate([points, 0.8 * np.concatenate(limbs) @ matrix.T])
     low, high = points.min(axis=0), points.max(axis=0)
-    size = 0.92 - nuisance * float(rng.uniform(0.0, 0.22))
+    size = 0.92 - nuisance * float(rng.uniform(0.0, 0.32))
     scale = SIDE * size / float((high - low).max())
     free = SIDE * (1.0 - size) / 2
     shift = nuisance * rng.uniform(-1.0, 1.0, 2) * free
@@ -225,7 +236,7 @@ def _surface(part: Part, place: Pose, low: np.ndarray, shape: tuple[int, ...]) -
 
 def _colour(part: Part, u: np.ndarray, v: np.ndarray, look: Look) -> tuple[np.ndarray, np.ndarray | float]:
     """(colour [h, w, 3], opacity) of the points of a part."""
-    if part.kind in ("wing", "hind_wing", "membrane"):
+    if part.kind in ("wing", "scaled_wing", "membrane"):
         return _wing_colour(part, u, v, look)
     light = 0.62 + 0.45 * np.sqrt(np.clip(1.0 - v * v, 0.0, 1.0))
     shine = look.gloss * 110.0 * np.exp(-((v + 0.35) ** 2) * 14 - ((u - 0.35) ** 2) * 10)
@@ -243,7 +254,7 @@ def _colour(part: Part, u: np.ndarray, v: np.ndarray, look: Look) -> tuple[np.nd
 
 def _wing_colour(part: Part, u: np.ndarray, v: np.ndarray, look: Look) -> tuple[np.ndarray, np.ndarray | float]:
     amount = pattern(look.wing_pattern, u, v, max(1.5, 0.7 * look.repeats), look.cover)
-    if part.half_width > 0.28 and part.kind != "membrane":  # scaled wings are broad and opaque
+    if part.kind == "scaled_wing":
         colour = look.wing + amount[..., None] * (look.wing_mark - look.wing)
         return colour * (0.85 + 0.2 * u)[..., None], 0.97
     tint = 0.3 * look.wing + 0.7 * np.array((214.0, 216.0, 206.0), np.float32)
@@ -272,7 +283,7 @@ def pattern(kind: str, u: np.ndarray, v: np.ndarray, repeats: float, cover: floa
         field = 3.0 * (np.maximum(np.abs(v), 2 * np.abs(u - 0.5)) - 1.0 + 0.6 * cover)
     elif kind == "eyespots":
         distance = np.hypot((u - 0.62) * 1.6, v - 0.1)
-        field = 3.0 * (0.2 + 0.25 * cover - distance) * np.sign(distance - 0.14)
+        field = 4.0 * np.minimum(0.2 + 0.3 * cover - distance, distance - 0.12)
     else:
         return np.zeros_like(u)
     return np.clip(0.5 + 4.0 * field, 0.0, 1.0)
@@ -297,18 +308,19 @@ def _background(rng: np.random.Generator, nuisance: float) -> np.ndarray:
 
 def _photograph(canvas: np.ndarray, rng: np.random.Generator, nuisance: float) -> np.ndarray:
     """Light (strength, colour, slope over the picture), lens blur and sensor noise."""
-    gain = np.exp(nuisance * (rng.normal(0.0, 0.16) + rng.normal(0.0, 0.05, 3)))
+    exposure = min(0.2, float(rng.normal(-0.04, 0.2)))
+    gain = np.exp(nuisance * (exposure + rng.normal(0.0, 0.05, 3)))
     slope_x, slope_y = nuisance * rng.uniform(-0.2, 0.2, 2)
     ramp = np.linspace(-1.0, 1.0, SIDE)
     across = ((1.0 + slope_x * ramp)[:, None] * gain).reshape(-1).astype(np.float32)
     down = (slope_y * np.tile(gain, SIDE)).astype(np.float32)
     rows = canvas.reshape(SIDE, 3 * SIDE)
     rows = rows * (across + ramp.astype(np.float32)[:, None] * down)
-    sigma = nuisance * float(rng.uniform(0.0, 1.2))
+    sigma = nuisance * float(rng.uniform(0.0, 1.6))
     if sigma > 0.3:
         rows = cv2.GaussianBlur(rows.reshape(SIDE, SIDE, 3), (0, 0), sigma).reshape(SIDE, 3 * SIDE)
     noise = np.frombuffer(rng.bytes(rows.size), np.uint8).reshape(rows.shape)
-    strength = nuisance * float(rng.uniform(1.0, 7.0)) / 74.0  # 74: deviation of an even draw from 0..255
+    strength = nuisance * float(rng.uniform(1.0, 9.0)) / 74.0  # 74: deviation of an even draw from 0..255
     rows += np.float32(strength) * noise
     rows -= np.float32(127.5 * strength)
     return np.clip(rows, 0.0, 255.0, out=rows).astype(np.uint8).reshape(SIDE, SIDE, 3)
