@@ -218,11 +218,14 @@ def _run_parallel(writer: ShardWriter, num_shards: int) -> Iterator[ShardResult]
     shards = ray.data.range(num_shards, override_num_blocks=num_shards)
     results = shards.map_batches(writer.write_batch, batch_size=1, batch_format="pyarrow")
     results.context.enable_progress_bars = False
-    for row in results.iter_rows():
-        with pa.ipc.open_stream(row["index"]) as stream:
-            index = stream.read_all()
-        problems = [Problem(*parts) for parts in json.loads(row["problems"])]
-        yield ShardResult(**{**row, "index": index, "problems": problems})
+    try:
+        for row in results.iter_rows():
+            with pa.ipc.open_stream(row["index"]) as stream:
+                index = stream.read_all()
+            problems = [Problem(*parts) for parts in json.loads(row["problems"])]
+            yield ShardResult(**{**row, "index": index, "problems": problems})
+    except ray.exceptions.RayError as error:  # some are ValueErrors too, but this is no input of the user's
+        raise RuntimeError("a shard could not be written") from error
 
 
 def _write_plan(table: pa.Table, path: Path, options: IngestOptions) -> int:

@@ -160,6 +160,11 @@ def main(argv: list[str] | None = None) -> int:
     except ValueError as error:
         print("error: " + " ".join(str(error).split()), file=sys.stderr)
         return 2
+    except (PermissionError, NotADirectoryError) as error:
+        print(
+            f"error: got {error.filename}: {error.strerror}; allowed: what this user may read or write", file=sys.stderr
+        )
+        return 2
 
 
 if __name__ == "__main__":

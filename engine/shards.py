@@ -130,6 +130,9 @@ def read_manifest(directory: Path | str) -> dict[str, Any]:
         version = manifest["format_version"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"shards: {path} is no manifest ({error!r}); allowed: {wanted}") from None
+    missing = {"counts", "index_sha256", "shards"} - manifest.keys()
+    if version == FORMAT_VERSION and missing:
+        raise ValueError(f"shards: {path} lacks {', '.join(sorted(missing))}; allowed: {wanted}")
     if version != FORMAT_VERSION:
         raise ValueError(f"shards: {path} has format version {version!r}, allowed: {FORMAT_VERSION}")
     return manifest
@@ -248,7 +251,10 @@ def verify(directory: Path | str) -> list[str]:
     listed = [entry["file"] for entry in manifest["shards"]]
     found = sorted(path.name for path in directory.glob("*.tar"))
     problems += [f"{name} is not in the manifest" for name in found if name not in listed]
-    problems += [f"{name}: in the index, not in the manifest" for name in set(index["shard"].to_pylist()) - set(listed)]
+    problems += [
+        f"{name}: in the index, not in the manifest"
+        for name in sorted(set(pc.unique(index["shard"]).to_pylist()) - set(listed))
+    ]
     bounds = np.searchsorted(np.asarray(index["shard"].to_pylist(), dtype=str), [*listed, "~"])
     for entry, start, end in zip(manifest["shards"], bounds[:-1], bounds[1:], strict=True):
         problems += _verify_shard(directory / entry["file"], entry, index.slice(start, end - start))

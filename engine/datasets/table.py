@@ -107,9 +107,9 @@ class TableSource:
         image = specimens["image"]
         joined = pc.binary_join_element_wise(pa.scalar(base, image.type), image, pa.scalar("/", image.type))
         image = pc.if_else(pc.starts_with(image, "/"), image, joined)
-        split = specimens["split"]
+        split = pc.utf8_lower(specimens["split"])
         for word, name in SPLIT_ALIASES.items():
-            split = pc.if_else(pc.equal(pc.utf8_lower(split), word), name, split)
+            split = pc.if_else(pc.equal(split, word), name, split)
         names = SPECIMEN_SCHEMA.names
         specimens = specimens.set_column(names.index("image"), SPECIMEN_SCHEMA.field("image"), image)
         return specimens.set_column(names.index("split"), SPECIMEN_SCHEMA.field("split"), split)
