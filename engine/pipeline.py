@@ -10,6 +10,7 @@ prefetcher and the blocks that it pins.
 Legend: N specimens, B batch of a worker, S image side, L tokens, R ranks.
 """
 
+import hashlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -162,7 +163,7 @@ class Prepare:
         """The sequence to tokenise, its damaged form (evaluation), and the identity of the whole barcode."""
         cleaned = barcodes.clean(raw.decode("ascii", "replace"))
         sequence = barcodes.orient(cleaned)[0] if self.data.orient else cleaned
-        identity = barcodes.identity(sequence)
+        identity = _identity(sequence)
         if not self.training:
             rng = rng_for(self.seed, 0, key, "degrade")
             return sequence, degrade.degrade_barcode(sequence, rng, self.data.degrade.severity), identity
@@ -209,6 +210,11 @@ class Prepare:
         columns["valid"] = columns["has_image"] | columns["has_dna"]
         columns["problem"] = np.array(problems)
         return columns
+
+
+def _identity(sequence: str) -> int:
+    """A number in 0..2^63 - 1 that equal sequences share."""
+    return int.from_bytes(hashlib.blake2b(sequence.encode(), digest_size=8).digest(), "big") >> 1
 
 
 def _run_task(task: dict[str, np.ndarray], shared: Any, tasks: Any, make: Callable[..., Prepare]) -> dict[str, Any]:

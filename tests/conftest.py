@@ -12,11 +12,30 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
+        "--strict-skips",
+        action="store_true",
+        help="fail when a test is skipped for a reason that is not in tests/allowed_skips.txt",
+    )
+    parser.addoption(
         "--real-data",
         type=Path,
         default=ROOT.parent / "shared" / "data",
         help="folder of real specimens (bold/, moths/); tests that need it are skipped where it is absent",
     )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """With --strict-skips, turn a skip for any other reason than the allowed ones into a failure."""
+    if not session.config.getoption("--strict-skips"):
+        return
+    allowed = [line for line in (ROOT / "tests" / "allowed_skips.txt").read_text().splitlines() if line and not line.startswith("#")]
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    for report in reporter.stats.get("skipped", []):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        if not any(reason.removeprefix("Skipped: ").startswith(one) for one in allowed):
+            reporter.write_line(f"not an allowed skip: {report.nodeid}: {reason}", red=True)
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 @pytest.fixture(scope="session")
@@ -43,6 +62,18 @@ def ray_session() -> Iterator[None]:
     )
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def simulated_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards of 320 simulated specimens of 16 species."""
+    from engine.datasets import open_dataset
+    from engine.ingest import IngestOptions, ingest
+
+    folder = tmp_path_factory.mktemp("simulated")
+    source = open_dataset("simulated", [], seed=0, num_specimens=320, num_species=16)
+    ingest(source, folder, IngestOptions(specimens_per_shard=100, parallel=False))
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ MAY_IMPORT = {
 ORDER = {
     "engine": "taxonomy schema config images barcodes degrade captions sampling shards splits datasets collate "
     "pipeline ingest check main",
-    "train": "config recipes models dist loss_masks loss_hierarchy losses metrics optim checkpoint tracking reference evaluation loop trainer "
+    "train": "config recipes models dist loss_masks loss_hierarchy losses metrics optim checkpoint tracking progress reference evaluation loop trainer "
     "export main evaluate",
 }
 

@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from engine.captions import caption
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from engine.captions import caption
 from engine.collate import Batch
 from engine.pipeline import CpuBudget, Specimens, select_split, training_batches
 from engine.sampling import Plan
@@ -95,8 +95,7 @@ class CaptionTable:
 def to_device(batch: Batch, device: torch.device) -> Batch:
     """Move the tensors; images stay uint8 until the model normalises them."""
     return {  # type: ignore[return-value]
-        key: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
-        for key, value in batch.items()
+        key: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value for key, value in batch.items()
     }
 
 
@@ -189,7 +188,7 @@ class Session:
         if not math.isfinite(terms["loss/total"].item()):
             raise FloatingPointError(
                 f"loss is {terms['loss/total'].item()} at step {self.step} (rank {dist.rank()}); "
-                f"terms {({k: round(v.item(), 4) for k, v in terms.items()})}; first keys {batch['keys'][:8]}"
+                f"terms { ({k: round(v.item(), 4) for k, v in terms.items()}) }; first keys {batch['keys'][:8]}"
             )
         self.optimizer.zero_grad(set_to_none=True)
         terms["loss/total"].backward()

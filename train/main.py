@@ -1,9 +1,9 @@
 """Train CLIBD, CLIBD-HiR or CLIBD-HiR-Fuse and write the paper's tables: parse, build, run.
 
-    python train/main.py --recipe quickstart
-    python train/main.py --recipe bold --set data.shards=/data/bold --set loss.hierarchy_weight=0
-    python train/main.py --resume bold-20261121-093000-a1b2
-    ray job submit --working-dir . -- python train/main.py --recipe quickstart
+python train/main.py --recipe quickstart
+python train/main.py --recipe bold --set data.shards=/data/bold --set loss.hierarchy_weight=0
+python train/main.py --resume bold-20261121-093000-a1b2
+ray job submit --working-dir . -- python train/main.py --recipe quickstart
 """
 
 import argparse
@@ -20,6 +20,9 @@ sys.path[:] = [str(ROOT)] + [p for p in sys.path if p and Path(p).resolve() not 
 
 from train.config import Config, from_dict, override, to_dict  # noqa: E402
 from train.recipes import RECIPES, make  # noqa: E402
+from train.tracking import tracking_uri  # noqa: E402
+
+log = logging.getLogger(__name__)
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -37,7 +40,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--set", metavar="KEY=VALUE", action="append", default=[], dest="overrides",
         help="change one setting, e.g. loss.hierarchy_weight=0; may be repeated; --dry-run lists every key",
     )  # fmt: skip
-    parser.add_argument("--resume", metavar="NAME", default="", help="go on with the run of this name from its last checkpoint")  # fmt: skip
+    parser.add_argument(
+        "--resume", metavar="NAME", default="", help="go on with the run of this name from its last checkpoint"
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the resolved configuration and stop")
     parser.add_argument("--no-evaluation", action="store_true", help="stop after training")
     return parser.parse_args(arguments)
@@ -52,12 +57,68 @@ def resolve(options: argparse.Namespace) -> Config:
     if options.resume:
         if not (folder / RECORD).is_file():
             there = sorted(path.parent.name for path in Path(config.run.storage).glob(f"*/{RECORD}"))
-            raise ValueError(f"no run {options.resume!r} in {config.run.storage}; runs there: {', '.join(there) or 'none'}")
+            raise ValueError(
+                f"no run {options.resume!r} in {config.run.storage}; runs there: {', '.join(there) or 'none'}"
+            )
         return override(from_dict(json.loads((folder / RECORD).read_text())["config"]), options.overrides)
     if config.run.name and folder.exists():
-        raise ValueError(f"run {config.run.name!r} exists in {config.run.storage}; go on with --resume {config.run.name}")
+        raise ValueError(
+            f"run {config.run.name!r} exists in {config.run.storage}; go on with --resume {config.run.name}"
+        )
     unique = f"{config.recipe}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
     return dataclasses.replace(config, run=dataclasses.replace(config.run, name=config.run.name or unique))
+
+
+def with_simulated(config: Config) -> Config:
+    """Replace `simulated:SEED` in data.shards by a folder of simulated specimens, written here where it is not yet.
+
+    Raises ValueError for a seed that is no number.
+    """
+    from engine.datasets import open_dataset
+    from engine.ingest import IngestOptions, ingest
+    from engine.shards import MANIFEST_NAME
+
+    folders = []
+    for name in config.data.shards:
+        kind, colon, seed = name.partition(":")
+        if kind != "simulated" or not colon:
+            folders.append(str(Path(name).resolve()))  # workers run in another directory
+            continue
+        if not seed.isdigit():
+            raise ValueError(f"data.shards: simulated:SEED takes a whole number, got {name!r}")
+        folder = Path(config.run.storage).resolve() / f"simulated-{seed}"
+        if not (folder / MANIFEST_NAME).is_file():
+            log.info("writing simulated specimens to %s", folder)
+            ingest(open_dataset("simulated", [], seed=int(seed)), folder, IngestOptions(overwrite=True))
+        folders.append(str(folder))
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, shards=tuple(folders)))
+
+
+def run(config: Config, *, evaluate: bool = True) -> Path:
+    """The main job: shards, training, evaluation, everything recorded. Returns the run's folder."""
+    from train import checkpoint
+    from train.evaluation import run_evaluation
+    from train.tracking import open_tracker
+    from train.trainer import start_ray, train
+
+    start_ray()
+    config = with_simulated(config)
+    done = train(config)
+    tracker = open_tracker(config, done.run_id)
+    print(f"\ntrained {config.run.name} in {done.seconds / 60:.1f} min; weights: {done.model}")
+    if evaluate:
+        model = checkpoint.load(done.model).model
+        out = done.folder / "evaluation"
+        found = run_evaluation(model, config, done.taxonomy, config.data.shards, config.eval.split, out)
+        print(f"\n{found.headline(config.eval.scoring)}\n")
+        tracker.metrics(found.metrics, done.steps)
+        for name in found.files:
+            tracker.artifact(out / name, "evaluation")
+        print(f"evaluation: {', '.join(str(out / name) for name in found.files)}")
+    tracker.close("FINISHED")
+    if done.run_id:
+        print(f"experiments: mlflow ui --backend-store-uri {tracking_uri(config)}")
+    return done.folder
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -68,10 +129,8 @@ def main(arguments: list[str] | None = None) -> int:
         config = resolve(options)
         if options.dry_run:
             print(json.dumps(to_dict(config), indent=2))
-            return 0
-        from train.trainer import run_main_job
-
-        run_main_job(config, evaluate=not options.no_evaluation)
+        else:
+            run(config, evaluate=not options.no_evaluation)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

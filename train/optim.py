@@ -7,7 +7,7 @@ from train.config import OptimConfig
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Trainable parameters in two groups: matrices decay; biases, norms and scalars (fewer than 2 dimensions) do not."""
+    """Trainable parameters in two groups: matrices decay; biases, norms and scalars (below 2 dimensions) do not."""
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return [
         {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": weight_decay},

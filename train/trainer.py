@@ -25,7 +25,7 @@ import torch
 from engine.pipeline import CpuBudget, cpu_budget, evaluation_batches, label_columns, load_index, select_split
 from engine.sampling import Plan
 from engine.taxonomy import Taxonomy
-from train import checkpoint, dist, evaluation
+from train import checkpoint, dist, evaluation, progress
 from train.config import Config, from_dict, to_dict
 from train.loop import Meter, Session, phases, timed
 from train.tracking import Tracker, create_run, open_tracker
@@ -33,6 +33,7 @@ from train.tracking import Tracker, create_run, open_tracker
 log = logging.getLogger(__name__)
 
 RECORD = "run.json"  # in the run's folder: its MLflow run and its configuration, for --resume
+SHOWN_RANKS = ("family", "species")  # of the validation, in the line of an epoch
 CPU_PER_WORKER = {False: 0.01, True: 1.0}  # by use_gpu: a CPU worker's own threads share the cores with its data tasks
 
 
@@ -42,8 +43,10 @@ class Run:
 
     folder: Path
     model: Path  # exported checkpoint, without optimizer state
+    taxonomy: Taxonomy
     run_id: str
-    history: list[dict[str, float]]
+    history: list[dict[str, float]]  # one record an epoch
+    steps: int
     seconds: float
 
 
@@ -56,6 +59,7 @@ class Job:
     run_id: str
     budget: CpuBudget | None
     threads: int
+    board: Any  # actor handle of train.progress
 
     def open(self) -> tuple[Config, Taxonomy, pa.Table]:
         """Configuration, taxonomy and index as objects."""
@@ -91,10 +95,9 @@ def train_loop(task: dict[str, Any]) -> None:
     """One Ray Train worker, from the last checkpoint (if any) to the end of the run; `task` holds a Job's fields."""
     import ray.train
     import ray.train.torch
-    from ray.experimental import tqdm_ray
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     job = Job(**task)
+    progress.log_to(job.board, dist.rank())
     config, taxonomy, index = job.open()
     torch.set_num_threads(job.threads)
     session = Session(config, index, taxonomy, ray.train.torch.get_device())
@@ -105,27 +108,24 @@ def train_loop(task: dict[str, Any]) -> None:
         log.info("resumed at step %d of %d", session.step, session.total_steps)
     rank0 = dist.rank() == 0
     tracker = open_tracker(config, job.run_id if rank0 else "")
-    bar = tqdm_ray.tqdm(desc="training", total=session.total_steps, position=0) if rank0 else None
-    if bar:
-        bar.update(session.step)
     every = session.plan.steps_per_epoch
-    interval, epoch_meter = Meter(), Meter()
+    interval, epoch_meter, beside = Meter(), Meter(), ""
     for batch, wait in timed(session.batches(job.budget)):
         started = time.perf_counter()
         terms = session.train_step(batch)
         busy = time.perf_counter() - started
         for meter in (interval, epoch_meter):
             meter.add(terms, int(batch["valid"].sum()), wait, busy)
-        if bar:
-            bar.update(1)
         if session.step % config.run.log_every == 0:
-            tracker.metrics(interval.summary() | {"optim/lr": session.schedule.get_last_lr()[0]}, session.step)
+            summary = interval.summary()
+            tracker.metrics(summary | {"optim/lr": session.schedule.get_last_lr()[0]}, session.step)
+            beside = f"loss {summary['loss/total']:.3f}, {summary['perf/samples_per_s']:.0f} specimens/s"
             interval = Meter()
+        if rank0:
+            job.board.set.remote(session.step, beside)
         if session.step % every == 0:
             _end_epoch(session, index, epoch_meter, tracker)
             epoch_meter = Meter()
-    if bar:
-        bar.close()
     tracker.close()
 
 
@@ -140,15 +140,18 @@ def _end_epoch(session: Session, index: pa.Table, meter: Meter, tracker: Tracker
     metrics["data/left_out"] = float(session.plan.num_left_out)
     tracker.metrics({key: value for key, value in metrics.items() if key not in ("step",)}, session.step)
     if dist.rank() == 0:
-        shown = {k: round(v, 4) for k, v in metrics.items() if k in ("loss/total", "perf/samples_per_s")}
-        shown |= {k: round(100 * v, 1) for k, v in metrics.items() if k.startswith("val/")}
-        log.info("epoch %d/%d %s", epoch, run.epochs, shown)
+        tops = [(k.split("/"), v) for k, v in metrics.items() if k.startswith("val/") and k.endswith("/top1")]
+        accuracies = [f"{query} {rank} {100 * v:.1f}" for (_, query, _, rank, _), v in tops if rank in SHOWN_RANKS]
+        text = f"; val top-1 %: {', '.join(accuracies)}" if accuracies else ""
+        log.info("epoch %d/%d: loss %.3f%s", epoch, run.epochs, metrics["loss/total"], text)
     session.history.append(metrics)
     _report(session, metrics, keep=last or epoch % run.checkpoint_every == 0)
 
 
-def prepare(config: Config) -> tuple[Taxonomy, pa.Table]:
+def prepare(config: Config) -> tuple[Taxonomy, int]:
     """Everything that can be refused before anything starts: shards, splits, batch, lanes, phases.
+
+    Returns the taxonomy and the number of steps of the run.
 
     The taxonomy is built from the train split alone: what a model can name is what it was shown.
     """
@@ -163,14 +166,14 @@ def prepare(config: Config) -> tuple[Taxonomy, pa.Table]:
         labels=taxonomy.encode(label_columns(train)), seed=config.run.seed, lanes=config.data.lanes,
         global_batch_size=config.run.global_batch_size, window=config.data.window, partners=config.data.partners,
     )  # fmt: skip
-    phases(config, plan.steps_per_epoch)
+    total_steps = phases(config, plan.steps_per_epoch)[-1].last
     if config.data.lanes % max(1, config.run.num_workers):
         plan.worker_order(0, 0, config.run.num_workers)  # raises with the allowed numbers
     log.info(
         "%d training specimens, taxa per rank %s, %d steps an epoch, %d specimens left to the next epoch",
         len(train), [len(names) for names in taxonomy.names], plan.steps_per_epoch, plan.num_left_out,
     )  # fmt: skip
-    return taxonomy, index
+    return taxonomy, total_steps
 
 
 def _threads(config: Config) -> int:
@@ -178,7 +181,7 @@ def _threads(config: Config) -> int:
     return config.run.threads or max(1, cores // max(1, config.run.num_workers))
 
 
-def _fit(job: Job, config: Config) -> Path:
+def _fit(job: Job, config: Config, total_steps: int) -> Path:
     """Run TorchTrainer to the end; returns the last checkpoint's folder."""
     import ray.train
     from ray.train import CheckpointConfig, FailureConfig, ScalingConfig
@@ -187,7 +190,7 @@ def _fit(job: Job, config: Config) -> Path:
     run = config.run
     trainer = TorchTrainer(
         train_loop,
-        train_loop_config=dataclasses.asdict(job) | {"budget": job.budget},
+        train_loop_config={field.name: getattr(job, field.name) for field in dataclasses.fields(job)},
         scaling_config=ScalingConfig(
             num_workers=run.num_workers,
             use_gpu=run.use_gpu,
@@ -200,7 +203,8 @@ def _fit(job: Job, config: Config) -> Path:
             checkpoint_config=CheckpointConfig(num_to_keep=run.keep_checkpoints),
         ),
     )
-    return Path(trainer.fit().checkpoint.path)
+    with progress.shown(job.board, total_steps):
+        return Path(trainer.fit().checkpoint.path)
 
 
 def start_ray() -> None:
@@ -208,7 +212,7 @@ def start_ray() -> None:
     import ray
 
     if not ray.is_initialized():
-        ray.init(log_to_driver=True, logging_level=logging.WARNING)
+        ray.init(log_to_driver=False, logging_level=logging.WARNING)
 
 
 def export(source: Path, target: Path) -> Path:
@@ -224,7 +228,7 @@ def train(config: Config) -> Run:
     """
     import ray
 
-    taxonomy, _ = prepare(config)
+    taxonomy, total_steps = prepare(config)
     start_ray()
     run = config.run
     budget = cpu_budget(ray.cluster_resources(), run.num_workers, CPU_PER_WORKER[run.use_gpu])
@@ -237,10 +241,12 @@ def train(config: Config) -> Run:
         record.write_text(json.dumps({"run_id": run_id, "config": to_dict(config)}, indent=1))
     started = time.perf_counter()
     try:
-        last = _fit(Job(to_dict(config), taxonomy.to_json(), run_id, budget, _threads(config)), config)
+        job = Job(to_dict(config), taxonomy.to_json(), run_id, budget, _threads(config), progress.new_board())
+        last = _fit(job, config, total_steps)
     except BaseException:
         open_tracker(config, run_id).close("FAILED")
         raise
     seconds = time.perf_counter() - started
-    history = checkpoint.load_training_state(last)["history"]
-    return Run(folder, export(last, folder / "model"), run_id, history, seconds)
+    state = checkpoint.load_training_state(last)
+    model = export(last, folder / "model")
+    return Run(folder, model, taxonomy, run_id, state["history"], state["step"], seconds)

@@ -1,0 +1,162 @@
+"""From shards to batches: the same with and without Ray, in any batch, with damaged members named and masked."""
+
+import dataclasses
+import logging
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow.compute as pc
+import pytest
+import torch
+
+from engine.collate import Batch
+from engine.config import DataConfig
+from engine.pipeline import (
+    CpuBudget,
+    Prepare,
+    Specimens,
+    cpu_budget,
+    evaluation_batches,
+    label_columns,
+    load_index,
+    select_split,
+    training_batches,
+)
+from engine.sampling import Plan
+from engine.taxonomy import Taxonomy
+
+BUDGET = CpuBudget(execution_cpus=2.0, task_cpus=1.0, object_store_bytes=1e8)
+
+
+@pytest.fixture(scope="module")
+def data(simulated_shards: Path) -> DataConfig:
+    return DataConfig(shards=(str(simulated_shards),), image_size=32, rows_per_task=64)
+
+
+def opened(data: DataConfig) -> tuple[Specimens, Plan, Taxonomy]:
+    train = select_split(load_index(data.shards), "train")
+    taxonomy = Taxonomy.build(label_columns(train))
+    specimens = Specimens.from_index(train, taxonomy)
+    plan = Plan(labels=specimens.labels, seed=3, global_batch_size=32, window=128)
+    return specimens, plan, taxonomy
+
+
+def same(a: Batch, b: Batch) -> bool:
+    return all(
+        torch.equal(a[key], b[key]) if isinstance(a[key], torch.Tensor) else a[key] == b[key]  # type: ignore[literal-required]
+        for key in a
+    ) and set(a) == set(b)
+
+
+def test_ray_gives_the_planned_batches_in_order(data: DataConfig, ray_session: None) -> None:
+    specimens, plan, _ = opened(data)
+    steps = (plan.steps_per_epoch - 3, plan.steps_per_epoch + 4)  # across an epoch's end
+    here = list(training_batches(specimens, plan, data, steps, (0, 1), None))
+    through_ray = list(training_batches(specimens, plan, data, steps, (0, 1), BUDGET))
+    assert len(here) == len(through_ray) == 7
+    assert all(same(a, b) for a, b in zip(here, through_ray, strict=True))
+
+
+@pytest.mark.parametrize("workers", [2, 4])
+def test_the_global_batch_does_not_depend_on_the_workers(data: DataConfig, workers: int) -> None:
+    specimens, plan, _ = opened(data)
+    (whole,) = training_batches(specimens, plan, data, (5, 6), (0, 1), None)
+    parts = [next(training_batches(specimens, plan, data, (5, 6), (r, workers), None)) for r in range(workers)]
+    assert [key for part in parts for key in part["keys"]] == whole["keys"]
+    for name in ("image", "image_view2", "dna_tokens", "labels", "caption"):
+        assert torch.equal(torch.cat([part[name] for part in parts]), whole[name])  # type: ignore[literal-required]
+
+
+def test_a_later_start_continues_the_same_stream(data: DataConfig) -> None:
+    specimens, plan, _ = opened(data)
+    whole = list(training_batches(specimens, plan, data, (0, 6), (0, 1), None))
+    rest = list(training_batches(specimens, plan, data, (4, 6), (0, 1), None))
+    assert all(same(a, b) for a, b in zip(whole[4:], rest, strict=True))
+
+
+def test_views_differ_and_change_with_the_epoch(data: DataConfig) -> None:
+    specimens, plan, _ = opened(data)
+    prepare = Prepare(specimens, data, plan.seed, training=True)
+    rows = np.flatnonzero(specimens.image_size > 0)[:4]
+    first, again, later = prepare(rows, 0), prepare(rows[::-1].copy(), 0), prepare(rows, 1)
+    assert first["image"].dtype == np.uint8
+    assert first["image"].shape == (4, 32, 32, 3)
+    assert not np.array_equal(first["image"], first["image_view2"])
+    assert not np.array_equal(first["image"], later["image"])
+    assert np.array_equal(first["image"], again["image"][::-1])
+
+
+def test_evaluation_visits_everyone_once_and_pads(data: DataConfig) -> None:
+    index = select_split(load_index(data.shards), "test")
+    _, _, taxonomy = opened(data)
+    batches = list(evaluation_batches(index, taxonomy, data, 50))
+    assert {len(batch["keys"]) for batch in batches} == {50}
+    keys = [key for batch in batches for key, ok in zip(batch["keys"], batch["valid"], strict=True) if ok]
+    assert keys == index["key"].to_pylist()
+    last = batches[-1]
+    assert not last["valid"][len(index) % 50 or 50 :].any()
+    assert (last["labels"][~last["valid"]] == -1).all()
+    assert (last["dna_mask"] == (last["dna_tokens"] != 0)).all()
+    assert not torch.equal(last["image"], last["image_noisy"])
+    assert not torch.equal(last["dna_tokens"], last["dna_tokens_noisy"])
+
+
+def test_damaged_members_are_named_and_masked(
+    data: DataConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A broken photo costs the photo, a broken barcode too costs the row; the batch keeps its shape."""
+    shutil.copytree(data.shards[0], tmp_path / "shards")
+    data = dataclasses.replace(data, shards=(str(tmp_path / "shards"),))
+    index = select_split(load_index(data.shards), "test")
+    whole = index.filter(pc.and_(pc.greater(index["image_size"], 0), pc.greater(index["dna_size"], 0)))
+    for row, members in ((whole.slice(0, 1), ("image",)), (whole.slice(1, 1), ("image", "dna"))):
+        row = row.to_pylist()[0]
+        with open(Path(row["folder"]) / row["shard"], "r+b") as file:
+            for member in members:
+                file.seek(row[f"{member}_offset"])
+                file.write(b"!" * row[f"{member}_size"])
+    _, _, taxonomy = opened(data)
+    with caplog.at_level(logging.WARNING):
+        batches = list(evaluation_batches(whole, taxonomy, data, 16))
+    assert batches[0]["has_image"][:3].tolist() == [False, False, True]
+    assert batches[0]["has_dna"][:3].tolist() == [True, False, True]
+    assert batches[0]["valid"][:3].tolist() == [True, False, True]
+    for key in whole["key"].to_pylist()[:2]:
+        assert key in caplog.text
+
+
+def test_specimens_without_photos_send_no_pixels(data: DataConfig) -> None:
+    index = load_index(data.shards)
+    rows = index.filter(pc.equal(index["image_size"], 0))
+    _, _, taxonomy = opened(data)
+    (batch, *_) = evaluation_batches(rows, taxonomy, data, 4)
+    assert batch["image"].numel() == 0
+    assert not batch["has_image"].any()
+
+
+def test_cpu_budget_shares_what_is_left() -> None:
+    cluster = {"CPU": 2.0, "object_store_memory": 8e8}
+    one, four = cpu_budget(cluster, 1, 0.01), cpu_budget(cluster, 4, 0.01)
+    assert one.task_cpus == 1.0
+    assert one.execution_cpus == pytest.approx(1.99)
+    assert four.execution_cpus == four.task_cpus == pytest.approx(0.49)
+    assert 4 * four.object_store_bytes == one.object_store_bytes
+
+
+def test_cpu_budget_refuses_a_silent_deadlock() -> None:
+    with pytest.raises(ValueError, match=r"cluster has 2 CPUs, 2 train workers reserve 1 each, so 0.00 CPU"):
+        cpu_budget({"CPU": 2.0}, 2, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("shards", "message"), [((), "data.shards is empty"), (("/nowhere",), "/nowhere")], ids=["none", "missing"]
+)
+def test_missing_shards(shards: tuple[str, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_index(shards)
+
+
+def test_unknown_split_names_those_there(data: DataConfig) -> None:
+    with pytest.raises(ValueError, match="no specimen of split 'pretrain' .*: test, train, val"):
+        select_split(load_index(data.shards), "pretrain")

@@ -1,0 +1,93 @@
+"""What the driver shows while workers train: one progress bar, and the few lines that workers have to say.
+
+Ray forwards every line of every process to the driver; a user waits for a bar and for warnings. So Ray's forwarding is
+off, and workers tell a small actor instead, which the driver reads twice a second.
+"""
+
+import logging
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from tqdm import tqdm
+
+POLL_SECONDS = 0.5
+
+
+class Board:
+    """The actor's state: the step, what stands beside the bar, and lines not yet shown."""
+
+    def __init__(self) -> None:
+        self._step, self._beside = 0, ""
+        self._lines: list[str] = []
+
+    def set(self, step: int, beside: str = "") -> None:
+        """Move the bar; an empty `beside` leaves what stands there."""
+        self._step, self._beside = step, beside or self._beside
+
+    def say(self, line: str) -> None:
+        """Show a line above the bar."""
+        self._lines.append(line)
+
+    def read(self) -> tuple[int, str, list[str]]:
+        """(step, what stands beside the bar, lines since the last call)."""
+        lines, self._lines = self._lines, []
+        return self._step, self._beside, lines
+
+
+def new_board() -> Any:
+    """A handle to a Board that takes no CPU; hand it to the workers."""
+    import ray
+
+    return ray.remote(num_cpus=0)(Board).remote()
+
+
+class _BoardHandler(logging.Handler):
+    def __init__(self, board: Any) -> None:
+        super().__init__(logging.INFO)
+        self._board = board
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._board.say.remote(self.format(record))
+
+
+def log_to(board: Any, rank: int) -> None:
+    """Send this worker's log to the board: rank 0 speaks, the others only warn."""
+    for package in ("engine", "train"):
+        logger = logging.getLogger(package)
+        logger.setLevel(logging.INFO if rank == 0 else logging.WARNING)
+        logger.handlers, logger.propagate = [_BoardHandler(board)], False
+
+
+@contextmanager
+def shown(board: Any, total: int) -> Iterator[None]:
+    """Show the board while the block runs."""
+    done = threading.Event()
+    bar = tqdm(
+        total=total, desc="training", unit="step", file=sys.stderr, mininterval=1.0 if sys.stderr.isatty() else 20
+    )
+
+    def refresh() -> None:
+        import ray
+
+        step, beside, lines = ray.get(board.read.remote())
+        for line in lines:
+            bar.write(line, file=sys.stderr)
+        bar.set_postfix_str(beside, refresh=False)
+        bar.update(step - bar.n)  # a resumed run jumps ahead, a restarted one goes back
+
+    def watch() -> None:
+        while not done.wait(POLL_SECONDS):
+            refresh()
+
+    thread = threading.Thread(target=watch, name="progress", daemon=True)
+    thread.start()
+    try:
+        yield
+        refresh()
+    finally:
+        done.set()
+        thread.join(timeout=10)
+        bar.close()
