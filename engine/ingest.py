@@ -250,7 +250,10 @@ def _check_folder(out: Path, overwrite: bool) -> None:
 
 def _clear_folder(out: Path) -> None:
     """Make the folder and remove what an earlier ingest wrote there, manifest first; other files stay."""
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--out: got {out}, which cannot be made ({error.strerror}); allowed: a new folder") from None
     shards = out.glob("[0-9][0-9][0-9][0-9][0-9][0-9].tar")
     for path in (out / MANIFEST_NAME, out / INDEX_NAME, out / REPORT_NAME, *shards):
         path.unlink(missing_ok=True)

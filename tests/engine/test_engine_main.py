@@ -72,6 +72,10 @@ def test_ingest_inspect_verify(table: Path, tmp_path: Path, capsys: pytest.Captu
         (["ingest", "table", "{tmp}/specimens.csv", "--out", "{tmp}/o", "--split-fractions", "1"], "got '1', allowed"),
         (["ingest", "table", "{tmp}/specimens.csv", "--out", "{tmp}/o", "--split-fractions", "1,1,1"], "sum to 1"),
         (["ingest", "simulated", "--out", "{tmp}/o", "--num-specimens", "x"], "--num-specimens: got 'x', allowed: N"),
+        (
+            ["ingest", "table", "{tmp}/specimens.csv", "--out", "/proc/none/o"],
+            "--out: got /proc/none/o, which cannot be made",
+        ),
         (["inspect", "{tmp}"], "it has no manifest.json"),
         (["verify", "{tmp}/none"], "it has no manifest.json"),
     ],
