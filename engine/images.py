@@ -71,8 +71,8 @@ def training_view(image: np.ndarray, size: int, rng: np.random.Generator, augmen
 
     Crop: its share of the area is uniform in [min_area, 1], its width/height log-uniform in [1/max_aspect,
     max_aspect], both as far as the photo's own shape allows, its place uniform; resized to a square, averaging areas
-    where it shrinks by more than 1.2. Rotation: about the crop's centre by an angle uniform in +-rotate_degrees;
-    corners show the photo around the crop, mirrored beyond its border.
+    where it shrinks by more than 1.2. Rotation: clockwise about the crop's centre by an angle uniform in
+    +-rotate_degrees; corners show the photo around the crop, mirrored beyond its border.
 
     Colours, for a pixel p = (R, G, B) in 0..255, factors b, c, s uniform in [1 - x, 1 + x] of brightness, contrast,
     saturation x, and an angle h uniform in +-hue turns:

@@ -128,20 +128,16 @@ class _Letters:
 
     def windows(self, width: int) -> np.ndarray:
         """Codes of all windows of `width` <= 32 letters: uint64 [T - width + 1], those across sequences included."""
-        power, span = _BITS[self.letters].astype(np.uint64), 1
-        result, done = None, 0
-        while True:
+        count = max(0, len(self.letters) - width + 1)
+        result = np.zeros(count, dtype=np.uint64)
+        power, span, done = _BITS[self.letters].astype(np.uint64), 1, 0  # power: windows of span = 1, 2, 4 .. letters
+        while count and done < width:
             if width & span:
-                count = len(self.letters) - done - span + 1
-                if count < 1:
-                    return np.zeros(0, dtype=np.uint64)
-                ahead = power[done : done + count]
-                result = ahead if result is None else result[:count] << np.uint64(2 * span) | ahead
+                result = result << np.uint64(2 * span) | power[done : done + count]
                 done += span
-            if done == width:
-                return result
             power = power[:-span] << np.uint64(2 * span) | power[span:]
             span *= 2
+        return result
 
     def hashes(self, start: np.ndarray, length: np.ndarray) -> np.ndarray:
         """Hash of each stretch, the same wherever it stands: uint64, modulo 2**64."""

@@ -96,7 +96,7 @@ def test_a_barcode_is_turned_to_its_coding_strand(shift: int) -> None:
 
 
 def test_stop_codons_weigh_most() -> None:
-    assert np.flatnonzero(CODON_SCORES == CODON_SCORES.min()).tolist() == [16 * 3, 16 * 3 + 2]  # TAA, TAG
+    assert np.argsort(CODON_SCORES, stable=True)[:2].tolist() == [16 * 3, 16 * 3 + 2]  # TAA, TAG
 
 
 @pytest.mark.parametrize("sequence", ["", "A", "AC", "N", "NNNNNN", "ACGT", "GAATTC"])

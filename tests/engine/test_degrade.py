@@ -119,7 +119,7 @@ def test_paper_preset_on_a_whole_barcode() -> None:
     sequence = LONG[:658]
     results = [degrade_barcode(sequence, rng(seed)) for seed in range(300)]
     assert np.mean([len(result) for result in results]) == pytest.approx(658 - 65, abs=1)
-    longest = [max(map(len, re.findall("N+", result))) for result in results]
+    longest = [max(map(len, re.findall("N*", result))) for result in results]
     assert np.median(longest) == int(0.05 * 658)
     assert dataclasses.astuple(PAPER) == (0.01, 0.003, 0.002, 0.002, 0.05, 0.10)
     assert degrade_barcode(sequence, rng(1), 2.0) != degrade_barcode(sequence, rng(1), 1.0)
