@@ -44,7 +44,7 @@ def contact_sheet(source: SimulatedSource, columns: int, tile: int, nuisance: fl
     gap = np.full((half * len(strips[0]), 8, 3), 255, np.uint8)
     sheet = np.hstack([np.vstack(strips[:half]), gap, np.vstack(strips[half:])])
     firsts = [int(np.flatnonzero(family_order == order)[-1]) for order in range(len(names[0]))]
-    photos = [photo for family in firsts for photo in _family_photos(source, family, 2, nuisance=1.0)]
+    photos = [photo for family in firsts for photo in _family_photos(source, family, 1, nuisance=1.0)]
     row = _strip(photos[: sheet.shape[1] // tile], "as the training sees them, with light, pose, blur and noise", tile)
     return np.vstack([sheet, np.pad(row, ((0, 0), (0, sheet.shape[1] - row.shape[1]), (0, 0)), constant_values=255)])
 
