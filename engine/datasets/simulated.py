@@ -26,7 +26,6 @@ _COUNTRIES = (
     "Argentina",
     "Thailand",
     "Malaysia",
-    "Egypt",
     "Peru",
 )
 # Share of training specimens named at least to the rank, as BIOSCAN's labels are.
@@ -53,7 +52,8 @@ class SimulatedSource:
 
     def load_image(self, ref: str) -> bytes:
         """JPEG of 128 x 128 pixels of the reference "order/family/genus/species/specimen" that `table` gives."""
-        return simulated_photos.photo_jpeg(self.seed, *(int(part) for part in ref.split("/")))
+        order, family, genus, species, specimen = (int(part) for part in ref.split("/"))
+        return simulated_photos.photo_jpeg(self.seed, (order, family, genus, species), specimen)
 
     def tree(self) -> Tree:
         return build_tree(self.seed, self.num_species)
@@ -92,8 +92,10 @@ class SimulatedSource:
         return self._barcodes(self.tree(), *self._specimens())[0]
 
     def _specimens(self) -> tuple[np.ndarray, list[str]]:
-        """(species int64 [N], split of each), shuffled. Counts are long-tailed; val and test take about 8% and 16% of
-        each species."""
+        """Return (species int64 [N], split of each), shuffled.
+
+        Counts are long-tailed; val and test take about 8% and 16% of each species.
+        """
         tree = self.tree()
         rng = rng_for(self.seed, 0, "", "simulated/counts")
         weights = rng.lognormal(0.0, 0.9, self.num_species)

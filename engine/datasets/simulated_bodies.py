@@ -40,12 +40,11 @@ class Stroke:
 
 @dataclass(frozen=True, kw_only=True)
 class Body:
-    """Strokes below everything, then parts in the order they are painted, then strokes on top."""
+    """Strokes below everything, then parts in the order they are painted; veins go on top of the wings."""
 
     under: list[Stroke]
     parts: list[Part]
     veins: list[Stroke]
-    over: list[Stroke]
 
 
 def build(order: str, antenna: int, measures: Mapping[str, float], rng: np.random.Generator) -> Body:
@@ -62,10 +61,9 @@ def build(order: str, antenna: int, measures: Mapping[str, float], rng: np.rando
         "thorax", -m["thorax_length"] * 0.5, m["thorax_length"], m["thorax_width"], (m["thorax_front"], 0.35)
     )
     abdomen: list[Part] = []
-    over: list[Stroke] = []
     if m["elytra_length"] > 0:
         abdomen = _elytra(order, m, tail_y, rng)
-        parts = []
+        parts, veins = [], []
     else:
         start = tail_y - 0.06
         if m["waist"] > 0.02:
@@ -87,11 +85,9 @@ def build(order: str, antenna: int, measures: Mapping[str, float], rng: np.rando
         ]
     if m["hair"] > 0.1:
         under += _hair(m, [thorax, *abdomen], rng)
-    if order == "Lepidoptera":
-        return Body(under=under, parts=[*parts, *abdomen, thorax, *head], veins=veins, over=over)
-    if order in ("Diptera", "Hymenoptera", "Neuroptera"):  # wings lie over the abdomen, their veins show
-        return Body(under=under, parts=[*abdomen, *parts, thorax, *head], veins=veins, over=over)
-    return Body(under=under, parts=[*parts, *abdomen, thorax, *head], veins=veins, over=over)
+    if order in ("Diptera", "Hymenoptera", "Neuroptera"):  # their wings lie over the abdomen
+        return Body(under=under, parts=[*abdomen, *parts, thorax, *head], veins=veins)
+    return Body(under=under, parts=[*parts, *abdomen, thorax, *head], veins=veins)
 
 
 def _profile(front: float, tip: float, count: int = 15) -> tuple[np.ndarray, np.ndarray]:

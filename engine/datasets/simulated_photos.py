@@ -18,6 +18,7 @@ from engine.datasets.simulated_bodies import Body, Part, Stroke
 from engine.datasets.simulated_measures import ORDERS, family_measures
 from engine.schema import rng_for
 
+Taxon = tuple[int, int, int, int]  # order in ORDERS, number of the family in its order, of the genus, of the species
 SIDE = 128  # pixels
 _SHIFT = 4  # fractional bits of cv2's coordinates
 # Black, browns, ochre, yellow, orange, red, green, steel, petrol, grey, cream: every species draws from these.
@@ -51,22 +52,20 @@ class Look:
     gloss: float
 
 
-def photo_jpeg(seed: int, order: int, family: int, genus: int, species: int, specimen: int) -> bytes:
-    """JPEG of one photo. Numbers count from 0: order in ORDERS, family in its order, ..., specimen in the source."""
-    image = draw(seed, order, family, genus, species, specimen)
+def photo_jpeg(seed: int, taxon: Taxon, specimen: int) -> bytes:
+    """JPEG of one photo; `specimen` is its number in the source."""
+    image = draw(seed, taxon, specimen)
     quality = int(rng_for(seed, 0, str(specimen), "simulated/jpeg").integers(84, 95))
     return simplejpeg.encode_jpeg(image, quality=quality, colorspace="RGB", colorsubsampling="420")
 
 
-def draw(
-    seed: int, order: int, family: int, genus: int, species: int, specimen: int, nuisance: float = 1.0
-) -> np.ndarray:
+def draw(seed: int, taxon: Taxon, specimen: int, nuisance: float = 1.0) -> np.ndarray:
     """Paint one photo, uint8 [128, 128, 3] RGB. `nuisance` scales pose, light, blur and noise; 0 = a museum plate."""
     rng = rng_for(seed, 0, str(specimen), "simulated/photo")
-    name = ORDERS[order]
-    antenna, measures = _family(seed, name, family)
+    name = ORDERS[taxon[0]]
+    antenna, measures = _family(seed, name, taxon[1])
     body = simulated_bodies.build(name, antenna, measures, rng)
-    look = _individual(species_look(seed, order, family, genus, species), rng, nuisance)
+    look = _individual(species_look(seed, taxon), rng, nuisance)
     canvas = _background(rng, nuisance)
     place = _pose(body, rng, nuisance)
     _shadow(canvas, body.parts, place, rng)
@@ -86,8 +85,9 @@ def _family(seed: int, order: str, family: int) -> tuple[int, dict[str, float]]:
 
 
 @lru_cache(maxsize=65536)
-def species_look(seed: int, order: int, family: int, genus: int, species: int) -> Look:
+def species_look(seed: int, taxon: Taxon) -> Look:
     """The genus gives the patterns, different inside a family; the species the colours, different inside a genus."""
+    order, family, genus, species = taxon
     rng = rng_for(seed, 0, f"{order}/{family}/{genus}", "simulated/genus")
     start = int(rng_for(seed, 0, f"{order}/{family}", "simulated/family").integers(9))
     pattern = _BODY_PATTERNS[(start + 2 * genus) % len(_BODY_PATTERNS)]
@@ -118,12 +118,19 @@ def species_look(seed: int, order: int, family: int, genus: int, species: int) -
 
 def _individual(look: Look, rng: np.random.Generator, nuisance: float) -> Look:
     """One animal of the species: paler or darker, its marks a little wider or narrower, sometimes faded."""
-    shades = np.exp(nuisance * rng.normal(0.0, 0.14, 6))
-    faded = nuisance * max(0.0, float(rng.normal(-0.1, 0.25)))
-    names = ("body", "mark", "wing", "wing_mark", "leg", "eye")
-    colours = {name: getattr(look, name) * np.float32(shade) for name, shade in zip(names, shades, strict=True)}
-    colours["mark"] = colours["mark"] + np.float32(faded) * (colours["body"] - colours["mark"])
-    return replace(look, cover=look.cover * float(np.exp(nuisance * rng.normal(0.0, 0.15))), **colours)
+    shades = np.exp(nuisance * rng.normal(0.0, 0.14, 6)).astype(np.float32)
+    faded = np.float32(nuisance * max(0.0, float(rng.normal(-0.1, 0.25))))
+    body, mark = look.body * shades[0], look.mark * shades[1]
+    return replace(
+        look,
+        body=body,
+        mark=mark + faded * (body - mark),
+        wing=look.wing * shades[2],
+        wing_mark=look.wing_mark * shades[3],
+        leg=look.leg * shades[4],
+        eye=look.eye * shades[5],
+        cover=look.cover * float(np.exp(nuisance * rng.normal(0.0, 0.15))),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

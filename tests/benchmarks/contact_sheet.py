@@ -27,7 +27,7 @@ def _family_photos(source: SimulatedSource, family: int, columns: int, nuisance:
     species = [s for s in range(source.num_species) if tree.lineage(s)[1] == family]
     numbers = range(10_000_000 + 100 * family, 10_000_000 + 100 * family + columns)  # no specimens of the table
     return [
-        simulated_photos.draw(source.seed, *tree.position(species[column % len(species)]), number, nuisance)
+        simulated_photos.draw(source.seed, tree.position(species[column % len(species)]), number, nuisance)
         for column, number in enumerate(numbers)
     ]
 

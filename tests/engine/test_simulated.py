@@ -118,7 +118,7 @@ def test_photos_decode(source: SimulatedSource, table: pa.Table):
 
 
 def test_every_order_draws_a_different_body():
-    plates = [simulated_photos.draw(0, order, 0, 0, 0, specimen=1, nuisance=0.0) for order in range(8)]
+    plates = [simulated_photos.draw(0, (order, 0, 0, 0), specimen=1, nuisance=0.0) for order in range(8)]
     assert len({plate.tobytes() for plate in plates}) == 8
 
 
