@@ -3,7 +3,8 @@
 A barcode inside another is the same evidence in a shorter read. Pairs are found without comparing all of them: the
 first 32 nucleotides of every pattern are an anchor, packed into 64 bits; the texts' windows of 32 are looked up among
 the anchors, each hit is extended to the lengths that patterns with this anchor have, a rolling hash of that stretch is
-looked up among the patterns' hashes, and what is found is verified letter by letter.
+looked up among the patterns' hashes, and what is found is verified letter by letter. On one core of an AMD EPYC, groups
+of 33,100 barcodes take 1 s, of 1,073,148 (653,725 different ones) 20-28 s and 400 MB beyond the strings.
 
 N is a plain letter here: "ANT" contains "NT" but not "CT". A barcode with N that would match with another letter in its
 place is not recognised; `barcodes.clean` has taken N off the ends.

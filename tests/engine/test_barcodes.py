@@ -54,7 +54,7 @@ def test_clean_by_hand(raw: str, expected: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("raw", "letters"), [("ACXGTZ", "'XZ'"), ("AC!GT", "'!'"), ("ACÄGT", "'Ä'"), ("AC\0", r"'\x00'")]
+    ("raw", "letters"), [("ACXGTZ", "'XZ'"), ("AC!GT", "'!'"), ("ACÄGTſ", "'Äſ'"), ("AC\0", r"'\x00'")]
 )
 def test_letters_that_are_no_nucleotides_are_named(raw: str, letters: str) -> None:
     with pytest.raises(ValueError, match="that are no nucleotides, allowed: ACGTU") as caught:

@@ -207,6 +207,16 @@ def test_training_view_is_deterministic_in_shape_and_content(
     assert np.array_equal(first, images.training_view(image, size, np.random.default_rng(seed), augment))
 
 
+@pytest.mark.parametrize(("height", "width"), [(32, 200), (200, 20), (70, 40), (38, 60), (64, 64), (33, 37), (10, 12)])
+def test_resizing_any_shape_averages_what_shrinks(height: int, width: int) -> None:
+    """Noise keeps its mean, and loses variance in proportion to the area that one pixel of the view stands for."""
+    noise = np.random.default_rng(0).integers(0, 256, (height, width, 3)).astype(np.uint8)
+    view = images._resize(noise, 32)
+    assert view.mean() == pytest.approx(noise.mean(), abs=6)
+    area = max(1, height / 32) * max(1, width / 32)
+    assert view.std() <= 1.25 * noise.std() / np.sqrt(area)
+
+
 def test_nothing_random_is_the_evaluation_view() -> None:
     image = smooth(70, 70)
     assert np.array_equal(
