@@ -3,6 +3,8 @@
 Shapes: U unique captions, T context, L longest caption of the call, D embedding.
 """
 
+from functools import lru_cache
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -13,42 +15,25 @@ from torch import Tensor, nn
 
 from train.models.open_clip_source import Source
 
-FULL_VOCABULARY = 49408
-BYTES = 512  # open_clip's BPE starts with 256 bytes, alone and at the end of a word; then merges; then start and end
+HASHED_WORDS = "hashed_words"  # text_cfg.tokenizer_mode of our own configurations
 
 
 class CaptionTokenizer:
     """list of captions -> int64 [U, T], padded with 0; longer captions are cut, their end token kept.
 
-    A `vocab_size` below open_clip's own keeps the first merges only: the same BPE with shorter pieces. Latin names are
-    cut into pieces anyway, and an embedding of 4,096 rows instead of 49,408 is 12 times less for the optimizer.
+    The model's own tokenizer: open_clip's BPE, or a Hugging Face one whose files are at hand, or `HashedWords`.
     """
 
     def __init__(self, source: Source) -> None:
         text_cfg = source.model_cfg["text_cfg"]
         self.context = int(text_cfg.get("context_length", 77))
-        vocabulary = int(text_cfg.get("vocab_size", FULL_VOCABULARY))
-        if text_cfg.get("hf_tokenizer_name"):
-            self._tokenize = self._hugging_face(source)
-        elif vocabulary < FULL_VOCABULARY:
-            self._tokenize = _first_merges(vocabulary, self.context)
+        self._tokenize: HashedWords | HFTokenizer | SimpleTokenizer
+        if text_cfg.get("tokenizer_mode") == HASHED_WORDS:
+            self._tokenize = HashedWords(int(text_cfg["vocab_size"]), self.context)
+        elif text_cfg.get("hf_tokenizer_name"):
+            self._tokenize = _hugging_face(source, self.context)
         else:
             self._tokenize = SimpleTokenizer(context_length=self.context, **text_cfg.get("tokenizer_kwargs", {}))
-
-    def _hugging_face(self, source: Source) -> HFTokenizer:
-        text_cfg = source.model_cfg["text_cfg"]
-        place = source.folder if source.folder and Path(source.folder).is_dir() else text_cfg["hf_tokenizer_name"]
-        options = text_cfg.get("tokenizer_kwargs", {})
-        try:
-            return HFTokenizer(
-                place, context_length=self.context, tokenizer_mode=text_cfg.get("tokenizer_mode"), **options
-            )
-        except Exception as error:  # the library raises many kinds
-            reason = str(error).strip().splitlines()[0]
-            raise ValueError(
-                f"model.image_text: the tokenizer {place!r} of {source.name} is not available ({reason}); "
-                f"use local-dir:PATH with the tokenizer's files in the folder"
-            ) from None
 
     def __call__(self, captions: list[str]) -> Tensor:
         if not captions:
@@ -56,19 +41,45 @@ class CaptionTokenizer:
         return self._tokenize(captions)
 
 
-def _first_merges(vocabulary: int, context: int) -> SimpleTokenizer:
-    tokenizer = SimpleTokenizer(context_length=context)
-    kept = vocabulary - 2
-    if kept < BYTES:
-        raise ValueError(f"text_cfg.vocab_size: got {vocabulary}, allowed: {BYTES + 2}..{FULL_VOCABULARY}")
-    names = [name for name, index in sorted(tokenizer.encoder.items(), key=lambda item: item[1]) if index < kept]
-    tokenizer.bpe_ranks = {pair: rank for pair, rank in tokenizer.bpe_ranks.items() if rank < kept - BYTES}
-    tokenizer.encoder = {name: index for index, name in enumerate([*names, "<start_of_text>", "<end_of_text>"])}
-    tokenizer.decoder = {index: name for name, index in tokenizer.encoder.items()}
-    tokenizer.all_special_ids = [kept, kept + 1]
-    tokenizer.sot_token_id, tokenizer.eot_token_id = tokenizer.all_special_ids
-    tokenizer.vocab_size = vocabulary
-    return tokenizer
+class HashedWords:
+    """Two tokens a word, each a hash of it into 1..vocabulary-2; vocabulary-1 ends the caption.
+
+    For text towers trained from scratch: the pieces BPE cuts Latin names into mean nothing to them, and whole words are
+    shorter and learned faster (tests/benchmarks/RESULTS.md). One hash a word would let two species of a large genus
+    fall together (1 in 8,190 per pair); two do so once in 67 million.
+    """
+
+    def __init__(self, vocabulary: int, context: int) -> None:
+        self.vocabulary, self.context = vocabulary, context
+
+    def __call__(self, captions: list[str]) -> Tensor:
+        """Captions -> int64 [U, T]."""
+        tokens = torch.zeros(len(captions), self.context, dtype=torch.int64)
+        for row, caption in zip(tokens, captions, strict=True):
+            ids = [1 + number % (self.vocabulary - 2) for word in caption.lower().split() for number in _hashes(word)]
+            ids = [*ids[: self.context - 1], self.vocabulary - 1]
+            row[: len(ids)] = torch.tensor(ids)
+        return tokens
+
+
+@lru_cache(maxsize=1 << 16)
+def _hashes(word: str) -> tuple[int, int]:
+    digest = blake2b(word.encode(), digest_size=8).digest()
+    return int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:], "little")
+
+
+def _hugging_face(source: Source, context: int) -> HFTokenizer:
+    text_cfg = source.model_cfg["text_cfg"]
+    place = source.folder if source.folder and Path(source.folder).is_dir() else text_cfg["hf_tokenizer_name"]
+    mode, options = text_cfg.get("tokenizer_mode"), text_cfg.get("tokenizer_kwargs", {})
+    try:
+        return HFTokenizer(place, context_length=context, tokenizer_mode=mode, **options)
+    except Exception as error:  # the library raises many kinds
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"model.image_text: the tokenizer {place!r} of {source.name} is not available ({reason}); "
+            f"use local-dir:PATH with the tokenizer's files in the folder"
+        ) from None
 
 
 class TextEncoder(nn.Module):
