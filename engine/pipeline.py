@@ -139,6 +139,7 @@ class Prepare:
 
     def __init__(self, specimens: Specimens, data: DataConfig, seed: int, *, training: bool) -> None:
         self.specimens, self.data, self.seed, self.training = specimens, data, seed, training
+        images.single_thread()  # the tasks of a node share its cores already
         self.tokenizer = barcodes.make_tokenizer(data)
         self.reader = ShardReader("/")
         self.side = data.image_size if bool((specimens.image_size > 0).any()) else 0
@@ -151,25 +152,32 @@ class Prepare:
         return self.reader.read(path, int(getattr(self.specimens, f"{member}_offset")[row]), size)
 
     def _views(self, data: bytes, epoch: int, key: str) -> tuple[np.ndarray, np.ndarray]:
-        image = images.decode(data)
-        size, degradation = self.data.image_size, self.data.degrade
+        size, augment = self.data.image_size, self.data.augment
         if not self.training:
-            clean = images.evaluation_view(image, size)
-            return clean, degrade.blur(clean, degradation.blur_kernel)
-        rng, augment = rng_for(self.seed, epoch, key, "views"), self.data.augment
+            clean = images.evaluation_view(images.decode(data, size), size)
+            return clean, degrade.blur(clean, self.data.degrade.blur_kernel)
+        image = images.decode(data, images.decode_side(size, augment))
+        rng = rng_for(self.seed, epoch, key, "views")
         return images.training_view(image, size, rng, augment), images.training_view(image, size, rng, augment)
 
-    def _barcode(self, raw: bytes, epoch: int, key: str) -> tuple[str, str, int]:
-        """The sequence to tokenise, its damaged form (evaluation), and the identity of the whole barcode."""
+    def _barcode(self, raw: bytes, key: str) -> tuple[str, str, int]:
+        """The sequence to tokenise, its damaged form (evaluation), and its identity."""
         cleaned = barcodes.clean(raw.decode("ascii", "replace"))
+        if not cleaned:
+            raise ValueError("no nucleotide but N")
         sequence = barcodes.orient(cleaned)[0] if self.data.orient else cleaned
         identity = _identity(sequence)
-        if not self.training:
-            rng = rng_for(self.seed, 0, key, "degrade")
-            return sequence, degrade.degrade_barcode(sequence, rng, self.data.degrade.severity), identity
-        if self.data.random_offset:
-            sequence = sequence[rng_for(self.seed, epoch, key, "offset").integers(self.data.kmer_stride) :]
-        return sequence, "", identity
+        if self.training:
+            return sequence, "", identity
+        rng = rng_for(self.seed, 0, key, "degrade")
+        return sequence, degrade.degrade_barcode(sequence, rng, self.data.degrade.severity), identity
+
+    def _offsets(self, keys: np.ndarray, epoch: int) -> np.ndarray:
+        """Where tokenising starts in each barcode: non-overlapping k-mers must learn every reading frame."""
+        if not (self.training and self.data.random_offset):
+            return np.zeros(len(keys), dtype=np.int64)
+        stride = self.data.kmer_stride
+        return np.array([rng_for(self.seed, epoch, key, "offset").integers(stride) for key in keys])
 
     def __call__(self, rows: np.ndarray, epoch: int) -> dict[str, np.ndarray]:
         """Prepare the specimens `rows` (int64 [n]) of one epoch; columns as in `engine.collate.Batch`."""
@@ -197,14 +205,14 @@ class Prepare:
                 problems[i] = f"image: {error}"
             try:
                 if (raw := self._read(row, "dna")) is not None:
-                    sequences[i], others[i], columns["barcode"][i] = self._barcode(raw, epoch, key)
+                    sequences[i], others[i], columns["barcode"][i] = self._barcode(raw, key)
                     columns["has_dna"][i] = True
             except (ValueError, OSError) as error:
                 problems[i] += f"{'; ' if problems[i] else ''}barcode: {error}"
             if self.training and self.data.caption_cut:
                 rng = rng_for(self.seed, epoch, key, "caption")
                 columns["caption"][i] = captions.cut(columns["caption"][i], rng, self.data.caption_cut)
-        columns["dna_tokens"] = self.tokenizer.encode(sequences)
+        columns["dna_tokens"] = self.tokenizer.encode(sequences, self._offsets(columns["key"], epoch))
         if not self.training:
             columns["dna_tokens_noisy"] = self.tokenizer.encode(others)
         columns["valid"] = columns["has_image"] | columns["has_dna"]

@@ -16,6 +16,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="fail when a test is skipped for a reason that is not in tests/allowed_skips.txt",
     )
+    parser.addoption("--update-golden", action="store_true", help="rewrite tests/golden/curve.json")
     parser.addoption(
         "--real-data",
         type=Path,

@@ -14,7 +14,7 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -46,7 +46,11 @@ class Phase:
     first: int
     last: int
     loss: LossConfig
-    fusion_only: bool = False
+    part: Literal["all", "encoders", "fusion"] = "all"  # what trains
+
+    def trains(self, parameter: str) -> bool:
+        """Whether the parameter of this name trains in this phase."""
+        return self.part == "all" or parameter.startswith(FUSION) == (self.part == "fusion")
 
 
 def phases(config: Config, steps_per_epoch: int) -> tuple[Phase, ...]:
@@ -65,7 +69,7 @@ def phases(config: Config, steps_per_epoch: int) -> tuple[Phase, ...]:
     turn = (config.run.epochs - config.run.fusion_epochs) * steps_per_epoch
     encoders = dataclasses.replace(config.loss, fusion_weight=0.0, rank_heads_weight=0.0)
     gate = dataclasses.replace(config.loss, hierarchy_weight=0.0)
-    return Phase(0, turn, encoders), Phase(turn, total, gate, fusion_only=True)
+    return Phase(0, turn, encoders, "encoders"), Phase(turn, total, gate, "fusion")
 
 
 class CaptionTable:
@@ -132,7 +136,7 @@ class Session:
         """Start a phase: choose what trains, wrap for DDP, make a fresh optimizer and schedule."""
         self.phase = phase
         for name, parameter in self.model.named_parameters():
-            parameter.requires_grad_(name in self._trainable and (not phase.fusion_only or name.startswith(FUSION)))
+            parameter.requires_grad_(name in self._trainable and phase.trains(name))
         self.forward: Any = self.model
         if dist.world_size() > 1:
             ids = [self.device.index] if self.device.type == "cuda" else None
@@ -177,7 +181,7 @@ class Session:
         if self.step >= self.phase.last:
             self._enter(next(p for p in self.phases if p.first <= self.step < p.last))
         self.forward.train()
-        if self.phase.fusion_only:
+        if self.phase.part == "fusion":
             self.model.eval()
             self.model.fusion.train()
         torch.manual_seed(_step_seed(self.config.run.seed, self.step, dist.rank()))

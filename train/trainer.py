@@ -109,8 +109,11 @@ def train_loop(task: dict[str, Any]) -> None:
     rank0 = dist.rank() == 0
     tracker = open_tracker(config, job.run_id if rank0 else "")
     every = session.plan.steps_per_epoch
-    interval, epoch_meter, beside = Meter(), Meter(), ""
+    interval, epoch_meter, beside, start = Meter(), Meter(), "", session.step
     for batch, wait in timed(session.batches(job.budget)):
+        if session.step == start:
+            tracker.metrics({"data/first_batch_s": wait}, start)
+            log.info("first batch after %.1f s", wait)
         started = time.perf_counter()
         terms = session.train_step(batch)
         busy = time.perf_counter() - started
@@ -169,6 +172,7 @@ def prepare(config: Config) -> tuple[Taxonomy, int]:
     total_steps = phases(config, plan.steps_per_epoch)[-1].last
     if config.data.lanes % max(1, config.run.num_workers):
         plan.worker_order(0, 0, config.run.num_workers)  # raises with the allowed numbers
+    checkpoint.build(config, taxonomy)  # an architecture that cannot be built, or weights that are not there
     log.info(
         "%d training specimens, taxa per rank %s, %d steps an epoch, %d specimens left to the next epoch",
         len(train), [len(names) for names in taxonomy.names], plan.steps_per_epoch, plan.num_left_out,
@@ -203,8 +207,12 @@ def _fit(job: Job, config: Config, total_steps: int) -> Path:
             checkpoint_config=CheckpointConfig(num_to_keep=run.keep_checkpoints),
         ),
     )
-    with progress.shown(job.board, total_steps):
-        return Path(trainer.fit().checkpoint.path)
+    try:
+        with progress.shown(job.board, total_steps):
+            return Path(trainer.fit().checkpoint.path)
+    except ray.train.WorkerGroupError as error:
+        mistakes = [failure for failure in error.worker_failures.values() if isinstance(failure, ValueError)]
+        raise mistakes[0] if mistakes else error from None
 
 
 def start_ray() -> None:

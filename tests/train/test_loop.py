@@ -1,0 +1,147 @@
+"""One worker's training, without Ray."""
+
+import copy
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.train.small import small_config, small_session
+from train import loop
+from train.config import Config
+from train.loop import CaptionTable, Session, phases
+
+GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "curve.json"
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def advance(session: Session, steps: int) -> list[dict[str, float]]:
+    batches = session.batches(None)
+    return [
+        {name: float(value) for name, value in session.train_step(next(batches)).items() if name.startswith("loss/")}
+        for _ in range(steps)
+    ]
+
+
+def curve(config: Config) -> list[dict[str, float]]:
+    return advance(small_session(config), 30)
+
+
+def differences(found: list[dict[str, float]], golden: list[dict[str, float]]) -> list[str]:
+    """Terms that are not within 1e-3 (relative) of the golden curve."""
+    assert len(found) == len(golden) == 30
+    return [
+        f"step {step} {name}: {got[name]} instead of {value}"
+        for step, (got, want) in enumerate(zip(found, golden, strict=True))
+        for name, value in want.items()
+        if abs(got[name] - value) > 1e-3 * max(abs(value), 1e-3)
+    ]
+
+
+@pytest.fixture(scope="module")
+def golden_config(simulated_shards: Path) -> Config:
+    return small_config(simulated_shards, "run.epochs=10", "loss.hierarchy_weight=0.5")
+
+
+def test_golden_curve(golden_config: Config, pytestconfig: pytest.Config) -> None:
+    """The first 30 steps, as committed. To move it on purpose: pytest tests/train/test_loop.py --update-golden."""
+    found = curve(golden_config)
+    if pytestconfig.getoption("--update-golden"):
+        GOLDEN.write_text(json.dumps([{k: round(v, 6) for k, v in step.items()} for step in found], indent=0) + "\n")
+    assert not differences(found, json.loads(GOLDEN.read_text()))
+
+
+def test_a_broken_sign_leaves_the_golden_curve(golden_config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = loop.total_loss
+
+    def broken(*args: Any) -> dict[str, torch.Tensor]:
+        terms = dict(right(*args))
+        terms["loss/total"] = terms["loss/total"] - 2 * 0.5 * terms["loss/hierarchy"]
+        return terms
+
+    monkeypatch.setattr(loop, "total_loss", broken)
+    assert differences(curve(golden_config), json.loads(GOLDEN.read_text()))
+
+
+def test_resuming_changes_nothing(simulated_shards: Path) -> None:
+    """3 steps, a checkpoint, 4 more, with dropout: bit-identical to 7 steps in one go."""
+    config = small_config(simulated_shards, "model.dropout=0.1")
+    whole, first = small_session(config), small_session(config)
+    advance(whole, 7)
+    advance(first, 3)
+    weights, state = copy.deepcopy(first.model.state_dict()), copy.deepcopy(first.state())
+    second = small_session(config)
+    second.restore(weights, state)
+    advance(second, 4)
+    assert second.step == whole.step == 7
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, second.model.state_dict()[name]), name
+
+
+def test_resuming_another_data_order_is_refused(simulated_shards: Path) -> None:
+    session = small_session(small_config(simulated_shards))
+    other = small_session(small_config(simulated_shards, "run.global_batch_size=64"))
+    with pytest.raises(ValueError, match="cannot resume: the checkpoint's data order is .*'global_batch_size': 32"):
+        other.restore(session.model.state_dict(), session.state())
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_step(simulated_shards: Path) -> None:
+    session = small_session(small_config(simulated_shards))
+    advance(session, 1)
+    with torch.no_grad():
+        session.model.dna_encoder.project.bias.fill_(float("nan"))
+    before = {name: value.clone() for name, value in session.model.named_parameters()}
+    with pytest.raises(FloatingPointError, match=r"loss is nan at step 1 .*first keys \["):
+        advance(session, 1)
+    for name, value in session.model.named_parameters():
+        assert torch.equal(value, before[name]) or "dna_encoder.project.bias" in name
+
+
+def test_posthoc_fusion_trains_the_gate_alone_at_the_end(simulated_shards: Path) -> None:
+    config = small_config(simulated_shards, "run.fusion_training=posthoc", "run.fusion_epochs=1", "run.epochs=2")
+    session = small_session(config)
+    turn = session.plan.steps_per_epoch
+    assert [(p.first, p.last, p.part) for p in session.phases] == [(0, turn, "encoders"), (turn, 2 * turn, "fusion")]
+    batches = session.batches(None)
+    gate = {name: value.clone() for name, value in session.model.fusion.named_parameters()}
+    for _ in range(turn):
+        assert "loss/fusion" not in session.train_step(next(batches))
+    before = {name: value.clone() for name, value in session.model.named_parameters()}
+    for _ in range(turn):
+        session.train_step(next(batches))
+    for name, value in session.model.named_parameters():
+        assert torch.equal(value, before[name]) != name.startswith("fusion."), name
+    assert all(torch.equal(gate[name], before[f"fusion.{name}"]) for name in gate)
+
+
+def test_posthoc_fusion_needs_epochs_before_it(simulated_shards: Path) -> None:
+    with pytest.raises(ValueError, match="run.fusion_epochs must be below run.epochs=4 .* got 4"):
+        phases(small_config(simulated_shards, "run.fusion_training=posthoc", "run.fusion_epochs=4"), 10)
+
+
+def test_captions_are_tokenised_once(simulated_shards: Path) -> None:
+    session = small_session(small_config(simulated_shards))
+    calls: list[list[str]] = []
+
+    def tokenizer(captions: list[str]) -> torch.Tensor:
+        calls.append(captions)
+        return session.tokenizer(captions)
+
+    table = CaptionTable(tokenizer, session.taxonomy)
+    batch = next(session.batches(None))
+    for _ in range(2):
+        table.attach(batch)
+    asked = [caption for captions in calls for caption in captions if caption]
+    assert len(asked) == len(set(asked)) == len(batch["text_tokens"])
+    known = (batch["caption"] >= 0).any(dim=1)
+    assert torch.equal(batch["text_index"] >= 0, known)

@@ -1,0 +1,121 @@
+"""Ray Train for real, each job in a process of its own."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def job(what: str, shards: Path, storage: Path, *settings: str) -> dict:
+    """Run tests/train/jobs.py; its JSON line, with the log of the driver beside it."""
+    done = subprocess.run(
+        [sys.executable, ROOT / "tests/train/jobs.py", what, shards, storage, *settings],
+        capture_output=True, text=True, timeout=500, check=False, cwd=ROOT,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads(done.stdout.splitlines()[-1]) | {"log": done.stderr}
+
+
+@pytest.fixture(scope="module")
+def one_worker(simulated_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, Path]:
+    folder = tmp_path_factory.mktemp("one")
+    return job("train", simulated_shards, folder), folder
+
+
+@pytest.mark.parametrize("workers", [2, 4])
+def test_workers_share_one_trajectory(
+    workers: int, one_worker: tuple[dict, Path], simulated_shards: Path, tmp_path: Path
+) -> None:
+    """Same losses at equal global batch for 1, 2 and 4 workers on 2 CPUs, dropout 0."""
+    alone, _ = one_worker
+    together = job("train", simulated_shards, tmp_path, f"run.num_workers={workers}")
+    assert "first batch after" in together["log"]
+    assert together["steps"] == alone["steps"] == 4 * 7
+    for a, b in zip(alone["history"], together["history"], strict=True):
+        for name in (key for key in a if key.startswith("loss/")):
+            assert b[name] == pytest.approx(a[name], rel=1e-5, abs=1e-5), (a["epoch"], name)
+
+
+def test_a_killed_worker_resumes_and_ends_at_the_same_weights(
+    one_worker: tuple[dict, Path], simulated_shards: Path, tmp_path: Path
+) -> None:
+    alone, folder = one_worker
+    struck = job("kill", simulated_shards, tmp_path)
+    assert struck["killed"]
+    assert re.search(r"resumed at step (7|14|21) of 28", struck["log"])
+    assert [record["epoch"] for record in struck["history"]] == [1.0, 2.0, 3.0, 4.0]
+    ours, theirs = (load_file(path / "job" / "model" / "model.safetensors") for path in (tmp_path, folder))
+    for name, value in theirs.items():
+        assert torch.allclose(ours[name], value, atol=1e-6), name
+
+
+def test_a_finished_run_is_recorded(one_worker: tuple[dict, Path]) -> None:
+    done, folder = one_worker
+    assert [record["epoch"] for record in done["history"]] == [1.0, 2.0, 3.0, 4.0]
+    assert "val/dna/clean/species/top1" in done["history"][-1]
+    model = folder / "job" / "model"
+    assert {path.name for path in model.iterdir()} == {"model.safetensors", "config.json", "taxonomy.json", "meta.json"}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_ray_job_submit(simulated_shards: Path, tmp_path: Path) -> None:
+    """`ray job submit --working-dir . -- python train/main.py`, on a cluster of its own."""
+    gcs, dashboard = free_port(), free_port()
+    environment = os.environ | {"RAY_AUTH_MODE": "disabled"}
+    ray = str(Path(sys.executable).parent / "ray")
+    short = tempfile.mkdtemp(prefix="taxafuse")  # the sockets below it may not pass 107 characters
+    head = subprocess.Popen(
+        [ray, "start", "--head", "--block", f"--port={gcs}", f"--dashboard-port={dashboard}", "--num-cpus=2",
+         "--dashboard-host=127.0.0.1", "--object-store-memory=300000000", "--include-dashboard=true",
+         f"--temp-dir={short}", "--ray-client-server-port=0"],
+        env=environment, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        wait_for(f"http://127.0.0.1:{dashboard}/api/version")
+        from tests.train.small import SETTINGS
+
+        settings = [*SETTINGS, f"data.shards={simulated_shards}", f"run.storage={tmp_path}", "run.name=submitted"]
+        overrides = [part for setting in [*settings, "run.epochs=1"] for part in ("--set", setting)]
+        done = subprocess.run(
+            [ray, "job", "submit", f"--address=http://127.0.0.1:{dashboard}", "--working-dir", ".", "--",
+             "python", "train/main.py", *overrides],
+            env=environment, cwd=ROOT, capture_output=True, text=True, timeout=400, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+        assert "Table 2" in done.stdout
+        assert (tmp_path / "submitted" / "evaluation" / "metrics.json").is_file()
+    finally:
+        os.killpg(head.pid, signal.SIGTERM)
+        head.wait(timeout=60)
+        shutil.rmtree(short, ignore_errors=True)
+
+
+def wait_for(url: str, seconds: float = 90) -> None:
+    """Until the address answers."""
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            urllib.request.urlopen(url, timeout=5)
+            return
+        except OSError:
+            assert time.monotonic() < end, f"{url} did not answer within {seconds} s"
+            time.sleep(0.5)
