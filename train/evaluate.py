@@ -54,6 +54,10 @@ def run(options: argparse.Namespace) -> str:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"--device {options.device!r}: {str(error).splitlines()[0]}") from None
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--out {options.out}: the folder cannot be made ({error.strerror})") from None
     loaded = checkpoint.load(options.checkpoint)
     config = loaded.config
     chosen = dataclasses.replace(

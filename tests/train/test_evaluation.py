@@ -328,6 +328,7 @@ def test_command_from_shards_to_tables(
         ({"--shards": "nowhere"}, "nowhere"),
         ({"--split": "test_unseen"}, "splits there: test, train, val"),
         ({"--device": "abacus"}, "--device 'abacus'"),
+        ({"--out": __file__}, "the folder cannot be made (File exists)"),
         ({"--batch-size": "-3"}, "--batch-size must be positive, got -3"),
     ],
 )
