@@ -67,7 +67,8 @@ class _Level:
 
     def anchor_sum(self, pair_loss: Tensor) -> Tensor:
         """Sum over anchors of the mean over their positives."""
-        return ((pair_loss * self.positive).sum(dim=1) / self.num_positive().clamp(min=1)).sum()
+        share = self.positive.to(pair_loss.dtype) / self.num_positive().clamp(min=1)[:, None]
+        return (pair_loss * share).sum()
 
 
 class _Rectified(NamedTuple):
@@ -116,7 +117,7 @@ def _log_sum(logits: Tensor, mask: Tensor) -> Tensor:
 def _levels(views: _Views, config: LossConfig) -> list[_Level]:
     """Raw pair losses of every rank, coarsest first; `one_per_label` thins out from the finest rank upwards."""
     levels: list[_Level] = []
-    stays, log_all = views.has_image, None
+    stays, over_all = views.has_image, None  # over_all: pair losses that ranks share while nothing is thinned out
     for labels in reversed(views.labels.T.unbind()):
         mine, stay = labels[views.own_rows, None], stays[views.own_rows]
         candidate = _tile(stay[:, None] & stays) & views.is_other
@@ -127,9 +128,9 @@ def _levels(views: _Views, config: LossConfig) -> list[_Level]:
             # -log(e^s / (e^s + sum over negatives)); threshold: exact to float64, and exp(60) is finite in float32
             pair_loss = functional.softplus(_log_sum(views.logits, negative) - views.logits, threshold=60.0)
         else:
-            if log_all is None or config.representatives == "one_per_label":
-                log_all = _log_sum(views.logits, candidate)
-            pair_loss = log_all - views.logits
+            if over_all is None or config.representatives == "one_per_label":
+                over_all = _log_sum(views.logits, candidate) - views.logits
+            pair_loss = over_all
         levels.append(_Level(pair_loss, positive, (stay & (mine[:, 0] >= 0)).sum()))
         if config.representatives == "one_per_label":
             stays = _first_per_label(labels, stays)

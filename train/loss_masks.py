@@ -5,7 +5,9 @@ workers stand in order, so row i of this worker is row `offset + i` of the G. Mi
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import reduce
+from operator import and_, or_
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
@@ -62,11 +64,18 @@ class World:
     """This rank's features and targets beside those of all ranks, features in float32 (float64 stays float64)."""
 
     local: dict[str, Tensor]  # feature name -> [B, D]
-    columns: dict[str, Tensor]  # feature name -> [G, D]
+    columns: dict[str, Tensor]  # feature name -> [G, D]; the same object as `local` when this worker is alone
     logit_scale: Tensor  # scalar, 1 / temperature
     targets: Targets  # [B, ...]
     all_targets: Targets  # [G, ...]
     offset: int  # row of the G that is this rank's first
+
+    def detached(self, name: str) -> "World":
+        """The same without gradient into one feature."""
+        local = self.local | {name: self.local[name].detach()}
+        alone = self.columns is self.local
+        columns = local if alone else self.columns | {name: self.columns[name].detach()}
+        return replace(self, local=local, columns=columns)
 
     def itself(self) -> Tensor:
         """bool [B, G]: the candidate is the anchor's own specimen."""
@@ -107,12 +116,12 @@ def _differ(mine: Tensor, all_: Tensor) -> Tensor:
 
 def _conflict(mine: Tensor, all_: Tensor) -> Tensor:
     """[B, R], [G, R] -> bool [B, G]: different at some rank that both know."""
-    return torch.stack([_differ(a, b) for a, b in zip(mine.T, all_.T, strict=True)]).any(dim=0)
+    return reduce(or_, (_differ(a, b) for a, b in zip(mine.T, all_.T, strict=True)))
 
 
 def _same_caption(world: World) -> Tensor:
     mine, all_ = world.targets.caption, world.all_targets.caption
-    equal = torch.stack([a[:, None] == b for a, b in zip(mine.T, all_.T, strict=True)]).all(dim=0)
+    equal = reduce(and_, (a[:, None] == b for a, b in zip(mine.T, all_.T, strict=True)))
     return equal & (mine >= 0).any(dim=1)[:, None]
 
 

@@ -40,30 +40,34 @@ def _global_means(terms: list[_Term]) -> list[Tensor]:
     return [term.total * scale.to(term.total.dtype) for term, scale in zip(terms, scales, strict=True)]
 
 
-def _directed(
-    anchors: Tensor, candidates: Tensor, scale: Tensor, pairs: Pairs, present: tuple[Tensor, Tensor]
-) -> _Term:
+def _directed(logits: Tensor, pairs: Pairs, present: tuple[Tensor, Tensor]) -> _Term:
     """Sum over anchors of the mean over positives of -log softmax over the candidates (eq. 1, many positives).
 
-    anchors [B, D], candidates [G, D]; `present`: bool [B] and bool [G], which of them exist. A row without a positive
-    is no anchor.
+    logits [B, G] of anchors against candidates; `present`: bool [B] and bool [G], which of them exist. A row without a
+    positive is no anchor.
     """
     both = present[0][:, None] & present[1]
     positive, candidate = pairs.positive & both, pairs.candidate & both
-    logits = scale * (anchors @ candidates.T)  # [B, G]
     # A finite fill: rows without any candidate stay finite, so that dropping them leaves no NaN in the gradient.
     log_total = logits.masked_fill(~candidate, torch.finfo(logits.dtype).min / 4).logsumexp(dim=1)
     num_positive = positive.sum(dim=1)
-    mean_positive = (logits * positive).sum(dim=1) / num_positive.clamp(min=1)
+    mean_positive = (logits * positive.to(logits.dtype)).sum(dim=1) / num_positive.clamp(min=1)
     is_anchor = num_positive > 0
     return _Term(torch.where(is_anchor, log_total - mean_positive, 0.0).sum(), is_anchor.sum())
 
 
+def _logits(world: World, anchor: str, candidate: str) -> Tensor:
+    """[B, G] of this worker's rows of one modality against all rows of another."""
+    return world.logit_scale * (world.local[anchor] @ world.columns[candidate].T)
+
+
 def _both_directions(world: World, names: tuple[str, str], pairs: Pairs, has: tuple[str, str]) -> list[_Term]:
-    terms = []
-    for (a, b), (has_a, has_b) in ((names, has), (names[::-1], has[::-1])):
-        present = (getattr(world.targets, has_a), getattr(world.all_targets, has_b))
-        terms.append(_directed(world.local[a], world.columns[b], world.logit_scale, pairs, present))
+    (a, b), terms = names, []
+    logits = _logits(world, a, b)
+    back = logits.T if world.columns is world.local else _logits(world, b, a)
+    for similarity, (has_anchor, has_candidate) in ((logits, has), (back, has[::-1])):
+        present = (getattr(world.targets, has_anchor), getattr(world.all_targets, has_candidate))
+        terms.append(_directed(similarity, pairs, present))
     return terms
 
 
@@ -89,9 +93,7 @@ def contrastive_loss(
         terms = _both_directions(world, ("image", "text"), with_text, ("has_image", "has_text"))
         terms += _both_directions(world, ("dna", "text"), with_text, ("has_dna", "has_text"))
         if config.detach_dna:
-            local, columns = world.local | {"dna": world.local["dna"].detach()}, dict(world.columns)
-            columns["dna"] = columns["dna"].detach()
-            world = World(local, columns, world.logit_scale, world.targets, world.all_targets, world.offset)
+            world = world.detached("dna")
         barcodes = image_dna_pairs(world, config.positives)
         terms += _both_directions(world, ("image", "dna"), barcodes, ("has_image", "has_dna"))
         means = _global_means(terms)
@@ -108,7 +110,7 @@ def contrastive_loss(
 def _head_terms(features: "Features", targets: Targets) -> list[_Term]:
     """Cross-entropy of each rank's head over specimens with image, DNA and a label at that rank (eq. 11)."""
     if features.rank_logits is None:
-        raise ValueError("loss.rank_heads_weight > 0 needs classification heads: set model.rank_heads=true")
+        raise ValueError("loss.rank_heads_weight > 0, but the model was built without classification heads")
     terms = []
     for level, logits in enumerate(features.rank_logits):
         known = targets.has_image & targets.has_dna & (targets.labels[:, level] >= 0)
@@ -135,12 +137,11 @@ def fusion_loss(
         world = world or gather_world(features, targets, ("fused", "text"))
         pairs = text_pairs(world, config.positives)
         mine, all_ = (t.has_image & t.has_dna for t in (world.targets, world.all_targets))
-        fused, text, scale = world.local["fused"], world.local["text"], world.logit_scale
         terms = []
         if config.fused_direction != "text_to_fused":
-            terms.append(_directed(fused, world.columns["text"], scale, pairs, (mine, world.all_targets.has_text)))
+            terms.append(_directed(_logits(world, "fused", "text"), pairs, (mine, world.all_targets.has_text)))
         if config.fused_direction != "fused_to_text":
-            terms.append(_directed(text, world.columns["fused"], scale, pairs, (world.targets.has_text, all_)))
+            terms.append(_directed(_logits(world, "text", "fused"), pairs, (world.targets.has_text, all_)))
         heads = _head_terms(features, targets) if config.rank_heads_weight > 0 else []
         means = _global_means(terms + heads)
         result = {"loss/fusion": torch.stack(means[: len(terms)]).mean()}

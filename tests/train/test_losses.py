@@ -190,7 +190,7 @@ def test_every_feature_takes_part_whatever_the_weights() -> None:
     ("change", "config", "words"),
     [
         ({"image_view2": None}, LossConfig(), "image_view2"),
-        ({"rank_logits": None}, LossConfig(rank_heads_weight=1.0), "model.rank_heads"),
+        ({"rank_logits": None}, LossConfig(rank_heads_weight=1.0), "without classification heads"),
     ],
 )
 def test_missing_input_is_named(change: dict[str, None], config: LossConfig, words: str) -> None:
