@@ -32,7 +32,6 @@ class ModelConfig:
     dna_heads: Positive = 4
     embed_dim: Positive = 256  # D; an image_text model that brings its own dimension overrides it (see build_model)
     dropout: Probability = 0.1  # inside DNA tower and gate
-    rank_heads: bool = False  # classification heads on the fused features (paper, eq. 11 literally)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +54,7 @@ class LossConfig:
     fusion_weight: NonNegative = 1.0
     fused_direction: Literal["fused_to_text", "text_to_fused", "symmetric"] = "fused_to_text"
     detach_dna_in_fusion: bool = False
-    rank_heads_weight: NonNegative = 0.0
+    rank_heads_weight: NonNegative = 0.0  # above 0 the fused features get a classification head per rank (eq. 11)
 
 
 @dataclass(frozen=True, kw_only=True)

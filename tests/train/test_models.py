@@ -153,7 +153,7 @@ def total(features: Features) -> Tensor:
 @pytest.mark.parametrize("name", MODELS)
 def test_every_parameter_takes_part_whatever_is_missing(name: str) -> None:
     config, data = MODELS[name]
-    model = model_of(dataclasses.replace(config, rank_heads=True), data, LossConfig(learn_temperature=True)).train()
+    model = model_of(config, data, LossConfig(learn_temperature=True, rank_heads_weight=1.0)).train()
     batch = batch_of(model, data)
     none = torch.zeros(12, dtype=torch.bool)
     no_text = {"text_tokens": batch["text_tokens"][:0], "text_index": torch.full((12,), -1)}

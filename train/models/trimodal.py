@@ -37,7 +37,7 @@ class Features:
     text: Tensor
     fused: Tensor
     logit_scale: Tensor  # scalar, 1 / temperature, in 1..100
-    rank_logits: tuple[Tensor, ...] | None = None  # per rank [B, taxa of the rank]; with model.rank_heads
+    rank_logits: tuple[Tensor, ...] | None = None  # per rank [B, taxa of the rank]; with loss.rank_heads_weight > 0
 
 
 class Trimodal(nn.Module):
@@ -191,7 +191,7 @@ def build_model(
     check_image_size(source, data.image_size)
     towers = open_clip_source.build(source, load_weights=architecture is None)
     trimodal = Trimodal(towers, source, model, data, loss)
-    if model.rank_heads:
+    if loss.rank_heads_weight > 0:
         trimodal.rank_heads = RankHeads(trimodal.embed_dim, num_taxa)
     return trimodal
 
