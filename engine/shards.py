@@ -124,6 +124,8 @@ def read_manifest(directory: Path | str) -> dict[str, Any]:
     wanted = "a folder written by `python -m engine.main ingest`"
     if not path.is_file():
         problem = "it has no manifest.json, so it is none or its ingest did not finish"
+        if not path.parent.exists():
+            problem = "it does not exist"
         raise ValueError(f"shards: got {directory}, but {problem}; allowed: {wanted}")
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))

@@ -156,7 +156,7 @@ def to_specimens(
     fields = {field.name: _specimen_column(columns, field) for field in SPECIMEN_SCHEMA}
     table = pa.table(fields, schema=SPECIMEN_SCHEMA)
     has_key = pc.is_valid(table["key"])
-    without = pc.indices_nonzero(pc.invert(has_key)).to_numpy()
+    without = np.flatnonzero(~has_key.to_numpy())  # pc.indices_nonzero crashes on a column without chunks
     if rows is not None:
         without = rows[without]
     skipped = [(f"{place} row {row + 1}", "no key") for row in without.tolist()]

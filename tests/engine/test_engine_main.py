@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from engine.datasets.bold import REQUIRED
 from engine.main import main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -77,7 +78,10 @@ def test_ingest_inspect_verify(table: Path, tmp_path: Path, capsys: pytest.Captu
             "--out: got /proc/none/o, which cannot be made",
         ),
         (["inspect", "{tmp}"], "it has no manifest.json"),
-        (["verify", "{tmp}/none"], "it has no manifest.json"),
+        (["verify", "{tmp}/none"], "none, but it does not exist"),
+        (["ingest", "table", "{tmp}/short.csv", "--out", "{tmp}/o"], "none is usable: wrong number of columns (1)"),
+        (["ingest", "table", "{tmp}/quote.csv", "--out", "{tmp}/o"], "none is usable: wrong number of columns (1)"),
+        (["ingest", "bold", "{tmp}/marker.tsv", "--out", "{tmp}/o"], "none is usable: record of another marker (1)"),
     ],
 )
 def test_user_errors_are_one_line(
@@ -86,6 +90,9 @@ def test_user_errors_are_one_line(
     (tmp_path / "empty.csv").write_text(HEADER)
     (tmp_path / "strange.csv").write_text("foo,bar\n1,2\n")
     (tmp_path / "bad.csv").write_text("id,barcode\nx,!!!\n")
+    (tmp_path / "short.csv").write_text("id,barcode\nx\n")
+    (tmp_path / "quote.csv").write_text('id,barcode\n"x,ACGT\ny,ACGT\n')
+    (tmp_path / "marker.tsv").write_text("\t".join(REQUIRED.values()) + "\nx\tACGT\t16S\ta\tb\tc\td\n")
     try:
         code = main([argument.format(tmp=tmp_path) for argument in arguments])
     except SystemExit as stop:  # how argparse ends
