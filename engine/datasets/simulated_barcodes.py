@@ -42,7 +42,7 @@ class Branch:
     family: float = 0.50
     genus: float = 0.32
     species: float = 0.44
-    sister: float = 0.012  # between two species that share a BIN
+    sister: float = 0.0  # between two species that share a BIN: their roots are one haplotype, which both carry
     spread: float = 0.7  # sigma of the log-normal branch length
 
 
