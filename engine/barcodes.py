@@ -181,7 +181,7 @@ class BpeTokenizer:
         try:
             self._tokenizer = TokenizerFile.from_file(path)
         except Exception as error:  # the library raises plain Exception
-            raise ValueError(f"tokenizer file: got {path!r} ({error}), allowed: a tokenizers JSON file") from None
+            raise ValueError(f"data.tokenizer_file: got {path!r} ({error}), allowed: a tokenizers JSON file") from None
         self.max_nucleotides = max_nucleotides
         self.length = max_nucleotides // 3 + 2
         self.vocab_size = self._tokenizer.get_vocab_size() + 1
@@ -210,6 +210,6 @@ def make_tokenizer(config: DataConfig) -> KmerTokenizer | BpeTokenizer:
         return KmerTokenizer(config.kmer, config.kmer_stride, config.max_nucleotides)
     if not config.tokenizer_file:
         raise ValueError(
-            "tokenizer_file: got '', allowed: the path of a tokenizers JSON file (tokenizer=bpe needs one)"
+            "data.tokenizer_file: got '', allowed: the path of a tokenizers JSON file (tokenizer=bpe needs one)"
         )
     return BpeTokenizer(config.tokenizer_file, config.max_nucleotides)

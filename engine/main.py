@@ -8,12 +8,13 @@ import logging
 import sys
 import time
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 if not __package__:  # the script form puts engine/ first on the path, where `import engine` fails
     ROOT = Path(__file__).resolve().parents[1]
     sys.path[:] = [str(ROOT)] + [entry for entry in sys.path if entry and Path(entry).resolve() != ROOT / "engine"]
 
+from engine.commandline import Parser, guarded
 from engine.datasets import FORMATS, Option, open_dataset
 from engine.shards import verify
 
@@ -30,16 +31,9 @@ exit codes: 0 done, 1 verify found problems, 2 wrong input (one line on stderr s
 """
 
 
-class _Parser(argparse.ArgumentParser):
-    """Tells a wrong command line in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message} (see {self.prog} --help)\n")
-
-
 def _parser() -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
-    parser = _Parser(prog="engine.main", description=__doc__, epilog=EXAMPLES, formatter_class=raw)
+    parser = Parser(prog="engine.main", description=__doc__, epilog=EXAMPLES, formatter_class=raw)
     commands = parser.add_subparsers(dest="command", required=True, metavar="ingest | inspect | verify")
     ingest = commands.add_parser(
         "ingest",
@@ -155,16 +149,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command; return its exit code."""
     arguments = _parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
-    try:
-        return {"ingest": _ingest, "inspect": _inspect, "verify": _verify}[arguments.command](arguments)
-    except ValueError as error:
-        print("error: " + " ".join(str(error).split()), file=sys.stderr)
-        return 2
-    except (PermissionError, NotADirectoryError) as error:
-        print(
-            f"error: got {error.filename}: {error.strerror}; allowed: what this user may read or write", file=sys.stderr
-        )
-        return 2
+    command = {"ingest": _ingest, "inspect": _inspect, "verify": _verify}[arguments.command]
+    return guarded(lambda: command(arguments))
 
 
 if __name__ == "__main__":

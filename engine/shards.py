@@ -153,6 +153,19 @@ def read_index(directory: Path | str, columns: list[str] | None = None) -> pa.Ta
         raise ValueError(f"shards: {path} cannot be read ({str(error).splitlines()[0]})") from None
 
 
+def check_files(directory: Path | str) -> None:
+    """A look at the size of every shard, before a run that would otherwise go on without its specimens.
+
+    Raises ValueError when one is missing or not as long as the manifest says.
+    """
+    for entry in read_manifest(directory)["shards"]:
+        path = Path(directory) / entry["file"]
+        size = path.stat().st_size if path.is_file() else None
+        if size != entry["bytes"]:
+            got = "which is missing" if size is None else f"which has {size} bytes"
+            raise ValueError(f"shards: got {path}, {got}; allowed: {entry['bytes']} bytes, as the manifest says")
+
+
 def file_sha256(path: Path | str) -> str:
     """sha256 (hex) of a file."""
     with Path(path).open("rb") as file:

@@ -17,6 +17,7 @@ from engine.config import DataConfig, Positive, Probability
 
 PositiveFloat = Annotated[float, Field(gt=0.0)]
 NonNegative = Annotated[float, Field(ge=0.0)]
+RunName = Annotated[str, Field(pattern=r"^([A-Za-z0-9_][A-Za-z0-9_.-]*)?$")]  # it names a folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +85,7 @@ class EvalConfig:
 class RunConfig:
     """Where a run lives, how long it is, and on what it runs."""
 
-    name: str = ""  # empty = a unique name is made
+    name: RunName = ""  # empty = a unique name is made
     storage: str = "runs"  # folder for checkpoints and results; relative to the working directory of the driver
     seed: int = 0
     epochs: Positive = 10
@@ -95,7 +96,7 @@ class RunConfig:
     checkpoint_every: Positive = 1  # epochs between checkpoints
     validate_every: Positive = 5  # epochs between validations; the last epoch is always validated
     keep_checkpoints: Positive = 2
-    max_failures: int = 3
+    max_failures: Annotated[int, Field(ge=-1)] = 3  # restarts of the workers before giving up; -1 = no limit
     log_every: Positive = 10  # steps between metric records
     fusion_training: Literal["joint", "posthoc"] = "joint"
     fusion_epochs: Positive = 2  # posthoc only: last epochs, in which nothing but the gate trains
@@ -138,8 +139,12 @@ def _known_keys(node: type, prefix: str = "") -> dict[str, Any]:
     return keys
 
 
+def _message(error: Any) -> str:
+    return str(error["msg"]).removeprefix("Value error, ")
+
+
 def _explain(error: ValidationError) -> str:
-    return "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}, got {e['input']!r}" for e in error.errors())
+    return "; ".join(f"{'.'.join(map(str, e['loc']))}: {_message(e)}, got {e['input']!r}" for e in error.errors())
 
 
 def from_dict(tree: dict[str, Any]) -> Config:
@@ -160,11 +165,11 @@ def _parse(key: str, text: str, kind: Any) -> Any:
         return adapter.validate_strings(text)
     except ValidationError as plain:
         if not str(kind).startswith("tuple"):
-            raise ValueError(f"{key}: {plain.errors()[0]['msg']}, got {text!r}") from None
+            raise ValueError(f"{key}: {_message(plain.errors()[0])}, got {text!r}") from None
     try:
         return adapter.validate_python([part for part in text.split(",") if part])
     except ValidationError as error:
-        raise ValueError(f"{key} (comma-separated): {error.errors()[0]['msg']}, got {text!r}") from None
+        raise ValueError(f"{key} (comma-separated): {_message(error.errors()[0])}, got {text!r}") from None
 
 
 def override(config: Config, assignments: Iterable[str]) -> Config:

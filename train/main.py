@@ -18,6 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]  # as a script, this file's folder stands first on the path: put ours there
 sys.path[:] = [str(ROOT)] + [p for p in sys.path if p and Path(p).resolve() not in (ROOT, ROOT / "train")]
 
+from engine.commandline import Parser, guarded  # noqa: E402
 from train.config import Config, from_dict, override, to_dict  # noqa: E402
 from train.recipes import RECIPES, make  # noqa: E402
 from train.tracking import tracking_uri  # noqa: E402
@@ -30,7 +31,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     described = "\n".join(
         f"  {name:14} {(function.__doc__ or '').strip().splitlines()[0]}" for name, function in sorted(RECIPES.items())
     )
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python train/main.py",
         description=f"{__doc__}\nrecipes:\n{described}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -77,6 +78,7 @@ def with_simulated(config: Config) -> Config:
     from engine.datasets import open_dataset
     from engine.ingest import IngestOptions, ingest
     from engine.shards import MANIFEST_NAME
+    from train.trainer import start_ray
 
     folders = []
     for name in config.data.shards:
@@ -89,6 +91,7 @@ def with_simulated(config: Config) -> Config:
         folder = Path(config.run.storage).resolve() / f"simulated-{seed}"
         if not (folder / MANIFEST_NAME).is_file():
             log.info("writing simulated specimens to %s", folder)
+            start_ray()
             ingest(open_dataset("simulated", [], seed=int(seed)), folder, IngestOptions(overwrite=True))
         folders.append(str(folder))
     return dataclasses.replace(config, data=dataclasses.replace(config.data, shards=tuple(folders)))
@@ -96,13 +99,16 @@ def with_simulated(config: Config) -> Config:
 
 def run(config: Config, *, evaluate: bool = True) -> Path:
     """The main job: shards, training, evaluation, everything recorded. Returns the run's folder."""
+    from engine.pipeline import load_index, select_split
     from train import checkpoint
     from train.evaluation import run_evaluation
     from train.tracking import open_tracker
-    from train.trainer import start_ray, train
+    from train.trainer import make_folder, train
 
-    start_ray()
+    make_folder(Path(config.run.storage))
     config = with_simulated(config)
+    if evaluate:
+        select_split(load_index(config.data.shards), config.eval.split)  # refused now, not after the training
     done = train(config)
     tracker = open_tracker(config, done.run_id)
     print(f"\ntrained {config.run.name} in {done.seconds / 60:.1f} min; weights: {done.model}")
@@ -125,15 +131,15 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit code (2 = something the user can mend, said in one line)."""
     options = parse(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    try:
-        config = resolve(options)
-        if options.dry_run:
-            print(json.dumps(to_dict(config), indent=2))
-        else:
-            run(config, evaluate=not options.no_evaluation)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return guarded(lambda: _command(options))
+
+
+def _command(options: argparse.Namespace) -> int:
+    config = resolve(options)
+    if options.dry_run:
+        print(json.dumps(to_dict(config), indent=2))
+    else:
+        run(config, evaluate=not options.no_evaluation)
     return 0
 
 

@@ -223,6 +223,19 @@ def start_ray() -> None:
         ray.init(log_to_driver=False, logging_level=logging.WARNING)
 
 
+def make_folder(folder: Path) -> Path:
+    """Make a folder of a run where it is not yet. Raises ValueError when it cannot be made or written to."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise ValueError(
+            f"run.storage: got {folder}, which cannot be written ({error.strerror}); "
+            "allowed: a folder this user may write"
+        ) from None
+    return folder
+
+
 def export(source: Path, target: Path) -> Path:
     """Copy a checkpoint without its optimizer state."""
     shutil.copytree(source, target, ignore=shutil.ignore_patterns(checkpoint.STATE), dirs_exist_ok=True)
@@ -240,8 +253,7 @@ def train(config: Config) -> Run:
     start_ray()
     run = config.run
     budget = cpu_budget(ray.cluster_resources(), run.num_workers, CPU_PER_WORKER[run.use_gpu])
-    folder = Path(run.storage).resolve() / run.name
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = make_folder(Path(run.storage).resolve() / run.name)
     record = folder / RECORD
     run_id = json.loads(record.read_text())["run_id"] if record.exists() else ""
     if not run_id:

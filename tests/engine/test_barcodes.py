@@ -218,5 +218,5 @@ def test_make_tokenizer(tmp_path: Path) -> None:
         make_tokenizer(DataConfig(tokenizer="bpe"))
     (tmp_path / "bad.json").write_text("{}")
     for path in ("bad.json", "absent.json"):
-        with pytest.raises(ValueError, match=rf"tokenizer file: got .*{path}.* allowed: a tokenizers JSON file"):
+        with pytest.raises(ValueError, match=rf"tokenizer_file: got .*{path}.* allowed: a tokenizers JSON file"):
             make_tokenizer(DataConfig(tokenizer="bpe", tokenizer_file=str(tmp_path / path)))

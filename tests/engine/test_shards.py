@@ -1,6 +1,7 @@
 """Shards: webdataset reads them, offsets lead to the payloads, bytes are reproducible, verify finds damage."""
 
 import json
+import os
 import pickle
 import tarfile
 from collections.abc import Callable
@@ -14,10 +15,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engine.images import decode
 from engine.schema import INDEX_SCHEMA, BadSpecimen, Specimen, rng_for
 from engine.shards import (
     MANIFEST_NAME,
     ShardReader,
+    check_files,
     count_specimens,
     file_sha256,
     read_index,
@@ -26,6 +29,7 @@ from engine.shards import (
     verify,
     write_shard,
 )
+from engine.taxonomy import RANKS
 
 
 def specimens(make_jpeg: Callable[..., bytes], start: int = 0) -> list[Specimen]:
@@ -206,3 +210,33 @@ def test_rng_is_a_function_of_all_its_parts() -> None:
     others += [(12, 2, "key", "view1"), (1, 22, "key", "view1")]
     assert all((rng_for(*parts).random(4) != first).all() for parts in others)
     assert abs(np.mean([rng_for(0, 0, str(i), "s").random() for i in range(2000)]) - 0.5) < 0.03
+
+
+def test_a_lost_or_cut_shard_is_named_before_a_run(folder: Path) -> None:
+    check_files(folder)
+    path = folder / "000000.tar"
+    size = path.stat().st_size
+    os.truncate(path, size - 1)
+    with pytest.raises(ValueError, match=rf"000000\.tar, which has {size - 1} bytes; allowed: {size} bytes"):
+        check_files(folder)
+    path.unlink()
+    with pytest.raises(ValueError, match=r"000000\.tar, which is missing"):
+        check_files(folder)
+
+
+def test_plain_webdataset_decodes_an_ingested_folder(simulated_shards: Path) -> None:
+    """`.decode("rgb8")` gives the pixels of our own decoder and the JSON's labels, for every specimen of the index."""
+    import webdataset
+
+    urls = sorted(map(str, simulated_shards.glob("*.tar")))
+    index = {row["key"]: row for row in read_index(simulated_shards).to_pylist()}
+    seen = 0
+    for sample in webdataset.WebDataset(urls, shardshuffle=False).decode("rgb8"):
+        row = index[sample["__key__"]]
+        assert ("jpg" in sample, "dna" in sample) == (row["image_size"] > 0, row["dna_size"] > 0)
+        assert [sample["json"][rank] for rank in RANKS] == [row[rank] for rank in RANKS]
+        if "jpg" in sample and seen < 20:  # Pillow decodes here, libjpeg-turbo there: within rounding of chroma
+            data = ShardReader(simulated_shards).read(row["shard"], row["image_offset"], row["image_size"])
+            assert np.abs(sample["jpg"].astype(int) - decode(data)).mean() < 1
+        seen += 1
+    assert seen == len(index) == 320

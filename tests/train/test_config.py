@@ -30,6 +30,9 @@ def test_round_trip() -> None:
         ("loss.x=1", ["unknown configuration key 'loss.x'", "loss.hierarchy_weight"]),
         ("loss.temperature=5", ["loss.temperature", "less than or equal to 1", "'5'"]),
         ("loss.rectify=up", ["loss.rectify", "'fine_to_coarse'", "'up'"]),
+        ("data.degrade.blur_kernel=4", ["data.degrade.blur_kernel", "allowed: odd numbers", "'4'"]),
+        ("run.name=a/b", ["run.name", "'a/b'"]),
+        ("run.max_failures=-2", ["run.max_failures", "greater than or equal to -1"]),
         ("run.epochs=a", ["run.epochs", "integer", "'a'"]),
         ("loss.rank_weights=1,2", ["loss.rank_weights"]),
         ("run.epochs", ["key=value", "'run.epochs'"]),
@@ -43,7 +46,7 @@ def test_bad_overrides_name_what_got_and_allowed(assignment: str, parts: list[st
 
 
 def test_unknown_keys_of_a_stored_tree_are_refused() -> None:
-    with pytest.raises(ValueError, match="unknown configuration key 'loss.colour'"):
+    with pytest.raises(ValueError, match=r"unknown configuration key 'loss\.colour'"):
         from_dict({"loss": {"colour": 1}})
 
 
@@ -54,5 +57,5 @@ def test_recipes_say_what_they_are(name: str) -> None:
 
 
 def test_unknown_recipe() -> None:
-    with pytest.raises(ValueError, match="unknown recipe 'nope'; recipes: .*quickstart"):
+    with pytest.raises(ValueError, match=r"unknown recipe 'nope'; recipes: .*quickstart"):
         make("nope")

@@ -1,11 +1,16 @@
 """The command line of training: what is wrong is said in one line, with exit code 2."""
 
 import json
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from train.main import main
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -28,6 +33,10 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["--set", "run.num_workers=3"], ["one of [1, 2, 4, 8], got 3"]),
         (["--set", "model.image_text=ViT-Z"], ["unknown model 'ViT-Z'"]),
         (["--resume", "gone"], ["no run 'gone'", "runs there: none"]),
+        (["--set", "eval.split=holdout"], ["no specimen of split 'holdout'", "splits there: test, train, val"]),
+        (["--set", "run.storage=/proc/none"], ["run.storage: got /proc/none, which cannot be written"]),
+        (["--set", "data.tokenizer=bpe"], ["data.tokenizer_file: got ''"]),
+        (["--set", "model.dna=kmer_transformer", "--set", "model.dna_heads=5"], ["must divide model.dna_width"]),
     ],
 )
 def test_mistakes(
@@ -49,6 +58,31 @@ def test_names_are_unique_and_not_reused(tmp_path: Path, capsys: pytest.CaptureF
         assert main(["--dry-run", "--set", f"run.storage={tmp_path}"]) == 0
         names.append(json.loads(capsys.readouterr().out)["run"]["name"])
     assert len(set(names)) == 2
+
+
+def test_a_wrong_command_line_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["--recipes"])
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "error: unrecognized arguments: --recipes (see python train/main.py --help)"
+    ]
+
+
+def test_mistakes_are_told_before_ray_starts(simulated_shards: Path, tmp_path: Path) -> None:
+    """In a process of its own, so that no Ray runs yet: the line is all there is on stderr."""
+    (tmp_path / "shards").mkdir()
+    for name in ("index.parquet", "manifest.json"):  # the tars are lost
+        shutil.copy(simulated_shards / name, tmp_path / "shards")
+    settings = [f"data.shards={tmp_path / 'shards'}", f"run.storage={tmp_path}"]
+    arguments = [part for setting in settings for part in ("--set", setting)]
+    done = subprocess.run(
+        [sys.executable, "train/main.py", *arguments],
+        cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: shards: got") and "000000.tar, which is missing" in line
 
 
 def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
