@@ -7,10 +7,19 @@ pairs into them. Bounds stand in the annotations, so that a value out of range i
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(gt=0)]
+
+
+def _is_odd(value: int) -> int:
+    if value % 2 == 0:
+        raise ValueError("allowed: odd numbers")
+    return value
+
+
+Odd = Annotated[int, Field(gt=0), AfterValidator(_is_odd)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +42,7 @@ class DegradeConfig:
     """Damage done to evaluation inputs. The rates at severity 1 are the authors' release's (METHOD: paper preset)."""
 
     severity: Annotated[float, Field(ge=0.0)] = 1.0
-    blur_kernel: Positive = 7  # odd side of the mean filter, in pixels of the encoder's input
+    blur_kernel: Odd = 7  # side of the mean filter, in pixels of the encoder's input
 
 
 @dataclass(frozen=True, kw_only=True)

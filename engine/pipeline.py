@@ -26,7 +26,7 @@ from engine.collate import Batch, collate
 from engine.config import DataConfig
 from engine.sampling import Plan
 from engine.schema import rng_for
-from engine.shards import ShardReader, read_index
+from engine.shards import ShardReader, check_files, read_index
 from engine.taxonomy import RANKS, Taxonomy
 
 log = logging.getLogger(__name__)
@@ -71,7 +71,7 @@ def cpu_budget(cluster: Mapping[str, float], num_workers: int, worker_cpus: floa
 def load_index(shards: Sequence[str | Path]) -> pa.Table:
     """The index of one or more shard folders, in stored order, with the column `folder` added.
 
-    Raises ValueError when none is named, and what `engine.shards.read_index` raises.
+    Raises ValueError when none is named, and what `engine.shards.check_files` and `read_index` raise.
     """
     if not shards:
         raise ValueError(
@@ -79,6 +79,7 @@ def load_index(shards: Sequence[str | Path]) -> pa.Table:
         )
     tables = []
     for folder in shards:
+        check_files(folder)
         table = read_index(Path(folder))
         tables.append(table.append_column("folder", pa.array([str(Path(folder).resolve())] * len(table))))
     return pa.concat_tables(tables)

@@ -74,7 +74,7 @@ def test_mistakes_are_told_before_ray_starts(simulated_shards: Path, tmp_path: P
     (tmp_path / "shards").mkdir()
     for name in ("index.parquet", "manifest.json"):  # the tars are lost
         shutil.copy(simulated_shards / name, tmp_path / "shards")
-    settings = [f"data.shards={tmp_path / 'shards'}", f"run.storage={tmp_path}"]
+    settings = [f"data.shards={tmp_path / 'shards'}", f"run.storage={tmp_path}", "run.global_batch_size=64"]
     arguments = [part for setting in settings for part in ("--set", setting)]
     done = subprocess.run(
         [sys.executable, "train/main.py", *arguments],
