@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from engine.taxonomy import Taxonomy
@@ -91,13 +92,41 @@ def find(path: str | Path) -> Path:
     raise ValueError(f"no checkpoint: {folder} {reason}; give the folder of a run or its model/ folder")
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises ValueError naming the file that holds none."""
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON ({error}); allowed: a file written by this program") from None
+    if not isinstance(tree, dict):
+        raise ValueError(f"{path} holds a {type(tree).__name__}; allowed: a JSON object written by this program")
+    return tree
+
+
+def _load_weights(model: Trimodal, folder: Path) -> None:
+    """Raises ValueError when the file is damaged or its parameters are not the model's."""
+    try:
+        weights = load_file(folder / WEIGHTS)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{folder / WEIGHTS} cannot be read ({error})") from None
+    expected = model.state_dict()
+    unfit = sorted(set(weights) ^ set(expected)) or [
+        f"{name} is {list(value.shape)}, expected {list(expected[name].shape)}"
+        for name, value in sorted(weights.items())
+        if value.shape != expected[name].shape
+    ]
+    if unfit:
+        raise ValueError(f"{folder}: weights do not fit the configuration, e.g. {unfit[0]}")
+    model.load_state_dict(weights)
+
+
 def load(path: str | Path) -> Checkpoint:
     """Load a checkpoint folder, or the one of a run's folder, for inference (eval mode, CPU).
 
     Raises ValueError: no checkpoint there; another format version; files that contradict one another.
     """
     folder = find(path)
-    meta = json.loads((folder / META).read_text())
+    meta = read_json(folder / META)
     if meta.get("format_version") != FORMAT_VERSION:
         raise ValueError(
             f"{folder}: checkpoint format version is {meta.get('format_version')}, this code reads {FORMAT_VERSION}"
@@ -105,19 +134,25 @@ def load(path: str | Path) -> Checkpoint:
     missing = [name for name in (WEIGHTS, CONFIG, TAXONOMY) if not (folder / name).is_file()]
     if missing:
         raise ValueError(f"{folder}: checkpoint lacks {', '.join(missing)}")
-    config = from_dict(json.loads((folder / CONFIG).read_text()))
+    absent = [name for name in ("taxonomy_fingerprint", "architecture") if name not in meta]
+    if absent:
+        raise ValueError(f"{folder / META} lacks {', '.join(absent)}; allowed: a file written by this program")
+    tree = read_json(folder / CONFIG)
+    try:
+        config = from_dict(tree)
+    except ValueError as error:
+        raise ValueError(f"{folder / CONFIG}: {error}") from None
     taxonomy = Taxonomy.load(folder / TAXONOMY)
     if taxonomy.fingerprint != meta["taxonomy_fingerprint"]:
         raise ValueError(
             f"{folder}: taxonomy.json is not the one the weights were trained with "
             f"(fingerprint {taxonomy.fingerprint[:12]}, expected {meta['taxonomy_fingerprint'][:12]})"
         )
-    model = build(config, taxonomy, meta["architecture"])
-    weights = load_file(folder / WEIGHTS)
-    unfit = set(weights) ^ set(model.state_dict())
-    if unfit:
-        raise ValueError(f"{folder}: weights do not fit the configuration, e.g. {sorted(unfit)[0]}")
-    model.load_state_dict(weights)
+    try:
+        model = build(config, taxonomy, meta["architecture"])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{folder / META}: its architecture cannot be built ({error!r})") from None
+    _load_weights(model, folder)
     return Checkpoint(model=model.eval(), config=config, taxonomy=taxonomy, meta=meta, path=folder)
 
 

@@ -51,6 +51,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def resolve(options: argparse.Namespace) -> Config:
     """The configuration of this run, named; a resumed run keeps its own, then takes the overrides."""
+    from train.checkpoint import read_json
     from train.trainer import RECORD
 
     config = override(make(options.recipe), options.overrides)
@@ -61,7 +62,7 @@ def resolve(options: argparse.Namespace) -> Config:
             raise ValueError(
                 f"no run {options.resume!r} in {config.run.storage}; runs there: {', '.join(there) or 'none'}"
             )
-        return override(from_dict(json.loads((folder / RECORD).read_text())["config"]), options.overrides)
+        return override(from_dict(read_json(folder / RECORD).get("config", {})), options.overrides)
     if config.run.name and folder.exists():
         raise ValueError(
             f"run {config.run.name!r} exists in {config.run.storage}; go on with --resume {config.run.name}"

@@ -9,13 +9,13 @@ from train.recipes import RECIPES, make
 def test_overrides_are_typed() -> None:
     config = override(
         Config(),
-        ["loss.hierarchy_weight=0", "data.shards=a,b", "run.use_gpu=true", "optim.betas=0.9,0.95", "run.experiment=x=y"],
+        ["loss.hierarchy_weight=0", "data.shards=a,b", "run.use_gpu=true", "optim.betas=0.9,0.95", "eval.split=x=y"],
     )
     assert config.loss.hierarchy_weight == 0.0
     assert config.data.shards == ("a", "b")
     assert config.run.use_gpu is True
     assert config.optim.betas == (0.9, 0.95)
-    assert config.run.experiment == "x=y"
+    assert config.eval.split == "x=y"
 
 
 def test_round_trip() -> None:
