@@ -96,10 +96,10 @@ class Tokenizer(Protocol):
 
     def __call__(self, sequence: str, offset: int = 0) -> np.ndarray: ...
 
-    def encode(self, sequences: Sequence[str], offset: int | Sequence[int] = 0) -> np.ndarray: ...
+    def encode(self, sequences: Sequence[str], offset: int | Sequence[int] | np.ndarray = 0) -> np.ndarray: ...
 
 
-def _windows(sequences: Sequence[str], offset: int | Sequence[int], width: int) -> list[str]:
+def _windows(sequences: Sequence[str], offset: int | Sequence[int] | np.ndarray, width: int) -> list[str]:
     """At most `width` nucleotides of each barcode, from its offset on."""
     if isinstance(offset, int):
         return [sequence[offset : offset + width] for sequence in sequences]
@@ -131,7 +131,7 @@ class KmerTokenizer:
         """Return the tokens of one clean barcode from nucleotide `offset` on: uint16 [L]."""
         return self.encode([sequence], offset)[0]
 
-    def encode(self, sequences: Sequence[str], offset: int | Sequence[int] = 0) -> np.ndarray:
+    def encode(self, sequences: Sequence[str], offset: int | Sequence[int] | np.ndarray = 0) -> np.ndarray:
         """Return the tokens of clean barcodes, each from nucleotide `offset` (one for all, or one each) on: uint16
         [B, L], padded with 0."""
         width = self.max_nucleotides
@@ -192,7 +192,7 @@ class BpeTokenizer:
         """Return the tokens of one clean barcode from nucleotide `offset` on: uint16 [L]."""
         return self.encode([sequence], offset)[0]
 
-    def encode(self, sequences: Sequence[str], offset: int | Sequence[int] = 0) -> np.ndarray:
+    def encode(self, sequences: Sequence[str], offset: int | Sequence[int] | np.ndarray = 0) -> np.ndarray:
         """Return the tokens of clean barcodes, each from nucleotide `offset` (one for all, or one each) on: uint16
         [B, L], padded with 0."""
         windows = _windows(sequences, offset, self.max_nucleotides)

@@ -249,7 +249,8 @@ def _stream(make: Callable[..., Prepare], specimens: Specimens, tasks: list[tupl
     for first in range(0, len(tasks), MAX_TASKS):
         span = tasks[first : first + MAX_TASKS]
         dataset = ray.data.range(len(span), override_num_blocks=len(span)).map_batches(
-            _run_task, batch_size=1, fn_kwargs={"shared": shared, "tasks": ray.put(span), "make": make},
+            _run_task,  # type: ignore[arg-type]
+            batch_size=1, fn_kwargs={"shared": shared, "tasks": ray.put(span), "make": make},
             num_cpus=budget.task_cpus,
         )  # fmt: skip
         options = dataset.context.execution_options
@@ -257,7 +258,8 @@ def _stream(make: Callable[..., Prepare], specimens: Specimens, tasks: list[tupl
         options.resource_limits = ExecutionResources(
             cpu=budget.execution_cpus, object_store_memory=budget.object_store_bytes
         )
-        yield from dataset.iter_batches(batch_size=batch_size, batch_format="numpy", prefetch_batches=prefetch)
+        batches: Any = dataset.iter_batches(batch_size=batch_size, batch_format="numpy", prefetch_batches=prefetch)
+        yield from batches
 
 
 @dataclass(frozen=True)

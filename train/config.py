@@ -17,6 +17,7 @@ from engine.config import DataConfig, Positive, Probability
 
 PositiveFloat = Annotated[float, Field(gt=0.0)]
 NonNegative = Annotated[float, Field(ge=0.0)]
+BelowOne = Annotated[float, Field(ge=0.0, lt=1.0)]
 RunName = Annotated[str, Field(pattern=r"^([A-Za-z0-9_][A-Za-z0-9_.-]*)?$")]  # it names a folder
 
 
@@ -65,9 +66,9 @@ class OptimConfig:
     max_lr: PositiveFloat = 1e-3
     initial_divisor: PositiveFloat = 5.0  # base rate = max_lr / initial_divisor (release: 1e-5 and 5e-5)
     final_divisor: PositiveFloat = 1e4
-    warmup: Probability = 0.3
+    warmup: BelowOne = 0.3  # share of the steps in which the rate rises
     weight_decay: NonNegative = 0.05
-    betas: tuple[Probability, Probability] = (0.9, 0.98)
+    betas: tuple[BelowOne, BelowOne] = (0.9, 0.98)
     clip_norm: NonNegative = 1.0  # 0 = no clipping
 
 
@@ -132,7 +133,7 @@ def to_dict(config: Config) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
-def _known_keys(node: type, prefix: str = "") -> dict[str, Any]:
+def _known_keys(node: Any, prefix: str = "") -> dict[str, Any]:
     keys: dict[str, Any] = {}
     for name, kind in get_type_hints(node, include_extras=True).items():
         keys |= _known_keys(kind, f"{prefix}{name}.") if dataclasses.is_dataclass(kind) else {f"{prefix}{name}": kind}

@@ -151,14 +151,14 @@ class Session:
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "plan": {"specimens": len(self.specimens.labels), "global_batch_size": self.plan.global_batch_size,
-                     "lanes": self.plan.lanes, "seed": self.plan.seed},
+                     "lanes": self.plan.lanes, "seed": self.plan.seed, "steps": self.total_steps},
         }  # fmt: skip
 
     def restore(self, weights: dict[str, Tensor], state: dict[str, Any]) -> None:
-        """Continue from a checkpoint. Raises ValueError when its data order is not this run's."""
+        """Continue from a checkpoint. Raises ValueError when its data order or its length is not this run's."""
         plan = self.state()["plan"]
         if state["plan"] != plan:
-            raise ValueError(f"cannot resume: the checkpoint's data order is {state['plan']}, this run's is {plan}")
+            raise ValueError(f"cannot resume: the checkpoint's plan is {state['plan']}, this run's is {plan}")
         self.model.load_state_dict(weights)
         self.step, self.history = state["step"], list(state["history"])
         phase = next((p for p in self.phases if p.first < self.step <= p.last), self.phases[0])

@@ -23,14 +23,16 @@ def build_optimizer(
     The momentum stays fixed while the rate moves, as in the authors' release. `total_steps` is raised to 2, because a
     cycle of one step has no warm-up to divide by.
     """
+    total_steps = max(2, total_steps)
+    one_step = config.warmup * total_steps == 1  # torch would divide by the 0 steps between its first and its peak
     optimizer = torch.optim.AdamW(
         parameter_groups(model, config.weight_decay), lr=config.max_lr, betas=config.betas, fused=True
     )
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer,
         max_lr=config.max_lr,
-        total_steps=max(2, total_steps),
-        pct_start=config.warmup,
+        total_steps=total_steps,
+        pct_start=0.0 if one_step else config.warmup,
         div_factor=config.initial_divisor,
         final_div_factor=config.final_divisor,
         cycle_momentum=False,

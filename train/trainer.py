@@ -3,6 +3,7 @@
 Ray's own switches that are environment variables are set here, before Ray is imported, and never over the user's.
 """
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -74,11 +75,19 @@ def _report(session: Session, metrics: dict[str, float], keep: bool) -> None:
     if not (keep and dist.rank() == 0):
         ray.train.report(metrics)
         return
-    with tempfile.TemporaryDirectory() as folder:
+    in_process = _in_process_folder(session.config)
+    with contextlib.nullcontext(in_process) if in_process else tempfile.TemporaryDirectory() as folder:
+        Path(folder).mkdir(parents=True, exist_ok=True)
         checkpoint.save(
             Path(folder), session.model, session.config, session.taxonomy, step=session.step, state=session.state()
         )
         ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+
+
+def _in_process_folder(config: Config) -> Path | None:
+    """Where run.num_workers=0 keeps its checkpoint: Ray Train stores none there. None = Ray stores them."""
+    run = config.run
+    return None if run.num_workers else Path(run.storage).resolve() / run.name / "checkpoint_in_process"
 
 
 def _validate(session: Session, index: pa.Table) -> dict[str, float]:
@@ -121,7 +130,7 @@ def train_loop(task: dict[str, Any]) -> None:
             meter.add(terms, int(batch["valid"].sum()), wait, busy)
         if session.step % config.run.log_every == 0:
             summary = interval.summary()
-            tracker.metrics(summary | {"optim/lr": session.schedule.get_last_lr()[0]}, session.step)
+            tracker.metrics(summary | {"optim/lr": float(session.schedule.get_last_lr()[0])}, session.step)
             beside = f"loss {summary['loss/total']:.3f}, {summary['perf/samples_per_s']:.0f} specimens/s"
             interval = Meter()
         if rank0:
@@ -209,10 +218,12 @@ def _fit(job: Job, config: Config, total_steps: int) -> Path:
     )
     try:
         with progress.shown(job.board, total_steps):
-            return Path(trainer.fit().checkpoint.path)
+            last = trainer.fit().checkpoint
     except ray.train.WorkerGroupError as error:
         mistakes = [failure for failure in error.worker_failures.values() if isinstance(failure, ValueError)]
         raise mistakes[0] if mistakes else error from None
+    assert last is not None, "the last epoch always writes a checkpoint"
+    return Path(last.path)
 
 
 def start_ray() -> None:

@@ -11,8 +11,9 @@ import torch
 
 from tests.train.small import small_config, small_session
 from train import loop
-from train.config import Config
+from train.config import Config, OptimConfig
 from train.loop import CaptionTable, Session, phases
+from train.optim import build_optimizer
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "curve.json"
 
@@ -91,8 +92,43 @@ def test_resuming_changes_nothing(simulated_shards: Path) -> None:
 def test_resuming_another_data_order_is_refused(simulated_shards: Path) -> None:
     session = small_session(small_config(simulated_shards))
     other = small_session(small_config(simulated_shards, "run.global_batch_size=64"))
-    with pytest.raises(ValueError, match="cannot resume: the checkpoint's data order is .*'global_batch_size': 32"):
+    with pytest.raises(ValueError, match=r"cannot resume: the checkpoint's plan is .*'global_batch_size': 32"):
         other.restore(session.model.state_dict(), session.state())
+
+
+def test_resuming_with_another_length_is_refused(simulated_shards: Path) -> None:
+    """The one-cycle schedule is made for a number of steps."""
+    session, longer = (small_session(small_config(simulated_shards, f"run.epochs={n}")) for n in (1, 2))
+    with pytest.raises(ValueError, match=r"cannot resume: .*'steps': 7.*'steps': 14"):
+        longer.restore(session.model.state_dict(), session.state())
+
+
+@pytest.mark.parametrize(("warmup", "steps"), [(0.0, 7), (0.1, 10), (0.5, 2), (0.5, 1), (0.3, 7), (0.99, 3)])
+def test_every_warm_up_has_a_schedule(warmup: float, steps: int) -> None:
+    optimizer, schedule = build_optimizer(torch.nn.Linear(2, 2), OptimConfig(warmup=warmup), steps)
+    for _ in range(steps):
+        optimizer.step()
+        schedule.step()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        "loss.learn_temperature=true model.freeze_text=true",
+        "loss.image_dna_weight=0 loss.fusion_weight=0 loss.hierarchy_weight=0",
+        "loss.rank_weights=0,0,0,0 loss.hierarchy_gather=false loss.rectify_unit=pair",
+        "loss.detach_dna=true loss.detach_dna_in_fusion=true loss.fused_direction=symmetric",
+        "loss.rank_heads_weight=1 loss.positives=bin optim.warmup=0.9 optim.clip_norm=0",
+        "model.dna=kmer_transformer data.kmer_stride=4 data.random_offset=true data.orient=false",
+        "data.kmer=8 data.lanes=1 data.window=8 data.partners=false data.caption_cut=1 optim.warmup=0",
+        "data.augment.min_area=0 data.augment.rotate_degrees=90 data.augment.vertical_flip=1 data.rows_per_task=1",
+    ],
+)
+def test_every_option_trains_every_parameter(settings: str, simulated_shards: Path) -> None:
+    """A whole epoch; DDP would wait for ever for a parameter that requires a gradient and gets none."""
+    session = small_session(small_config(simulated_shards, "run.epochs=1", *settings.split()))
+    advance(session, session.total_steps)
+    assert not [name for name, p in session.model.named_parameters() if p.requires_grad and p.grad is None]
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_step(simulated_shards: Path) -> None:
@@ -125,7 +161,7 @@ def test_posthoc_fusion_trains_the_gate_alone_at_the_end(simulated_shards: Path)
 
 
 def test_posthoc_fusion_needs_epochs_before_it(simulated_shards: Path) -> None:
-    with pytest.raises(ValueError, match="run.fusion_epochs must be below run.epochs=4 .* got 4"):
+    with pytest.raises(ValueError, match=r"run\.fusion_epochs must be below run\.epochs=4 .* got 4"):
         phases(small_config(simulated_shards, "run.fusion_training=posthoc", "run.fusion_epochs=4"), 10)
 
 

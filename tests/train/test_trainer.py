@@ -53,7 +53,7 @@ def test_workers_share_one_trajectory(
 def test_a_killed_worker_resumes_and_ends_at_the_same_weights(
     one_worker: tuple[dict, Path], simulated_shards: Path, tmp_path: Path
 ) -> None:
-    alone, folder = one_worker
+    _, folder = one_worker
     struck = job("kill", simulated_shards, tmp_path)
     assert struck["killed"]
     assert re.search(r"resumed at step (7|14|21) of 28", struck["log"])
@@ -119,3 +119,12 @@ def wait_for(url: str, seconds: float = 90) -> None:
         except OSError:
             assert time.monotonic() < end, f"{url} did not answer within {seconds} s"
             time.sleep(0.5)
+
+
+def test_training_inside_the_driver(simulated_shards: Path, tmp_path: Path) -> None:
+    """run.num_workers=0, with a transformer on non-overlapping k-mers."""
+    options = ["run.num_workers=0", "model.dna=kmer_transformer", "data.kmer_stride=4", "data.random_offset=true",
+               "run.validate_every=1"]  # fmt: skip
+    done = job("train", simulated_shards, tmp_path, "run.epochs=1", *options)
+    assert done["steps"] == 7 and "val/dna/clean/species/top1" in done["history"][-1]
+    assert (tmp_path / "job" / "model" / "model.safetensors").is_file()
