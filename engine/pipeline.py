@@ -74,9 +74,7 @@ def load_index(shards: Sequence[str | Path]) -> pa.Table:
     Raises ValueError when none is named, and what `engine.shards.check_files` and `read_index` raise.
     """
     if not shards:
-        raise ValueError(
-            "data.shards is empty: name one or more folders written by `python -m engine.main ingest ...`"
-        )
+        raise ValueError("data.shards is empty: name one or more folders written by `python -m engine.main ingest ...`")
     tables = []
     for folder in shards:
         check_files(folder)

@@ -30,7 +30,11 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     """With --strict-skips, turn a skip for any other reason than the allowed ones into a failure."""
     if not session.config.getoption("--strict-skips"):
         return
-    allowed = [line for line in (ROOT / "tests" / "allowed_skips.txt").read_text().splitlines() if line and not line.startswith("#")]
+    allowed = [
+        line
+        for line in (ROOT / "tests" / "allowed_skips.txt").read_text().splitlines()
+        if line and not line.startswith("#")
+    ]
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     for report in reporter.stats.get("skipped", []):
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)

@@ -1,10 +1,10 @@
 """A checkpoint is a folder that explains itself: weights, configuration, taxonomy, versions.
 
-    model.safetensors   every parameter and buffer
-    config.json         the resolved configuration
-    taxonomy.json       the taxa the model knows
-    meta.json           format version, code version, step, taxonomy fingerprint, architecture of the towers
-    training_state.pt   optimizer and schedule; read with weights_only=True, absent from an exported model
+model.safetensors   every parameter and buffer
+config.json         the resolved configuration
+taxonomy.json       the taxa the model knows
+meta.json           format version, code version, step, taxonomy fingerprint, architecture of the towers
+training_state.pt   optimizer and schedule; read with weights_only=True, absent from an exported model
 """
 
 import json

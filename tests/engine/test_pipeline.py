@@ -158,5 +158,5 @@ def test_missing_shards(shards: tuple[str, ...], message: str) -> None:
 
 
 def test_unknown_split_names_those_there(data: DataConfig) -> None:
-    with pytest.raises(ValueError, match="no specimen of split 'pretrain' .*: test, train, val"):
+    with pytest.raises(ValueError, match=r"no specimen of split 'pretrain' .*: test, train, val"):
         select_split(load_index(data.shards), "pretrain")

@@ -1,7 +1,7 @@
 """Training jobs that tests run in a process of their own, because they start and kill Ray's processes.
 
-    python tests/train/jobs.py train SHARDS STORAGE [key=value ...]        prints one JSON line: the history
-    python tests/train/jobs.py kill SHARDS STORAGE [key=value ...]         kills the train worker after a checkpoint
+python tests/train/jobs.py train SHARDS STORAGE [key=value ...]        prints one JSON line: the history
+python tests/train/jobs.py kill SHARDS STORAGE [key=value ...]         kills the train worker after a checkpoint
 """
 
 import json
@@ -34,7 +34,11 @@ def descendants(pid: int) -> set[int]:
 
 def train_workers() -> list[int]:
     """Process ids of this job's train workers."""
-    titles = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in descendants(os.getpid()) if os.path.exists(f"/proc/{pid}")}
+    titles = {
+        pid: Path(f"/proc/{pid}/cmdline").read_bytes()
+        for pid in descendants(os.getpid())
+        if os.path.exists(f"/proc/{pid}")
+    }
     return [pid for pid, title in titles.items() if b"RayTrainWorker" in title]
 
 

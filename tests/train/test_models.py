@@ -1,6 +1,5 @@
 """The model: towers found by name, features that do not depend on batch-mates, every parameter in every step."""
 
-import dataclasses
 import json
 from pathlib import Path
 

@@ -56,7 +56,7 @@ def test_none_needs_no_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def test_unreachable_server_is_said_at_the_start(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a database")
-    with pytest.raises(ValueError, match="cannot be used: .*; allowed: run.tracking=none"):
+    with pytest.raises(ValueError, match=r"cannot be used: .*; allowed: run\.tracking=none"):
         create_run(config_at(tmp_path, tracking_uri=f"sqlite:///{tmp_path}/file"), {})
 
 
