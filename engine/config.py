@@ -42,7 +42,7 @@ class DegradeConfig:
     """Damage done to evaluation inputs. The rates at severity 1 are the authors' release's (METHOD: paper preset)."""
 
     severity: Annotated[float, Field(ge=0.0)] = 1.0
-    blur_kernel: Odd = 7  # side of the mean filter, in pixels of the encoder's input
+    blur_kernel: Odd = 5  # side of the mean filter, in pixels of the encoder's input
 
 
 @dataclass(frozen=True, kw_only=True)

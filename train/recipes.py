@@ -2,8 +2,8 @@
 
 from collections.abc import Callable
 
-from engine.config import DataConfig
-from train.config import Config, RunConfig
+from engine.config import AugmentConfig, DataConfig
+from train.config import Config, OptimConfig, RunConfig
 
 RECIPES: dict[str, Callable[[], Config]] = {}
 
@@ -29,6 +29,40 @@ def quickstart() -> Config:
     """
     return Config(
         recipe="quickstart",
-        data=DataConfig(shards=("simulated:0",)),
-        run=RunConfig(epochs=20, global_batch_size=256),
+        data=DataConfig(shards=("simulated:0",), augment=AugmentConfig(min_area=0.7)),
+        optim=OptimConfig(max_lr=4e-3),
+        run=RunConfig(epochs=14, validate_every=7, fusion_training="posthoc", fusion_epochs=1),
     )
+
+
+@recipe
+def bold() -> Config:
+    """DNA and text on the BOLD barcodes of four insect orders: no photos, so CLIBD's DNA-text half.
+
+    python -m engine.main ingest table DATA/bold/barcodes.parquet --out shards/bold
+    python train/main.py --recipe bold --set data.shards=shards/bold
+    """
+    return Config(
+        recipe="bold",
+        data=DataConfig(shards=("shards/bold",)),
+        optim=OptimConfig(max_lr=2e-3),
+        run=RunConfig(epochs=10, global_batch_size=512),
+    )
+
+
+@recipe
+def moths() -> Config:
+    """CLIBD-HiR-Fuse on a thousand photos of live moths, each with a barcode of its species, from random weights.
+
+    python -m engine.main ingest table DATA/moths/specimens.parquet --out shards/moths
+    python train/main.py --recipe moths --set data.shards=shards/moths
+    """
+    return Config(
+        recipe="moths",
+        data=DataConfig(shards=("shards/moths",), augment=AugmentConfig(rotate_degrees=180.0)),
+        optim=OptimConfig(max_lr=2e-3),
+        run=RunConfig(
+            epochs=80, global_batch_size=128, validate_every=20, checkpoint_every=10, fusion_training="posthoc",
+            fusion_epochs=4,
+        ),
+    )  # fmt: skip
