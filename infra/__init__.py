@@ -1,0 +1,1 @@
+"""Clusters, images and services. Nothing here yet."""

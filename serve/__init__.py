@@ -1,0 +1,1 @@
+"""The predictor as a service. Nothing here yet."""

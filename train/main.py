@@ -111,18 +111,21 @@ def run(config: Config, *, evaluate: bool = True) -> Path:
     if evaluate:
         select_split(load_index(config.data.shards), config.eval.split)  # refused now, not after the training
     done = train(config)
-    tracker = open_tracker(config, done.run_id)
     print(f"\ntrained {config.run.name} in {done.seconds / 60:.1f} min; weights: {done.model}")
-    if evaluate:
-        model = checkpoint.load(done.model).model
-        out = done.folder / "evaluation"
-        found = run_evaluation(model, config, done.taxonomy, config.data.shards, config.eval.split, out)
-        print(f"\n{found.headline(config.eval.scoring)}\n")
-        tracker.metrics(found.metrics, done.steps)
-        for name in found.files:
-            tracker.artifact(out / name, "evaluation")
-        print(f"evaluation: {', '.join(str(out / name) for name in found.files)}")
-    tracker.close("FINISHED")
+    tracker, status = open_tracker(config, done.run_id), "FAILED"
+    try:
+        if evaluate:
+            model = checkpoint.load(done.model).model
+            out = done.folder / "evaluation"
+            found = run_evaluation(model, config, done.taxonomy, config.data.shards, config.eval.split, out)
+            print(f"\n{found.headline(config.eval.scoring)}\n")
+            tracker.metrics(found.metrics, done.steps)
+            for name in found.files:
+                tracker.artifact(out / name, "evaluation")
+            print(f"evaluation: {', '.join(str(out / name) for name in found.files)}")
+        status = "FINISHED"
+    finally:
+        tracker.close(status)
     if done.run_id:
         print(f"experiments: mlflow ui --backend-store-uri {tracking_uri(config)}")
     return done.folder

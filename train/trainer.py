@@ -33,6 +33,9 @@ from train.tracking import Tracker, create_run, open_tracker
 
 log = logging.getLogger(__name__)
 
+# glibc gives activations back to the kernel after each step and faults them in again at the next. Keeping them made a
+# CPU step of the quickstart 1.5 times as fast (0.31 s instead of 0.48 s, page faults 115,000 -> 200).
+KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40), "MALLOC_TOP_PAD_": str(2**26)}
 RECORD = "run.json"  # in the run's folder: its MLflow run and its configuration, for --resume
 SHOWN_RANKS = ("family", "species")  # of the validation, in the line of an epoch
 CPU_PER_WORKER = {False: 0.01, True: 1.0}  # by use_gpu: a CPU worker's own threads share the cores with its data tasks
@@ -214,6 +217,7 @@ def _fit(job: Job, config: Config, total_steps: int) -> Path:
             storage_path=str(Path(run.storage).resolve()),
             failure_config=FailureConfig(max_failures=run.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=run.keep_checkpoints),
+            worker_runtime_env={"env_vars": {key: os.environ.get(key, value) for key, value in KEEP_MEMORY.items()}},
         ),
     )
     try:
@@ -232,6 +236,7 @@ def start_ray() -> None:
 
     if not ray.is_initialized():
         ray.init(log_to_driver=False, logging_level=logging.WARNING)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # it reports every execution; failures come as exceptions
 
 
 def make_folder(folder: Path) -> Path:

@@ -1,0 +1,1 @@
+"""Sweeps over training configurations. Nothing here yet."""
