@@ -64,6 +64,7 @@ class OptimConfig:
     """AdamW under a one-cycle schedule."""
 
     max_lr: PositiveFloat = 1e-3
+    posthoc_lr: PositiveFloat = 1e-3  # max_lr of the epochs in which post-hoc fusion trains the gate alone
     initial_divisor: PositiveFloat = 5.0  # base rate = max_lr / initial_divisor (release: 1e-5 and 5e-5)
     final_divisor: PositiveFloat = 1e4
     warmup: BelowOne = 0.3  # share of the steps in which the rate rises

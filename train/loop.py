@@ -141,7 +141,10 @@ class Session:
         if dist.world_size() > 1:
             ids = [self.device.index] if self.device.type == "cuda" else None
             self.forward = DistributedDataParallel(self.model, device_ids=ids)
-        self.optimizer, self.schedule = build_optimizer(self.model, self.config.optim, phase.last - phase.first)
+        optim = self.config.optim
+        if phase.part == "fusion":
+            optim = dataclasses.replace(optim, max_lr=optim.posthoc_lr)
+        self.optimizer, self.schedule = build_optimizer(self.model, optim, phase.last - phase.first)
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint needs beside the weights."""

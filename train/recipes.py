@@ -63,6 +63,6 @@ def moths() -> Config:
         optim=OptimConfig(max_lr=2e-3),
         run=RunConfig(
             epochs=80, global_batch_size=128, validate_every=20, checkpoint_every=10, fusion_training="posthoc",
-            fusion_epochs=4,
+            fusion_epochs=3,
         ),
     )  # fmt: skip
