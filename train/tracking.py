@@ -18,6 +18,7 @@ from train.config import Config, flatten, to_dict
 log = logging.getLogger(__name__)
 
 MAX_PARAM_LENGTH = 500  # MLflow refuses longer parameter values with some stores
+EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # the page opens on runs
 BATCH_LIMIT = 500  # metrics in one request; MLflow allows 1,000
 
 
@@ -128,7 +129,11 @@ def create_run(config: Config, tags: Mapping[str, str]) -> str:
         client = MlflowClient(tracking_uri=uri)
         experiment = client.get_experiment_by_name(config.run.experiment)
         where = None if config.run.tracking_uri else str(storage / "mlflow-artifacts")
-        found = experiment.experiment_id if experiment else client.create_experiment(config.run.experiment, where)
+        found = (
+            experiment.experiment_id
+            if experiment
+            else client.create_experiment(config.run.experiment, where, tags=EXPERIMENT_TAGS)
+        )
         run = client.create_run(found, run_name=config.run.name, tags=dict(tags))
         flat = {key: str(value)[:MAX_PARAM_LENGTH] for key, value in flatten(to_dict(config)).items()}
         client.log_batch(run.info.run_id, params=[Param(key, value) for key, value in flat.items()])

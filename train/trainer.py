@@ -204,6 +204,7 @@ def _fit(job: Job, config: Config, total_steps: int) -> Path:
     from ray.train.torch import TorchTrainer
 
     run = config.run
+    memory = {key: os.environ.get(key, value) for key, value in KEEP_MEMORY.items()}
     trainer = TorchTrainer(
         train_loop,
         train_loop_config={field.name: getattr(job, field.name) for field in dataclasses.fields(job)},
@@ -217,8 +218,8 @@ def _fit(job: Job, config: Config, total_steps: int) -> Path:
             storage_path=str(Path(run.storage).resolve()),
             failure_config=FailureConfig(max_failures=run.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=run.keep_checkpoints),
-            worker_runtime_env={"env_vars": {key: os.environ.get(key, value) for key, value in KEEP_MEMORY.items()}},
-        ),
+            worker_runtime_env={"env_vars": memory},
+        ),  # type: ignore[call-arg]  # the type checker sees the older RunConfig of ray.air
     )
     try:
         with progress.shown(job.board, total_steps):

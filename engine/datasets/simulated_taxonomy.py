@@ -27,8 +27,8 @@ _GENUS_ENDINGS = {
     "Neuroptera": ("chrysa", "leon", "perla", "bia"),
     "Odonata": ("aeschna", "phlebia", "lestes", "gomphus"),
 }
-# Share of the species that have the barcodes of a sister. With it about 12% of the species are not told apart by COI: what
-# Mutanen et al. (2016, doi:10.1093/sysbio/syw044) found among European Lepidoptera.
+# Share of the species that have the barcodes of a sister. With it about 12% of the species are not told apart by COI:
+# as many as Mutanen et al. (2016, doi:10.1093/sysbio/syw044) found not monophyletic among European Lepidoptera.
 SISTERS = 0.06
 # Parts of invented names: genus = start + middle + the order's ending, epithet = stem + ending.
 _STARTS = (
