@@ -85,7 +85,7 @@ def with_simulated(config: Config) -> Config:
     for name in config.data.shards:
         kind, colon, seed = name.partition(":")
         if kind != "simulated" or not colon:
-            folders.append(str(Path(name).resolve()))  # workers run in another directory
+            folders.append(name)
             continue
         if not seed.isdigit():
             raise ValueError(f"data.shards: simulated:SEED takes a whole number, got {name!r}")

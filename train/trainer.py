@@ -259,6 +259,16 @@ def export(source: Path, target: Path) -> Path:
     return target
 
 
+def absolute_paths(config: Config) -> Config:
+    """The same run with absolute paths: workers run in another directory than the driver."""
+    shards = tuple(str(Path(folder).resolve()) for folder in config.data.shards)
+    return dataclasses.replace(
+        config,
+        data=dataclasses.replace(config.data, shards=shards),
+        run=dataclasses.replace(config.run, storage=str(Path(config.run.storage).resolve())),
+    )
+
+
 def train(config: Config) -> Run:
     """Train as configured, on the running Ray cluster or one started here; a run of the same name is continued.
 
@@ -266,6 +276,7 @@ def train(config: Config) -> Run:
     """
     import ray
 
+    config = absolute_paths(config)
     taxonomy, total_steps = prepare(config)
     start_ray()
     run = config.run

@@ -15,16 +15,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from mlflow import MlflowClient
 from safetensors.torch import load_file
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def job(what: str, shards: Path, storage: Path, *settings: str) -> dict:
-    """Run tests/train/jobs.py; its JSON line, with the log of the driver beside it."""
+def job(what: str, shards: Path, storage: Path | str, *settings: str, folder: Path = ROOT) -> dict:
+    """Run tests/train/jobs.py in `folder`; its JSON line, with the log of the driver beside it."""
     done = subprocess.run(
         [sys.executable, ROOT / "tests/train/jobs.py", what, shards, storage, *settings],
-        capture_output=True, text=True, timeout=500, check=False, cwd=ROOT,
+        capture_output=True, text=True, timeout=500, check=False, cwd=folder,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads(done.stdout.splitlines()[-1]) | {"log": done.stderr}
@@ -32,8 +33,9 @@ def job(what: str, shards: Path, storage: Path, *settings: str) -> dict:
 
 @pytest.fixture(scope="module")
 def one_worker(simulated_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, Path]:
+    """Tracked, and with a relative storage folder, which workers must not look for in their own directory."""
     folder = tmp_path_factory.mktemp("one")
-    return job("train", simulated_shards, folder), folder
+    return job("train", simulated_shards, ".", "run.tracking=mlflow", "run.log_every=2", folder=folder), folder
 
 
 @pytest.mark.parametrize("workers", [2, 4])
@@ -67,6 +69,9 @@ def test_a_finished_run_is_recorded(one_worker: tuple[dict, Path]) -> None:
     done, folder = one_worker
     assert [record["epoch"] for record in done["history"]] == [1.0, 2.0, 3.0, 4.0]
     assert "val/dna/clean/species/top1" in done["history"][-1]
+    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    (run,) = client.search_runs([client.get_experiment_by_name("taxafuse").experiment_id])
+    assert len(client.get_metric_history(run.info.run_id, "perf/samples_per_s")) >= 14
     model = folder / "job" / "model"
     assert {path.name for path in model.iterdir()} == {"model.safetensors", "config.json", "taxonomy.json", "meta.json"}
 
