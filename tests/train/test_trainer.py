@@ -91,7 +91,7 @@ def test_ray_job_submit(simulated_shards: Path, tmp_path: Path) -> None:
     head = subprocess.Popen(
         [ray, "start", "--head", "--block", f"--port={gcs}", f"--dashboard-port={dashboard}", "--num-cpus=2",
          "--dashboard-host=127.0.0.1", "--object-store-memory=300000000", "--include-dashboard=true",
-         f"--temp-dir={short}", "--ray-client-server-port=0"],
+         f"--temp-dir={short}", f"--ray-client-server-port={free_port()}"],
         env=environment, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:
