@@ -26,6 +26,9 @@ def quickstart() -> Config:
     """CLIBD-HiR-Fuse on simulated specimens: the main job of a fresh machine.
 
     python train/main.py --recipe quickstart
+
+    2 CPU cores: 3 to 4 minutes of training. Test, seeds 0-2: barcode species 95-98%, photo family 64-70%, gated fusion
+    with both inputs damaged 97-99% (tests/benchmarks/RESULTS.md).
     """
     return Config(
         recipe="quickstart",
@@ -41,6 +44,8 @@ def bold() -> Config:
 
     python -m engine.main ingest table DATA/bold/barcodes.parquet --out shards/bold
     python train/main.py --recipe bold --set data.shards=shards/bold
+
+    2 CPU cores: 3.3 minutes. Test species top-1 by prompts with roll-up: 98.5% micro, 98.4% macro.
     """
     return Config(
         recipe="bold",
@@ -56,6 +61,8 @@ def moths() -> Config:
 
     python -m engine.main ingest table DATA/moths/specimens.parquet --out shards/moths
     python train/main.py --recipe moths --set data.shards=shards/moths
+
+    2 CPU cores: a few minutes; the score is still to be measured.
     """
     return Config(
         recipe="moths",
