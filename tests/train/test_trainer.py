@@ -85,8 +85,9 @@ def free_port() -> int:
 def test_ray_job_submit(simulated_shards: Path, tmp_path: Path) -> None:
     """`ray job submit --working-dir . -- python train/main.py`, on a cluster of its own."""
     gcs, dashboard = free_port(), free_port()
-    environment = os.environ | {"RAY_AUTH_MODE": "disabled"}
-    ray = str(Path(sys.executable).parent / "ray")
+    here = Path(sys.executable).parent  # the job's `python` is the one that the head finds
+    environment = os.environ | {"RAY_AUTH_MODE": "disabled", "PATH": f"{here}:{os.environ['PATH']}"}
+    ray = str(here / "ray")
     short = tempfile.mkdtemp(prefix="taxafuse")  # the sockets below it may not pass 107 characters
     head = subprocess.Popen(
         [ray, "start", "--head", "--block", f"--port={gcs}", f"--dashboard-port={dashboard}", "--num-cpus=2",
@@ -100,11 +101,15 @@ def test_ray_job_submit(simulated_shards: Path, tmp_path: Path) -> None:
 
         settings = [*SETTINGS, f"data.shards={simulated_shards}", f"run.storage={tmp_path}", "run.name=submitted"]
         overrides = [part for setting in [*settings, "run.epochs=1"] for part in ("--set", setting)]
-        done = subprocess.run(
-            [ray, "job", "submit", f"--address=http://127.0.0.1:{dashboard}", "--working-dir", ".", "--",
-             "python", "train/main.py", *overrides],
-            env=environment, cwd=ROOT, capture_output=True, text=True, timeout=400, check=False,
-        )  # fmt: skip
+        command = [ray, "job", "submit", f"--address=http://127.0.0.1:{dashboard}", "--working-dir", ".", "--"]
+        command += ["python", "train/main.py", *overrides]
+        for _ in range(60):  # the head answers before the agent that starts jobs is there
+            done = subprocess.run(
+                command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=400, check=False
+            )
+            if "No available agent" not in done.stdout + done.stderr:
+                break
+            time.sleep(1)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
         assert "Table 2" in done.stdout
         assert (tmp_path / "submitted" / "evaluation" / "metrics.json").is_file()
