@@ -100,7 +100,7 @@ def test_ray_job_submit(simulated_shards: Path, tmp_path: Path) -> None:
         from tests.train.small import SETTINGS
 
         settings = [*SETTINGS, f"data.shards={simulated_shards}", f"run.storage={tmp_path}", "run.name=submitted"]
-        overrides = [part for setting in [*settings, "run.epochs=1"] for part in ("--set", setting)]
+        overrides = [part for setting in [*settings, "run.epochs=2"] for part in ("--set", setting)]
         command = [ray, "job", "submit", f"--address=http://127.0.0.1:{dashboard}", "--working-dir", ".", "--"]
         command += ["python", "train/main.py", *overrides]
         for _ in range(60):  # the head answers before the agent that starts jobs is there
