@@ -92,7 +92,8 @@ def test_ray_job_submit(simulated_shards: Path, tmp_path: Path) -> None:
     head = subprocess.Popen(
         [ray, "start", "--head", "--block", f"--port={gcs}", f"--dashboard-port={dashboard}", "--num-cpus=2",
          "--dashboard-host=127.0.0.1", "--object-store-memory=300000000", "--include-dashboard=true",
-         f"--temp-dir={short}", f"--ray-client-server-port={free_port()}"],
+         f"--temp-dir={short}", f"--ray-client-server-port={free_port()}",
+         f"--dashboard-agent-listen-port={free_port()}"],  # the default, 52365, is the shared session's
         env=environment, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:
@@ -103,13 +104,13 @@ def test_ray_job_submit(simulated_shards: Path, tmp_path: Path) -> None:
         overrides = [part for setting in [*settings, "run.epochs=2"] for part in ("--set", setting)]
         command = [ray, "job", "submit", f"--address=http://127.0.0.1:{dashboard}", "--working-dir", ".", "--"]
         command += ["python", "train/main.py", *overrides]
-        for _ in range(60):  # the head answers before the agent that starts jobs is there
+        for _ in range(10):  # the head answers before the agent that starts jobs is there
             done = subprocess.run(
                 command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=400, check=False
             )
             if "No available agent" not in done.stdout + done.stderr:
                 break
-            time.sleep(1)
+            time.sleep(2)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
         assert "Table 2" in done.stdout
         assert (tmp_path / "submitted" / "evaluation" / "metrics.json").is_file()
