@@ -192,7 +192,7 @@ class Session:
         batch = to_device(batch, self.device)
         features = self.forward(batch)
         terms = total_loss(features, Targets.from_batch(batch), self.phase.loss)
-        if not math.isfinite(terms["loss/total"].item()):
+        if not math.isfinite(dist.all_reduce_sum(terms["loss/total"]).item()):  # on any rank: all of them stop
             raise FloatingPointError(
                 f"loss is {terms['loss/total'].item()} at step {self.step} (rank {dist.rank()}); "
                 f"terms { ({k: round(v.item(), 4) for k, v in terms.items()}) }; first keys {batch['keys'][:8]}"

@@ -2,28 +2,21 @@
 
 import copy
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from tests.train.ranks import run_ranks
 from tests.train.small import small_config, small_session
-from train import loop
+from train import dist, loop
 from train.config import Config, OptimConfig
 from train.loop import CaptionTable, Session, phases
 from train.optim import build_optimizer
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "curve.json"
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def advance(session: Session, steps: int) -> list[dict[str, float]]:
@@ -143,8 +136,35 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(simulated_shards: Path)
         assert torch.equal(value, before[name]) or "dna_encoder.project.bias" in name
 
 
+def _step_with_one_bad_rank(shards: Path) -> str:
+    """A loss that is finite on rank 0 only -> what each rank says, or "went on"."""
+    session = small_session(small_config(shards))
+    batch = next(session.batches(None))
+    right = loop.total_loss
+
+    def bad(*args: Any) -> dict[str, torch.Tensor]:
+        terms = dict(right(*args))
+        terms["loss/total"] = terms["loss/total"] * (float("nan") if dist.rank() else 1.0)
+        return terms
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "total_loss", bad)
+        try:
+            session.train_step(batch)
+        except FloatingPointError as error:
+            return str(error)
+    return "went on"
+
+
+def test_a_loss_that_is_not_finite_on_one_rank_stops_all(simulated_shards: Path, tmp_path: Path) -> None:
+    """Rank 0 would wait in the backward's collectives for ever."""
+    said = run_ranks(_step_with_one_bad_rank, 2, tmp_path, simulated_shards)
+    assert "(rank 0)" in said[0] and "loss is nan at step 0 (rank 1)" in said[1]
+
+
 def test_posthoc_fusion_trains_the_gate_alone_at_the_end(simulated_shards: Path) -> None:
-    config = small_config(simulated_shards, "run.fusion_training=posthoc", "run.fusion_epochs=1", "run.epochs=2")
+    options = ["run.fusion_training=posthoc", "run.fusion_epochs=1", "run.epochs=2", "optim.posthoc_lr=0.0004"]
+    config = small_config(simulated_shards, *options)
     session = small_session(config)
     turn = session.plan.steps_per_epoch
     assert [(p.first, p.last, p.part) for p in session.phases] == [(0, turn, "encoders"), (turn, 2 * turn, "fusion")]
@@ -153,8 +173,11 @@ def test_posthoc_fusion_trains_the_gate_alone_at_the_end(simulated_shards: Path)
     for _ in range(turn):
         assert "loss/fusion" not in session.train_step(next(batches))
     before = {name: value.clone() for name, value in session.model.named_parameters()}
+    peaks = [group["max_lr"] for group in session.optimizer.param_groups]
     for _ in range(turn):
         session.train_step(next(batches))
+    assert set(peaks) == {config.optim.max_lr} != {0.0004}
+    assert {group["max_lr"] for group in session.optimizer.param_groups} == {0.0004}
     for name, value in session.model.named_parameters():
         assert torch.equal(value, before[name]) != name.startswith("fusion."), name
     assert all(torch.equal(gate[name], before[f"fusion.{name}"]) for name in gate)

@@ -1,7 +1,7 @@
 """Losses against plain loops written from the definitions: value and gradient to 1e-9 in float64."""
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,6 +15,7 @@ from train.config import LossConfig
 from train.losses import Targets, contrastive_loss, fusion_loss, hierarchy_loss, total_loss
 from train.models.trimodal import Features
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 TOLERANCE = 1e-9
 HIERARCHY_OPTIONS = [
     dict(zip(("rectify", "rectify_unit", "denominator", "representatives"), values, strict=True))
@@ -23,14 +24,6 @@ HIERARCHY_OPTIONS = [
     )
 ]
 POSITIVES = ("masked", "caption", "bin", "specimen")
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def assert_parity(
