@@ -23,7 +23,7 @@ import ray.data
 from tqdm import tqdm
 
 from engine import barcodes, images
-from engine.datasets import SpecimenSource
+from engine.datasets import SpecimenSource, read_all
 from engine.datasets.screening import (
     BARCODE_REMOVED,
     IMAGE_REMOVED,
@@ -90,7 +90,7 @@ def ingest(source: SpecimenSource, out: Path | str, options: IngestOptions | Non
     """
     options, out = options or IngestOptions(), Path(out)
     _check_folder(out, options.overwrite)
-    table = source.table()
+    table = read_all(source)
     num_records = table.num_rows + len(source.skipped)
     problems = [Problem(SKIPPED, key, reason) for key, reason in source.skipped]
     table, screened = screen(table)
@@ -159,6 +159,8 @@ class ShardWriter:
                 split=row["split"],
                 bin_uri=row["bin_uri"],
                 country=row["country"],
+                latitude=row["latitude"],
+                longitude=row["longitude"],
             )
 
     def _image(self, row: dict[str, Any], problems: list[Problem]) -> bytes | None:

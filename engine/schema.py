@@ -26,9 +26,11 @@ SPECIMEN_SCHEMA = pa.schema(
         pa.field("split", pa.string()),  # one of SPLITS, or null = not assigned yet
         pa.field("bin_uri", pa.string()),
         pa.field("country", pa.string()),
+        pa.field("latitude", pa.float64()),  # degrees, null = unknown
+        pa.field("longitude", pa.float64()),
     ]
 )
-"""Columns of SpecimenSource.table(): one row per specimen, no image bytes."""
+"""Columns of SpecimenSource.batches(): one row per specimen, no image bytes."""
 
 INDEX_SCHEMA = pa.schema(
     [
@@ -61,6 +63,8 @@ class Specimen:
     split: str
     bin_uri: str | None = None
     country: str | None = None
+    latitude: float | None = None  # degrees
+    longitude: float | None = None
 
 
 class BadSpecimen(ValueError):

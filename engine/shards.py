@@ -63,6 +63,9 @@ def _members(specimen: Specimen) -> Iterator[tuple[str, bytes]]:
         "bin_uri": specimen.bin_uri,
         "country": specimen.country,
     }
+    for name in ("latitude", "longitude"):  # only where known: few sources have them
+        if getattr(specimen, name) is not None:
+            meta[name] = getattr(specimen, name)
     yield META_SUFFIX, json.dumps(meta, ensure_ascii=False, separators=(",", ":")).encode()
 
 

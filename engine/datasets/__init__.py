@@ -6,22 +6,27 @@ for, so that a format's own needs are nobody else's. To add a format: write the 
 
 import dataclasses
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 import pyarrow as pa
+
+from engine.schema import SPECIMEN_SCHEMA
 
 
 class SpecimenSource(Protocol):
     """What a format gives to ingest."""
 
     skipped: list[tuple[str, str]]
-    """(key or place, reason) of every record that `table` left out; filled by `table`. What stands before a ": " in a
-    reason is its category, by which a report counts."""
+    """(key or place, reason) of every record that `batches` left out; emptied when it starts, filled while it is
+    consumed. What stands before a ": " in a reason is its category, by which a report counts."""
 
-    def table(self) -> pa.Table:
-        """Return one row per specimen, `engine.schema.SPECIMEN_SCHEMA`, without image bytes. Called on the driver."""
+    def batches(self) -> Iterator[pa.Table]:
+        """Yield one row per specimen, `engine.schema.SPECIMEN_SCHEMA`, without image bytes, some 10^4 rows at a time.
+
+        Called on the driver; memory stays flat. The order is the source's own and the same at every call.
+        """
         ...
 
     def load_image(self, ref: str) -> bytes:
@@ -30,6 +35,11 @@ class SpecimenSource(Protocol):
         Raises ValueError with the reason when there are none.
         """
         ...
+
+
+def read_all(source: SpecimenSource) -> pa.Table:
+    """All rows of a source in one table, for tests and small sources."""
+    return pa.concat_tables([SPECIMEN_SCHEMA.empty_table(), *source.batches()])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

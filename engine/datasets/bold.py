@@ -7,16 +7,15 @@ files and are not fetched.
 """
 
 import dataclasses
-import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from engine.datasets.columns import read_delimited, tidy, to_specimens
-
-log = logging.getLogger(__name__)
+from engine.datasets.columns import tidy, to_specimens
+from engine.datasets.delimited import read_delimited
 
 MARKER = "COI-5P"
 REQUIRED = {
@@ -28,7 +27,7 @@ REQUIRED = {
     "genus": "genus_name",
     "species": "species_name",
 }
-OPTIONAL = {"bin_uri": "bin_uri", "country": "country"}
+OPTIONAL = {"bin_uri": "bin_uri", "country": "country", "latitude": "lat", "longitude": "lon"}
 SUFFIXES = (".tsv", ".txt", ".tsv.gz", ".txt.gz")
 
 
@@ -39,32 +38,33 @@ class BoldSource:
     paths: list[Path]
     skipped: list[tuple[str, str]] = dataclasses.field(default_factory=list)
 
-    def table(self) -> pa.Table:
+    def batches(self) -> Iterator[pa.Table]:
         """Read all files. Raises ValueError when one is empty or lacks a required column."""
-        self.skipped = []
-        parts = [self._read(path) for path in self.paths]
-        return self._longest_per_specimen(pa.concat_tables(parts))
+        self.skipped.clear()
+        parts = [part for path in self.paths for part in self._read(path)]
+        yield self._longest_per_specimen(pa.concat_tables(parts))
 
     def load_image(self, ref: str) -> bytes:
         """Never called: no record has an image reference."""
         raise ValueError(f"missing image file: BOLD records carry links only ({ref})")
 
-    def _read(self, path: Path) -> pa.Table:
-        columns, bad_rows = read_delimited(path, "\t", False, lambda names: _pick(names, path))
-        if not columns.num_rows and not bad_rows:
+    def _read(self, path: Path) -> Iterator[pa.Table]:
+        row, found = 0, False
+        for columns, bad_rows in read_delimited(path, "\t", False, lambda names: _pick(names, path)):
+            marker = tidy(columns["marker"]).fill_null("none given")
+            taken = pc.equal(pc.utf8_upper(marker), MARKER)
+            others = columns.append_column("named_marker", marker).filter(pc.invert(taken))
+            self.skipped += bad_rows
+            self.skipped += [
+                (key.strip(), f"record of another marker: {name}")
+                for key, name in zip(others["key"].to_pylist(), others["named_marker"].to_pylist(), strict=True)
+            ]
+            specimens, without_key = to_specimens(columns.filter(taken), path.name, row + np.flatnonzero(taken))
+            self.skipped += without_key
+            row, found = row + columns.num_rows, found or bool(columns.num_rows or bad_rows)
+            yield specimens
+        if not found:
             raise ValueError(f"bold: got {path}, which has no records; allowed: at least one")
-        marker = tidy(columns["marker"]).fill_null("none given")
-        taken = pc.equal(pc.utf8_upper(marker), MARKER)
-        others = columns.append_column("named_marker", marker).filter(pc.invert(taken))
-        self.skipped += bad_rows
-        self.skipped += [
-            (key.strip(), f"record of another marker: {name}")
-            for key, name in zip(others["key"].to_pylist(), others["named_marker"].to_pylist(), strict=True)
-        ]
-        specimens, without_key = to_specimens(columns.filter(taken), path.name, np.flatnonzero(taken))
-        self.skipped += without_key
-        log.info("%s: %d records, %d of %s", path, columns.num_rows, specimens.num_rows, MARKER)
-        return specimens
 
     def _longest_per_specimen(self, records: pa.Table) -> pa.Table:
         """Keep the record with most nucleotides of each processid, the first of equal ones, in the files' order."""

@@ -1,128 +1,22 @@
-"""What formats of delimited text share: robust reading, one notion of "missing", the shape of a specimen table."""
+"""What formats share: one notion of "missing", the shape of a specimen table, parquet in pieces."""
 
-import codecs
-import csv
-import gzip
-import io
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO, cast
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
 
+from engine.datasets.delimited import Picker, Rows
 from engine.schema import SPECIMEN_SCHEMA
 from engine.taxonomy import RANKS
 
 MISSING = ("", "NA", "N/A", "NaN", "nan", "None", "none", "null", "NULL", "not_classified", "no_data", "-")
 """Cells that mean "unknown" in the exports of BOLD, BIOSCAN and of the usual tools; compared after trimming."""
 
-_BLOCK_SIZE = 1 << 22  # bytes of text parsed at once; a record (with quoted newlines) must fit
-
-
-def _byte_as_latin1(error: UnicodeError) -> tuple[str, int]:
-    if not isinstance(error, UnicodeDecodeError):
-        raise error
-    return error.object[error.start : error.end].decode("latin-1"), error.end
-
-
-codecs.register_error("taxafuse.byte-as-latin1", _byte_as_latin1)
-
-
-class CleanText(io.RawIOBase):
-    """A text file as well-formed UTF-8 bytes with plain newlines, streamed.
-
-    Bytes that are no UTF-8 are taken as Latin-1 one by one (BOLD mixes both inside a file); UTF-16 is recognised by
-    its mark; carriage returns go, wherever they stand (BOLD has them in the middle of each line), unless they are all
-    the newlines a file has; .gz is unpacked.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._file = cast(BinaryIO, gzip.GzipFile(path) if path.suffix == ".gz" else path.open("rb"))
-        self._pending = self._file.read(1 << 20)
-        is_utf16 = self._pending[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-        encoding = "utf-16" if is_utf16 else "utf-8-sig"
-        errors = "replace" if is_utf16 else "taxafuse.byte-as-latin1"
-        self._decoder = codecs.getincrementaldecoder(encoding)(errors)
-        self._return = "\n" if b"\r" in self._pending and b"\n" not in self._pending else ""
-        self._clean = b""
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        at_end = False
-        while not self._clean and not at_end:
-            at_end = not self._pending
-            text = self._decoder.decode(self._pending, final=at_end)
-            self._clean = text.replace("\r", self._return).encode()
-            self._pending = self._file.read(1 << 20)
-        size = min(len(buffer), len(self._clean))
-        buffer[:size] = self._clean[:size]
-        self._clean = self._clean[size:]
-        return size
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
-
-
-def read_delimited(
-    path: Path, delimiters: str, quoted: bool, pick: Callable[[list[str]], Mapping[str, str]]
-) -> tuple[pa.Table, list[tuple[str, str]]]:
-    """Read some columns of a delimited text file, all as text.
-
-    Args:
-        path: the file, see `CleanText` for what it may look like.
-        delimiters: the one that splits the header into most names is taken.
-        quoted: whether quotes enclose values; False = quotes are letters.
-        pick: gets the header's names, returns the fields to read: {field: column name}. May raise ValueError.
-
-    Returns:
-        A table of large_string columns named by field, and (place, reason) of rows whose number of columns is wrong.
-
-    Raises ValueError when the file is empty or cannot be parsed.
-    """
-    with io.TextIOWrapper(io.BufferedReader(CleanText(path)), encoding="utf-8", newline="\n") as text:
-        first = text.readline().rstrip("\n")
-    if not first.strip():
-        raise ValueError(f"table: got {path}, which is empty; allowed: a header line and at least one row")
-    delimiter = max(delimiters, key=first.count)
-    reader = csv.reader([first], delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE)
-    header = next(reader)
-    chosen = pick([name.strip() for name in header])
-    numbered = [str(position) for position in range(len(header))]  # names may repeat or need trimming
-    places = {field: numbered[[name.strip() for name in header].index(name)] for field, name in chosen.items()}
-    bad_rows: list[tuple[str, str]] = []
-
-    def skip(row: pa_csv.InvalidRow) -> str:
-        lines = row.text.count("\n") + 1
-        hint = f" ({lines} lines: an unclosed quote?)" if lines > 1 else ""
-        reason = f"wrong number of columns: {row.actual_columns}, the header has {row.expected_columns}{hint}"
-        bad_rows.append((f"{path.name} row {row.text[:40]!r}", reason))
-        return "skip"
-
-    try:
-        with io.BufferedReader(CleanText(path), buffer_size=_BLOCK_SIZE) as file:
-            table = pa_csv.read_csv(
-                file,
-                pa_csv.ReadOptions(column_names=numbered, skip_rows=1, block_size=_BLOCK_SIZE),
-                pa_csv.ParseOptions(
-                    delimiter=delimiter,
-                    quote_char='"' if quoted else False,
-                    newlines_in_values=quoted,
-                    invalid_row_handler=skip,
-                ),
-                pa_csv.ConvertOptions(
-                    include_columns=sorted(set(places.values()), key=int),
-                    column_types=dict.fromkeys(numbered, pa.large_string()),
-                ),
-            )
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"table: {path} cannot be parsed ({str(error).splitlines()[0]})") from None
-    return pa.table({field: table[place] for field, place in places.items()}), bad_rows
+_LIMITS = {"latitude": 90.0, "longitude": 180.0}  # degrees
+_ROWS = 1 << 15  # of a parquet file read at once
 
 
 def tidy(column: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -131,10 +25,19 @@ def tidy(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return pc.if_else(pc.is_in(trimmed, pa.array(MISSING, pa.large_string())), None, trimmed)
 
 
+def _coordinate(column: pa.ChunkedArray, limit: float) -> pa.ChunkedArray:
+    """Degrees as numbers; what is no number, or beyond the limit, is unknown."""
+    is_number = pc.match_substring_regex(column, r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$")
+    degrees = pc.cast(pc.if_else(is_number, column, None), pa.float64())
+    return pc.if_else(pc.less_equal(pc.abs(degrees), limit), degrees, None)
+
+
 def _specimen_column(columns: pa.Table, field: pa.Field) -> pa.ChunkedArray:
     if field.name not in columns.column_names:
         return pa.nulls(columns.num_rows, field.type)
     column = tidy(columns[field.name])
+    if pa.types.is_floating(field.type):
+        return _coordinate(column, _LIMITS[field.name])
     if field.name in RANKS:  # "Olla  v-nigrum" and "Olla v-nigrum" are one name
         column = pc.replace_substring_regex(column, r"\s+", " ")
     return pc.cast(column, field.type)
@@ -183,3 +86,23 @@ def read_image_file(reference: str) -> bytes:
     except OSError as error:
         reason = "missing image file" if isinstance(error, FileNotFoundError) else "image file cannot be read"
         raise ValueError(f"{reason}: {reference}") from None
+
+
+def read_parquet(path: Path, pick: Picker) -> Iterator[Rows]:
+    """Read some columns of a parquet file as text, a table of large_string columns named by field at a time.
+
+    Raises ValueError when the file cannot be read.
+    """
+    try:
+        with pq.ParquetFile(path) as file:
+            chosen = pick(file.schema_arrow.names)
+            for batch in file.iter_batches(_ROWS, columns=sorted(set(chosen.values())), use_threads=False):
+                yield pa.table({field: _as_text(batch[name]) for field, name in chosen.items()}), []
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+        raise ValueError(f"table: {path} cannot be read ({str(error).splitlines()[0]})") from None
+
+
+def _as_text(column: pa.Array) -> pa.Array:
+    if pa.types.is_dictionary(column.type):
+        column = pc.cast(column, column.type.value_type)
+    return pc.cast(column, pa.large_string())

@@ -5,6 +5,7 @@ drawn from its reference and the seed alone, so that any worker can draw it. Nam
 invented.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -51,15 +52,15 @@ class SimulatedSource:
     skipped: list[tuple[str, str]] = field(default_factory=list)  # nothing is ever left out
 
     def load_image(self, ref: str) -> bytes:
-        """JPEG of 128 x 128 pixels of the reference "order/family/genus/species/specimen" that `table` gives."""
+        """JPEG of 128 x 128 pixels of the reference "order/family/genus/species/specimen" that `batches` gives."""
         order, family, genus, species, specimen = (int(part) for part in ref.split("/"))
         return simulated_photos.photo_jpeg(self.seed, (order, family, genus, species), specimen)
 
     def tree(self) -> Tree:
         return build_tree(self.seed, self.num_species)
 
-    def table(self) -> pa.Table:
-        """All specimens with the schema SPECIMEN_SCHEMA, in random order."""
+    def batches(self) -> Iterator[pa.Table]:
+        """All specimens, in random order, in one table."""
         species, split = self._specimens()
         tree = self.tree()
         barcodes, bins = self._barcodes(tree, species, split)
@@ -79,16 +80,17 @@ class SimulatedSource:
             columns["split"].append(split[i])
             columns["bin_uri"].append(None if no_barcode or rng.random() < 0.01 else bins[i])
             columns["country"].append(None if rng.random() < 0.03 else country)
-        return pa.table(columns, schema=SPECIMEN_SCHEMA)
+        columns.update({name: [None] * len(species) for name in ("latitude", "longitude")})
+        yield pa.table(columns, schema=SPECIMEN_SCHEMA)
 
     def true_labels(self) -> dict[str, list[str]]:
-        """The names at all four ranks of every specimen of `table`, none missing."""
+        """The names at all four ranks of every specimen of `batches`, none missing."""
         tree, (species, _) = self.tree(), self._specimens()
         lineages = [tree.lineage(s) for s in range(self.num_species)]
         return {rank: [tree.names[r][lineages[s][r]] for s in species.tolist()] for r, rank in enumerate(RANKS)}
 
     def haplotypes(self) -> list[str]:
-        """The barcode of every specimen of `table` before blemishes: 658 nt of ACGT."""
+        """The barcode of every specimen of `batches` before blemishes: 658 nt of ACGT."""
         return self._barcodes(self.tree(), *self._specimens())[0]
 
     def _specimens(self) -> tuple[np.ndarray, list[str]]:

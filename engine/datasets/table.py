@@ -6,14 +6,15 @@ one of image and barcode are required.
 
 import dataclasses
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from engine.datasets.columns import match_columns, read_delimited, read_image_file, to_specimens
+from engine.datasets.columns import match_columns, read_image_file, read_parquet, to_specimens
+from engine.datasets.delimited import Rows, read_delimited
 from engine.schema import SPECIMEN_SCHEMA
 
 log = logging.getLogger(__name__)
@@ -29,6 +30,8 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
     "split": ("split",),
     "bin_uri": ("bin_uri", "dna_bin", "uri"),
     "country": ("country", "country/ocean", "country.ocean"),
+    "latitude": ("latitude", "lat", "coord-lat"),
+    "longitude": ("longitude", "lon", "coord-lon"),
 }
 
 SPLIT_ALIASES = {  # as in the bioscan-dataset package, and the usual words
@@ -56,32 +59,29 @@ class TableSource:
     columns: Mapping[str, str] = dataclasses.field(default_factory=dict)
     skipped: list[tuple[str, str]] = dataclasses.field(default_factory=list)
 
-    def table(self) -> pa.Table:
+    def batches(self) -> Iterator[pa.Table]:
         """Read all files. Raises ValueError when a required column is missing, or a file is empty or none."""
-        self.skipped = []
-        parts = []
+        self.skipped.clear()
         for path in self.paths:
-            columns, bad_rows = self._read(path)
-            if not columns.num_rows and not bad_rows:
+            row, found = 0, False
+            for columns, bad_rows in self._read(path):
+                numbers = np.arange(row, row + columns.num_rows)
+                specimens, without_key = to_specimens(columns, path.name, numbers)
+                row += columns.num_rows
+                self.skipped += bad_rows + without_key
+                found = found or bool(columns.num_rows or bad_rows)
+                yield self._resolve(specimens, path)
+            if not found:
                 raise ValueError(f"table: got {path}, which has no rows; allowed: at least one")
-            specimens, without_key = to_specimens(columns, path.name)
-            self.skipped += bad_rows + without_key
-            parts.append(self._resolve(specimens, path))
-        return pa.concat_tables(parts)
 
     def load_image(self, ref: str) -> bytes:
         """Return an image file's bytes. Raises ValueError when it is missing."""
         return read_image_file(ref)
 
-    def _read(self, path: Path) -> tuple[pa.Table, list[tuple[str, str]]]:
+    def _read(self, path: Path) -> Iterator[Rows]:
         kind = _suffix(path)
         if kind in (".parquet", ".pq"):
-            try:
-                chosen = self._pick(pq.read_schema(path).names, path)
-                table = pq.read_table(path, columns=sorted(set(chosen.values())))
-                return pa.table({field: _as_text(table[name]) for field, name in chosen.items()}), []
-            except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
-                raise ValueError(f"table: {path} cannot be read ({str(error).splitlines()[0]})") from None
+            return read_parquet(path, lambda names: self._pick(names, path))
         delimiters = "\t" if kind in (".tsv", ".tab") else ",;\t"
         return read_delimited(path, delimiters, True, lambda names: self._pick(names, path))
 
@@ -118,12 +118,6 @@ class TableSource:
 def _suffix(path: Path) -> str:
     """The suffix that tells the format, without .gz."""
     return Path(path.stem if path.suffix == ".gz" else path.name).suffix.lower()
-
-
-def _as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    if pa.types.is_dictionary(column.type):
-        column = pc.cast(column, column.type.value_type)
-    return pc.cast(column, pa.large_string())
 
 
 def _missing_column(what: str, allowed: tuple[str, ...], names: list[str], path: Path) -> ValueError:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from engine.datasets import FORMATS, open_dataset
+from engine.datasets import FORMATS, open_dataset, read_all
 from engine.datasets.screening import assign_splits, screen
 from engine.schema import SPECIMEN_SCHEMA
 
@@ -15,7 +15,7 @@ BARCODE = "AACTTTATATTTTATTTTTGG"
 
 def read(format_name: str, path: Path, **options) -> tuple[pd.DataFrame, list[tuple[str, str]]]:
     source = open_dataset(format_name, [path], **options)
-    table = source.table()
+    table = read_all(source)
     assert table.schema.equals(SPECIMEN_SCHEMA)
     return table.to_pandas(), source.skipped
 
@@ -38,7 +38,9 @@ def test_columns_are_found_by_their_aliases(tmp_path: Path, header: str) -> None
     frame, skipped = read("table", write(tmp_path / "t.csv", f"{header}\n{row}\n"))
     image = str(tmp_path / "photos/1.jpg")
     ranks = ["Diptera", "Muscidae", "Musca", "Musca domestica"]
-    assert frame.values.tolist() == [["001", image, "ACGT", *ranks, "val", "BOLD:AAA1", "Peru"]]
+    assert frame[SPECIMEN_SCHEMA.names[:-2]].values.tolist() == [
+        ["001", image, "ACGT", *ranks, "val", "BOLD:AAA1", "Peru"]
+    ]
     assert not skipped
 
 
@@ -125,7 +127,7 @@ def test_named_columns(tmp_path: Path) -> None:
 def test_table_errors(tmp_path: Path, name: str, text: str, options: dict, message: str) -> None:
     path = write(tmp_path / name, text)
     with pytest.raises(ValueError, match=message) as caught:
-        open_dataset("table", [path], **options).table()
+        read_all(open_dataset("table", [path], **options))
     assert "\n" not in str(caught.value)
 
 
@@ -185,15 +187,15 @@ def test_bold_download_as_users_have_it(tmp_path: Path) -> None:
 def test_bold_errors(tmp_path: Path) -> None:
     path = write(tmp_path / "x.tsv", "processid\tnucleotides\nA\tACGT\n")
     with pytest.raises(ValueError, match=r"lacks columns markercode, order_name.*got processid, nucleotides; allowed"):
-        open_dataset("bold", [path]).table()
+        read_all(open_dataset("bold", [path]))
     with pytest.raises(ValueError, match="has no records"):
-        open_dataset("bold", [write(path, "\t".join(BOLD_HEADER) + "\n")]).table()
+        read_all(open_dataset("bold", [write(path, "\t".join(BOLD_HEADER) + "\n")]))
 
 
 def test_screening_and_splits(tmp_path: Path) -> None:
     rows = "".join(f"k{i},{'ACGTACGT' if i % 2 else 'ACGTTTTT' + 'ACGT'[i % 4] * (i % 50)},\n" for i in range(400))
     text = "id,barcode,split\n" + rows + "k1,ACGT,train\nodd,ACGT,holdout\nempty,,train\ngiven,ACGT,test_seen\n"
-    table = open_dataset("table", [write(tmp_path / "t.csv", text)]).table()
+    table = read_all(open_dataset("table", [write(tmp_path / "t.csv", text)]))
     kept, problems = screen(table)
     assert [(p.key, p.reason.partition(": ")[0]) for p in problems] == [
         ("k1", "duplicate key"),

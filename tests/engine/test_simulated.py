@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 import simplejpeg
 
-from engine.datasets import open_dataset, simulated_barcodes, simulated_photos
+from engine.datasets import open_dataset, read_all, simulated_barcodes, simulated_photos
 from engine.datasets.simulated import SimulatedSource
 from engine.schema import SPECIMEN_SCHEMA, rng_for
 from engine.taxonomy import RANKS, Taxonomy
@@ -23,7 +23,7 @@ def source() -> SimulatedSource:
 
 @pytest.fixture(scope="module")
 def table(source: SimulatedSource) -> pa.Table:
-    return source.table()
+    return read_all(source)
 
 
 def _small(seed: int = 3) -> SimulatedSource:
@@ -32,9 +32,9 @@ def _small(seed: int = 3) -> SimulatedSource:
 
 def test_a_source_is_a_pure_function_of_its_arguments():
     first, second, other = _small(), pickle.loads(pickle.dumps(_small())), _small(seed=4)
-    assert first.table().equals(second.table())
-    assert not first.table().equals(other.table())
-    ref = first.table()["image"].drop_null()[0].as_py()
+    assert read_all(first).equals(read_all(second))
+    assert not read_all(first).equals(read_all(other))
+    ref = read_all(first)["image"].drop_null()[0].as_py()
     assert first.load_image(ref) == second.load_image(ref) != other.load_image(ref)
 
 
