@@ -1,4 +1,4 @@
-"""Delimited text as users have it, streamed: odd bytes, quotes, newlines, compression; a bad row never stops the rest."""
+"""Delimited text as users have it, streamed: odd bytes, quotes, newlines, gzip; a bad row never stops the others."""
 
 import codecs
 import csv
