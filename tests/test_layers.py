@@ -14,7 +14,7 @@ MAY_IMPORT = {
     "infra": {"engine", "train", "tune", "serve"},
 }
 ORDER = {
-    "engine": "commandline taxonomy schema config images barcodes degrade captions sampling shards splits datasets "
+    "engine": "commandline html taxonomy schema config images barcodes degrade captions sampling storage shards splits datasets "
     "collate pipeline ingest check main",
     "train": "config recipes models dist loss_masks loss_hierarchy losses metrics optim checkpoint tracking "
     "progress reference evaluation loop trainer export main evaluate",
