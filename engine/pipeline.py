@@ -69,7 +69,10 @@ def cpu_budget(cluster: Mapping[str, float], num_workers: int, worker_cpus: floa
 
 
 def load_index(shards: Sequence[str | Path]) -> pa.Table:
-    """The index of one or more shard folders, in stored order, with the column `folder` added.
+    """The index of one or more shard folders, with the column `folder` added.
+
+    Rows keep their stored order; several folders are merged by relative position, so that every window of a plan is a
+    mixture of all of them. (One after another, each epoch would end on the last folder alone and forget the others.)
 
     Raises ValueError when none is named, and what `engine.shards.check_files` and `read_index` raise.
     """
@@ -80,7 +83,8 @@ def load_index(shards: Sequence[str | Path]) -> pa.Table:
         check_files(folder)
         table = read_index(Path(folder))
         tables.append(table.append_column("folder", pa.array([str(Path(folder).resolve())] * len(table))))
-    return pa.concat_tables(tables)
+    position = np.concatenate([(np.arange(len(table)) + 0.5) / max(1, len(table)) for table in tables])
+    return pa.concat_tables(tables).take(np.argsort(position, kind="stable"))
 
 
 def select_split(index: pa.Table, split: str) -> pa.Table:

@@ -160,3 +160,19 @@ def test_missing_shards(shards: tuple[str, ...], message: str) -> None:
 def test_unknown_split_names_those_there(data: DataConfig) -> None:
     with pytest.raises(ValueError, match=r"no specimen of split 'pretrain' .*: test, train, val"):
         select_split(load_index(data.shards), "pretrain")
+
+
+def test_several_folders_are_mixed_in_every_window(data: DataConfig, tmp_path: Path) -> None:
+    """The small folder's specimens stand all along the index, each folder's own order kept."""
+    from engine.datasets import open_dataset
+    from engine.ingest import IngestOptions, ingest
+
+    source = open_dataset("simulated", [], seed=1, num_specimens=40, num_species=8)
+    ingest(source, tmp_path / "small", IngestOptions(parallel=False))
+    both = load_index([*data.shards, tmp_path / "small"])
+    small = np.flatnonzero(pc.ends_with(both["folder"], "/small").to_numpy())
+    assert len(small) == len(load_index([tmp_path / "small"])) > 30
+    assert np.diff(small).max() <= len(both) // len(small) + 1
+    for folder in (data.shards[0], tmp_path / "small"):
+        alone = load_index([folder])
+        assert both.filter(pc.equal(both["folder"], str(folder)))["key"].equals(alone["key"])
