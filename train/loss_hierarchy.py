@@ -25,6 +25,7 @@ unlabelled ones stay in, as anchors and as candidates, with both views. `hierarc
 specimens are those of one worker; means over anchors, and which ranks occur, stay global.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -35,7 +36,7 @@ from torch.nn import functional
 from engine.taxonomy import RANKS
 from train import dist
 from train.config import LossConfig
-from train.loss_masks import Targets, World, gather_world
+from train.loss_masks import Targets, World, gather_world, over_parts
 
 if TYPE_CHECKING:
     from train.models.trimodal import Features
@@ -45,68 +46,72 @@ if TYPE_CHECKING:
 class _Views:
     """Anchors of this rank against candidates."""
 
-    logits: Tensor  # [2B, 2G], cosine / hierarchy_temperature
+    anchors: Tensor  # [2B, D]
+    candidates: Tensor  # [2G, D]
     labels: Tensor  # int64 [G, R]
-    has_image: Tensor  # bool [G]
+    stays: Tensor  # bool [R, G]: the specimens that take part at each rank
     own_rows: Tensor  # int64 [B]: this rank's rows among the G
-    anchor: Tensor  # int64 [2B]: the anchors' places among the 2G
-    other_view: Tensor  # bool [2B, 2G]: the candidate is the anchor's other view
-    is_other: Tensor  # bool [2B, 2G]: the candidate is not the anchor
+    temperature: float
+
+    @property
+    def num_ranks(self) -> int:
+        return self.labels.shape[1]
+
+    def num_known(self) -> Tensor:
+        """[R]: this rank's specimens that take part with a known label."""
+        return (self.stays.T & (self.labels >= 0))[self.own_rows].sum(dim=0)
 
 
 @dataclass(frozen=True)
 class _Level:
-    """One taxonomic rank before rectification."""
+    """Some anchors at one taxonomic rank, before rectification."""
 
-    pair_loss: Tensor  # [2B, 2G], meaningful where positive
-    positive: Tensor  # bool [2B, 2G]
-    num_known: Tensor  # scalar: this rank's specimens that take part here with a known label
+    pair_loss: Tensor  # [A, 2G], meaningful where positive
+    positive: Tensor  # bool [A, 2G]
 
     def num_positive(self) -> Tensor:
         return self.positive.sum(dim=1)
 
     def anchor_sum(self, pair_loss: Tensor) -> Tensor:
         """Sum over anchors of the mean over their positives."""
-        share = self.positive.to(pair_loss.dtype) / self.num_positive().clamp(min=1)[:, None]
-        return (pair_loss * share).sum()
+        return ((pair_loss * self.positive).sum(dim=1) / self.num_positive().clamp(min=1)).sum()
 
 
 class _Rectified(NamedTuple):
-    terms: list[Tensor]  # per rank: sum or mean after rectification, a scalar
-    clamped: Tensor  # [R]: number of clamped pairs (unit pair), or whether the mean was replaced (unit rank)
+    terms: list[Tensor]  # per rank: the mean after rectification, a scalar
+    clamped: Tensor  # [R]: whether the mean was replaced
 
 
 def _views(world: World, config: LossConfig) -> _Views:
     gathered = config.hierarchy_gather
     columns, targets = (world.columns, world.all_targets) if gathered else (world.local, world.targets)
-    anchors = torch.cat([world.local["image"], world.local["image_view2"]])
-    candidates = torch.cat([columns["image"], columns["image_view2"]])
-    num_rows, num_columns, device = len(anchors) // 2, len(candidates) // 2, anchors.device
-    row = torch.arange(num_rows, device=device) + (world.offset if gathered else 0)
-    anchor = torch.cat([row, row + num_columns])
-    column = torch.arange(2 * num_columns, device=device)
-    same_row = anchor[:, None] % num_columns == column % num_columns
-    is_other = anchor[:, None] != column
+    own_rows = torch.arange(len(world.targets.bin), device=targets.bin.device) + (world.offset if gathered else 0)
     return _Views(
-        logits=anchors @ candidates.T / config.hierarchy_temperature,
+        anchors=torch.cat([world.local["image"], world.local["image_view2"]]),
+        candidates=torch.cat([columns["image"], columns["image_view2"]]),
         labels=targets.labels,
-        has_image=targets.has_image,
-        own_rows=row,
-        anchor=anchor,
-        other_view=same_row & is_other,
-        is_other=is_other,
+        stays=_stays(targets, config),
+        own_rows=own_rows,
+        temperature=config.hierarchy_temperature,
     )
 
 
-def _tile(rows: Tensor) -> Tensor:
-    """[B, G] of specimens -> [2B, 2G] of views."""
-    return rows.repeat(2, 2)
+def _stays(targets: Targets, config: LossConfig) -> Tensor:
+    """bool [R, G]: who takes part at each rank; `one_per_label` thins out from the finest rank upwards."""
+    stays = [targets.has_image]
+    for labels in reversed(targets.labels.T[1:].unbind()):
+        thins = config.representatives == "one_per_label"
+        stays.append(_first_per_label(labels, stays[-1]) if thins else stays[-1])
+    return torch.stack(stays[::-1])
 
 
 def _first_per_label(labels: Tensor, stays: Tensor) -> Tensor:
     """[G], bool [G] -> bool [G]: of those that stay, all unlabelled ones and the first of each label."""
-    same = (labels[:, None] == labels) & stays & (labels >= 0)[:, None]
-    return stays & ~same.tril(diagonal=-1).any(dim=1)
+    row = torch.arange(len(labels), device=labels.device)
+    candidate = stays & (labels >= 0)
+    _, group = torch.unique(labels, return_inverse=True)
+    first = torch.full_like(row, len(row)).scatter_reduce_(0, group[candidate], row[candidate], "amin")
+    return stays & ((labels < 0) | (first[group] == row))
 
 
 def _log_sum(logits: Tensor, mask: Tensor) -> Tensor:
@@ -114,45 +119,74 @@ def _log_sum(logits: Tensor, mask: Tensor) -> Tensor:
     return logits.masked_fill(~mask, torch.finfo(logits.dtype).min / 4).logsumexp(dim=1, keepdim=True)
 
 
-def _levels(views: _Views, config: LossConfig) -> list[_Level]:
-    """Raw pair losses of every rank, coarsest first; `one_per_label` thins out from the finest rank upwards."""
+def _levels(views: _Views, config: LossConfig, anchor: Tensor) -> list[_Level]:
+    """Raw pair losses of some anchors at every rank, coarsest first. `anchor` int64 [A]: rows of `views.anchors`."""
+    num_rows, num_columns = len(views.own_rows), len(views.labels)
+    logits = views.anchors[anchor] @ views.candidates.T / views.temperature
+    row, view, place = views.own_rows[anchor % num_rows], anchor // num_rows, torch.arange(len(anchor))
+    itself, other_view = row + view * num_columns, row + (1 - view) * num_columns
     levels: list[_Level] = []
-    stays, over_all = views.has_image, None  # over_all: pair losses that ranks share while nothing is thinned out
-    for labels in reversed(views.labels.T.unbind()):
-        mine, stay = labels[views.own_rows, None], stays[views.own_rows]
-        candidate = _tile(stay[:, None] & stays) & views.is_other
-        known = (mine >= 0) & (labels >= 0)
-        positive = candidate & (_tile(known & (mine == labels)) | views.other_view)
+    over_all = None  # pair losses that ranks share while nothing is thinned out
+    for labels, stays in zip(views.labels.T, views.stays, strict=True):
+        mine, stay = labels[row, None], stays[row]
+        both = stay[:, None] & stays
+        known = both & (mine >= 0) & (labels >= 0)
+        same = mine == labels
+        positive = (known & same).repeat(1, 2)
+        positive[place, itself] = False
+        positive[place, other_view] = stay
         if config.denominator == "negatives":
-            negative = candidate & _tile(known & (mine != labels))
+            negative = (known & ~same).repeat(1, 2)
             # -log(e^s / (e^s + sum over negatives)); threshold: exact to float64, and exp(60) is finite in float32
-            pair_loss = functional.softplus(_log_sum(views.logits, negative) - views.logits, threshold=60.0)
+            pair_loss = functional.softplus(_log_sum(logits, negative) - logits, threshold=60.0)
         else:
             if over_all is None or config.representatives == "one_per_label":
-                over_all = _log_sum(views.logits, candidate) - views.logits
+                candidate = both.repeat(1, 2)
+                candidate[place, itself] = False
+                over_all = _log_sum(logits, candidate) - logits
             pair_loss = over_all
-        levels.append(_Level(pair_loss, positive, (stay & (mine[:, 0] >= 0)).sum()))
-        if config.representatives == "one_per_label":
-            stays = _first_per_label(labels, stays)
-    return levels[::-1]
+        levels.append(_Level(pair_loss, positive))
+    return levels
 
 
-def _batch_maximum(levels: list[_Level], views: _Views, gathered: bool) -> Tensor:
+def _over_anchors(views: _Views, function: Callable[[Tensor], Tensor]) -> Tensor:
+    """Sum of `function(anchor)` over parts of the anchors."""
+    device = views.anchors.device
+
+    def part(start: int, stop: int) -> Tensor:
+        return function(torch.arange(start, stop, device=device))
+
+    return over_parts(part, len(views.anchors), len(views.candidates), device.type)
+
+
+def _batch_maximum(views: _Views, config: LossConfig) -> Tensor:
     """[R]: the largest raw pair loss per rank, with the gradient of the first pair that reaches it.
 
-    With `gathered` over all workers' anchors, otherwise over this worker's. "First" is the order of one process:
-    anchors by view, then row. Finite where there is no pair at all.
+    With `hierarchy_gather` over all workers' anchors, otherwise over this worker's. "First" is the order of one
+    process: anchors by view, then row. Finite where there is no pair at all.
     """
-    values, keys, places = [], [], []
-    for level in levels:
-        place = level.pair_loss.detach().masked_fill(~level.positive, -torch.inf).flatten().argmax()  # the first
-        values.append(level.pair_loss.flatten()[place])
-        keys.append(torch.where(level.positive.flatten()[place], values[-1].detach(), -torch.inf).double())
-        places.append(views.anchor[place // level.pair_loss.shape[1]].double())
-    if not gathered or dist.world_size() == 1:
-        return torch.stack(values)
-    all_values = dist.gather(torch.stack(values)[None])  # [W, R]
-    all_keys, all_places = dist.gather(torch.stack([torch.stack(keys), torch.stack(places)])[None]).unbind(dim=1)
+    best = views.anchors.new_full((views.num_ranks,), -torch.inf)
+    where = torch.zeros(views.num_ranks, 2, dtype=torch.int64, device=best.device)  # anchor, candidate
+
+    def look(anchor: Tensor) -> Tensor:
+        for rank, level in enumerate(_levels(views, config, anchor)):
+            values = level.pair_loss.masked_fill(~level.positive, -torch.inf)
+            place = values.flatten().argmax()  # the first
+            if values.flatten()[place] > best[rank]:
+                best[rank] = values.flatten()[place]
+                where[rank, 0], where[rank, 1] = anchor[place // values.shape[1]], place % values.shape[1]
+        return best.new_zeros(())
+
+    with torch.no_grad():
+        _over_anchors(views, look)
+    rows = _levels(views, config, where[:, 0])
+    values = torch.stack([level.pair_loss[rank, where[rank, 1]] for rank, level in enumerate(rows)])
+    if not config.hierarchy_gather or dist.world_size() == 1:
+        return values
+    num_rows, num_columns = len(views.own_rows), len(views.labels)
+    order = views.own_rows[where[:, 0] % num_rows] + where[:, 0] // num_rows * num_columns
+    all_values = dist.gather(values[None])  # [W, R]
+    all_keys, all_places = dist.gather(torch.stack([best.double(), order.double()])[None]).unbind(dim=1)
     first = torch.where(all_keys == all_keys.amax(dim=0), all_places, torch.inf).argmin(dim=0, keepdim=True)
     return all_values.gather(0, first)[0]
 
@@ -162,18 +196,14 @@ def _direction(count: int, config: LossConfig) -> list[int]:
     return list(range(count)) if config.rectify == "coarse_to_fine" else list(reversed(range(count)))
 
 
-def _rectify_pairs(levels: list[_Level], views: _Views, occurs: Tensor, config: LossConfig) -> _Rectified:
-    """Clamp each pair from below by the largest pair loss of the neighbour."""
-    maxima = _batch_maximum(levels, views, config.hierarchy_gather)
-    sums, clamped = [maxima[0]] * len(levels), [occurs[0]] * len(levels)
-    floor = torch.full_like(maxima[0], -torch.inf)
-    for index in _direction(len(levels), config):
-        level = levels[index]
-        below = level.positive & (level.pair_loss < floor)
-        sums[index] = level.anchor_sum(torch.where(below, floor, level.pair_loss))
-        clamped[index] = below.sum()
+def _floors(views: _Views, occurs: Tensor, config: LossConfig) -> Tensor:
+    """[R]: what bounds the pairs of each rank from below (unit pair): the largest pair loss of the neighbour."""
+    maxima = _batch_maximum(views, config)
+    floors, floor = [maxima[0]] * views.num_ranks, torch.full_like(maxima[0], -torch.inf)
+    for index in _direction(views.num_ranks, config):
+        floors[index] = floor
         floor = torch.where(occurs[index], maxima[index], floor)  # a rank that does not occur is no neighbour
-    return _Rectified(sums, torch.stack(clamped))
+    return torch.stack(floors)
 
 
 def _rectify_means(means: list[Tensor], values: Tensor, occurs: Tensor, config: LossConfig) -> _Rectified:
@@ -192,28 +222,35 @@ def _rectify_means(means: list[Tensor], values: Tensor, occurs: Tensor, config: 
     return _Rectified(rectified, torch.stack(clamped))
 
 
+def _sums(views: _Views, config: LossConfig, floors: Tensor | None) -> Tensor:
+    """[5, R] over this rank's anchors: raw sum, sum with pairs clamped to `floors`, anchors, pairs, clamped pairs."""
+
+    def part(anchor: Tensor) -> Tensor:
+        columns = []
+        for rank, level in enumerate(_levels(views, config, anchor)):
+            raw = level.anchor_sum(level.pair_loss)
+            rectified, clamped = raw, raw.detach() * 0.0
+            if floors is not None:
+                below = level.positive & (level.pair_loss < floors[rank])
+                rectified, clamped = level.anchor_sum(torch.where(below, floors[rank], level.pair_loss)), below.sum()
+            counts = level.num_positive()
+            columns.append(torch.stack([raw, rectified, counts.gt(0).sum(), counts.sum(), clamped]))
+        return torch.stack(columns, dim=1)
+
+    return _over_anchors(views, part)
+
+
 def _rank_terms(views: _Views, config: LossConfig) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Each [R]: rectified mean (this worker's share x W), whether the rank occurs, global raw mean, clamped share."""
-    levels = _levels(views, config)
-    sums = [level.anchor_sum(level.pair_loss) for level in levels]
-    rows = [
-        torch.stack([sums[i].detach().double(), lv.num_positive().gt(0).sum(), lv.num_known, lv.positive.sum()])
-        for i, lv in enumerate(levels)
-    ]
-    total, num_anchors, num_known, num_pairs = dist.all_reduce_sum(torch.stack(rows, dim=1))
-    occurs, raw = num_known > 0, total / num_anchors.clamp(min=1)
-    scale = (dist.world_size() / num_anchors.clamp(min=1)).to(sums[0].dtype)
-    if config.rectify == "none":
-        return torch.stack(sums) * scale, occurs, raw, torch.zeros_like(raw)
-    if config.rectify_unit == "pair":
-        result = _rectify_pairs(levels, views, occurs, config)
-        return (
-            torch.stack(result.terms) * scale,
-            occurs,
-            raw,
-            result.clamped * dist.world_size() / num_pairs.clamp(min=1),
-        )
-    result = _rectify_means(list(torch.stack(sums) * scale), raw, occurs, config)
+    occurs = dist.all_reduce_sum(views.num_known()) > 0
+    by_pair = config.rectify != "none" and config.rectify_unit == "pair"
+    sums = _sums(views, config, _floors(views, occurs, config) if by_pair else None)
+    raw_sum, _, num_anchors, num_pairs, num_clamped = dist.all_reduce_sum(sums.double())
+    raw = raw_sum / num_anchors.clamp(min=1)
+    scale = (dist.world_size() / num_anchors.clamp(min=1)).to(sums.dtype)
+    if config.rectify == "none" or by_pair:
+        return sums[1] * scale, occurs, raw, num_clamped / num_pairs.clamp(min=1)
+    result = _rectify_means(list(sums[0] * scale), raw, occurs, config)
     return torch.stack(result.terms), occurs, raw, result.clamped.double()
 
 

@@ -1,10 +1,13 @@
 """Who is compared with whom: a batch's targets, features gathered over workers, positive and negative masks.
 
+Where anchors x candidates would not fit, the losses go through the anchors a part at a time (`over_parts`) and compute
+each part again for its gradient, so that memory grows with G, not with B x G.
+
 Legend: B rows of this worker, G = B x world size rows of the whole step, D embedding, R taxonomic ranks. Rows of all
 workers stand in order, so row i of this worker is row `offset + i` of the G. Missing labels are -1.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from operator import and_, or_
@@ -12,11 +15,14 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from train import dist
 
 if TYPE_CHECKING:
     from train.models.trimodal import Features
+
+PAIRS_AT_ONCE = {"cpu": 1 << 22, "cuda": 1 << 27}  # anchors x candidates: 16 MB (about a cache) and 512 MB a matrix
 
 Positives = Literal["masked", "caption", "bin", "specimen"]
 
@@ -70,6 +76,12 @@ class World:
     all_targets: Targets  # [G, ...]
     offset: int  # row of the G that is this rank's first
 
+    def part(self, start: int, stop: int) -> "World":
+        """Rows start..stop of this rank's anchors against all candidates."""
+        local = {name: rows[start:stop] for name, rows in self.local.items()}
+        targets = Targets(*(column[start:stop] for column in self.targets))
+        return replace(self, local=local, targets=targets, offset=self.offset + start)
+
     def detached(self, name: str) -> "World":
         """The same without gradient into one feature."""
         local = self.local | {name: self.local[name].detach()}
@@ -81,6 +93,24 @@ class World:
         """bool [B, G]: the candidate is the anchor's own specimen."""
         rows = torch.arange(len(self.targets.bin), device=self.targets.bin.device) + self.offset
         return rows[:, None] == torch.arange(len(self.all_targets.bin), device=rows.device)
+
+
+def over_parts(function: Callable[[int, int], Tensor], num_anchors: int, num_candidates: int, device: str) -> Tensor:
+    """Sum of `function(start, stop)` over parts of the anchors, each with at most PAIRS_AT_ONCE pairs.
+
+    One part is a plain call. With several, no part keeps what it computed: its backward computes it again. `function`
+    must not communicate between ranks, because ranks may have different numbers of parts.
+    """
+    size = max(1, PAIRS_AT_ONCE[device] // max(1, num_candidates))
+    if size >= num_anchors:
+        return function(0, num_anchors)
+    bounds = [(start, min(num_anchors, start + size)) for start in range(0, num_anchors, size)]
+    total: Tensor | None = None
+    for start, stop in bounds:
+        result: Tensor = checkpoint(function, start, stop, use_reentrant=False, preserve_rng_state=False)
+        total = result if total is None else total + result
+    assert total is not None
+    return total
 
 
 def gather_world(features: "Features", targets: Targets, names: Sequence[str]) -> World:

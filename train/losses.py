@@ -11,7 +11,8 @@ an anchor anywhere is 0, with a graph. Logits and log-softmax are float32 (float
 too.
 """
 
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ from torch.nn import functional
 from train import dist
 from train.config import LossConfig
 from train.loss_hierarchy import hierarchy_loss
-from train.loss_masks import Pairs, Targets, World, gather_world, image_dna_pairs, text_pairs
+from train.loss_masks import Pairs, Targets, World, gather_world, image_dna_pairs, over_parts, text_pairs
 
 if TYPE_CHECKING:
     from train.models.trimodal import Features
@@ -28,20 +29,18 @@ if TYPE_CHECKING:
 __all__ = ["Targets", "contrastive_loss", "fusion_loss", "hierarchy_loss", "total_loss"]
 
 
-class _Term(NamedTuple):
-    total: Tensor  # scalar: sum over this rank's anchors
-    num_anchors: Tensor  # scalar: this rank's anchors
+Direction = tuple[str, str, Tensor, Tensor, Pairs]  # anchors, candidates, bool [B] and [G] who is there, who counts
 
 
-def _global_means(terms: list[_Term]) -> list[Tensor]:
-    """Each term as local sum x W / global count (0 where the count is 0); one collective for all."""
-    counts = dist.all_reduce_sum(torch.stack([term.num_anchors for term in terms]))
-    scales = dist.world_size() / counts.clamp(min=1).double()
-    return [term.total * scale.to(term.total.dtype) for term, scale in zip(terms, scales, strict=True)]
+def _global_means(sums: Tensor) -> list[Tensor]:
+    """[2, T], this rank's sums and numbers of anchors -> T means: local sum x W / global count (0 where it is 0)."""
+    counts = dist.all_reduce_sum(sums[1])
+    return list((sums[0] * (dist.world_size() / counts.clamp(min=1))).unbind())
 
 
-def _directed(logits: Tensor, pairs: Pairs, present: tuple[Tensor, Tensor]) -> _Term:
-    """Sum over anchors of the mean over positives of -log softmax over the candidates (eq. 1, many positives).
+def _directed(logits: Tensor, pairs: Pairs, present: tuple[Tensor, Tensor]) -> Tensor:
+    """[2]: the sum over anchors of the mean over positives of -log softmax over the candidates (eq. 1, many
+    positives), and the number of anchors.
 
     logits [B, G] of anchors against candidates; `present`: bool [B] and bool [G], which of them exist. A row without a
     positive is no anchor.
@@ -51,24 +50,38 @@ def _directed(logits: Tensor, pairs: Pairs, present: tuple[Tensor, Tensor]) -> _
     # A finite fill: rows without any candidate stay finite, so that dropping them leaves no NaN in the gradient.
     log_total = logits.masked_fill(~candidate, torch.finfo(logits.dtype).min / 4).logsumexp(dim=1)
     num_positive = positive.sum(dim=1)
-    mean_positive = (logits * positive.to(logits.dtype)).sum(dim=1) / num_positive.clamp(min=1)
+    mean_positive = (logits * positive).sum(dim=1) / num_positive.clamp(min=1)
     is_anchor = num_positive > 0
-    return _Term(torch.where(is_anchor, log_total - mean_positive, 0.0).sum(), is_anchor.sum())
+    return torch.stack([torch.where(is_anchor, log_total - mean_positive, 0.0).sum(), is_anchor.sum()])
 
 
-def _logits(world: World, anchor: str, candidate: str) -> Tensor:
-    """[B, G] of this worker's rows of one modality against all rows of another."""
-    return world.logit_scale * (world.local[anchor] @ world.columns[candidate].T)
+def _sums(world: World, directions: Callable[[World], list[Direction]]) -> Tensor:
+    """[2, T] over this rank's anchors for each of T directions of comparison, in the order given."""
+
+    def part(start: int, stop: int) -> Tensor:
+        whole = stop - start == len(world.targets.bin)
+        mine = world if whole else world.part(start, stop)
+        results, known = [], dict[tuple[str, str], Tensor]()
+        for anchor, candidate, has_anchor, has_candidate, pairs in directions(mine):
+            if whole and mine.columns is mine.local and (candidate, anchor) in known:
+                logits = known[candidate, anchor].T  # alone, the way back is the transpose
+            else:
+                logits = mine.logit_scale * (mine.local[anchor] @ mine.columns[candidate].T)
+            known[anchor, candidate] = logits
+            results.append(_directed(logits, pairs, (has_anchor, has_candidate)))
+        return torch.stack(results, dim=1)
+
+    device = world.logit_scale.device.type
+    return over_parts(part, len(world.targets.bin), len(world.all_targets.bin), device)
 
 
-def _both_directions(world: World, names: tuple[str, str], pairs: Pairs, has: tuple[str, str]) -> list[_Term]:
-    (a, b), terms = names, []
-    logits = _logits(world, a, b)
-    back = logits.T if world.columns is world.local else _logits(world, b, a)
-    for similarity, (has_anchor, has_candidate) in ((logits, has), (back, has[::-1])):
-        present = (getattr(world.targets, has_anchor), getattr(world.all_targets, has_candidate))
-        terms.append(_directed(similarity, pairs, present))
-    return terms
+def _both_ways(names: tuple[str, str], has: tuple[str, str], pairs: Pairs, world: World) -> list[Direction]:
+    (a, b), mine, all_ = names, world.targets, world.all_targets
+    there, back = has, has[::-1]
+    return [
+        (a, b, getattr(mine, there[0]), getattr(all_, there[1]), pairs),
+        (b, a, getattr(mine, back[0]), getattr(all_, back[1]), pairs),
+    ]
 
 
 def _full_precision(features: "Features") -> torch.autocast:
@@ -87,37 +100,43 @@ def contrastive_loss(
     `world`: features already gathered (image, dna, text), to share them between losses. Returns scalars
     "loss/contrastive", "loss/image_text", "loss/dna_text", "loss/image_dna".
     """
+
+    def with_text(part: World) -> list[Direction]:
+        pairs = text_pairs(part, config.positives)
+        image_text = _both_ways(("image", "text"), ("has_image", "has_text"), pairs, part)
+        return image_text + _both_ways(("dna", "text"), ("has_dna", "has_text"), pairs, part)
+
+    def image_dna(part: World) -> list[Direction]:
+        pairs = image_dna_pairs(part, config.positives)
+        return _both_ways(("image", "dna"), ("has_image", "has_dna"), pairs, part)
+
     with _full_precision(features):
         world = world or gather_world(features, targets, ("image", "dna", "text"))
-        with_text = text_pairs(world, config.positives)
-        terms = _both_directions(world, ("image", "text"), with_text, ("has_image", "has_text"))
-        terms += _both_directions(world, ("dna", "text"), with_text, ("has_dna", "has_text"))
-        if config.detach_dna:
-            world = world.detached("dna")
-        barcodes = image_dna_pairs(world, config.positives)
-        terms += _both_directions(world, ("image", "dna"), barcodes, ("has_image", "has_dna"))
-        means = _global_means(terms)
-        image_text, dna_text, image_dna = ((a + b) / 2 for a, b in zip(means[::2], means[1::2], strict=True))
-        total = image_text + dna_text + config.image_dna_weight * image_dna
+        barcodes = world.detached("dna") if config.detach_dna else world
+        means = _global_means(torch.cat([_sums(world, with_text), _sums(barcodes, image_dna)], dim=1))
+        image_text, dna_text, image_to_dna = ((a + b) / 2 for a, b in zip(means[::2], means[1::2], strict=True))
+        total = image_text + dna_text + config.image_dna_weight * image_to_dna
     return {
         "loss/contrastive": total,
         "loss/image_text": image_text,
         "loss/dna_text": dna_text,
-        "loss/image_dna": image_dna,
+        "loss/image_dna": image_to_dna,
     }
 
 
-def _head_terms(features: "Features", targets: Targets) -> list[_Term]:
-    """Cross-entropy of each rank's head over specimens with image, DNA and a label at that rank (eq. 11)."""
+def _head_sums(features: "Features", targets: Targets) -> Tensor:
+    """[2, R]: cross-entropy of each rank's head over specimens with image, DNA and a label there (eq. 11); how many."""
     if features.rank_logits is None:
         raise ValueError("loss.rank_heads_weight > 0, but the model was built without classification heads")
-    terms = []
+    sums = []
     for level, logits in enumerate(features.rank_logits):
         known = targets.has_image & targets.has_dna & (targets.labels[:, level] >= 0)
         wide = logits if logits.dtype == torch.float64 else logits.float()
         labels = torch.where(known, targets.labels[:, level], -1)
-        terms.append(_Term(functional.cross_entropy(wide, labels, ignore_index=-1, reduction="sum"), known.sum()))
-    return terms
+        sums.append(
+            torch.stack([functional.cross_entropy(wide, labels, ignore_index=-1, reduction="sum"), known.sum()])
+        )
+    return torch.stack(sums, dim=1)
 
 
 def fusion_loss(
@@ -133,21 +152,26 @@ def fusion_loss(
 
     `world`: features already gathered (fused, text). Returns scalars "loss/fusion" [and "loss/rank_heads"].
     """
+
+    def directions(part: World) -> list[Direction]:
+        pairs, mine, all_ = text_pairs(part, config.positives), part.targets, part.all_targets
+        to_text = ("fused", "text", mine.has_image & mine.has_dna, all_.has_text, pairs)
+        from_text = ("text", "fused", mine.has_text, all_.has_image & all_.has_dna, pairs)
+        chosen = {"fused_to_text": [to_text], "text_to_fused": [from_text], "symmetric": [to_text, from_text]}
+        return chosen[config.fused_direction]
+
     with _full_precision(features):
         world = world or gather_world(features, targets, ("fused", "text"))
-        pairs = text_pairs(world, config.positives)
-        mine, all_ = (t.has_image & t.has_dna for t in (world.targets, world.all_targets))
-        terms = []
-        if config.fused_direction != "text_to_fused":
-            terms.append(_directed(_logits(world, "fused", "text"), pairs, (mine, world.all_targets.has_text)))
-        if config.fused_direction != "fused_to_text":
-            terms.append(_directed(_logits(world, "text", "fused"), pairs, (world.targets.has_text, all_)))
-        heads = _head_terms(features, targets) if config.rank_heads_weight > 0 else []
-        means = _global_means(terms + heads)
-        result = {"loss/fusion": torch.stack(means[: len(terms)]).mean()}
-        if heads:
-            occurs = (world.all_targets.labels[all_] >= 0).any(dim=0).sum()
-            result["loss/rank_heads"] = torch.stack(means[len(terms) :]).sum() / occurs.clamp(min=1)
+        sums = _sums(world, directions)
+        num_directions = sums.shape[1]
+        if config.rank_heads_weight > 0:
+            sums = torch.cat([sums, _head_sums(features, targets)], dim=1)
+        means = _global_means(sums)
+        result = {"loss/fusion": torch.stack(means[:num_directions]).mean()}
+        if config.rank_heads_weight > 0:
+            both = world.all_targets.has_image & world.all_targets.has_dna
+            occurs = (world.all_targets.labels[both] >= 0).any(dim=0).sum()
+            result["loss/rank_heads"] = torch.stack(means[num_directions:]).sum() / occurs.clamp(min=1)
     return result
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tests.train import losses_reference as reference
 from tests.train.loss_batches import gradients, random_features, random_targets
-from train import losses
+from train import loss_masks, losses
 from train.config import LossConfig
 from train.losses import Targets, contrastive_loss, fusion_loss, hierarchy_loss, total_loss
 from train.models.trimodal import Features
@@ -84,6 +84,30 @@ def test_total(options: dict[str, Any]) -> None:
         assert_parity(total_loss, reference.total, LossConfig(**options), seed)
 
 
+@pytest.fixture
+def few_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """2 of 9 anchors at a time, 1 of 18 views."""
+    monkeypatch.setitem(loss_masks.PAIRS_AT_ONCE, "cpu", 22)
+
+
+@pytest.mark.parametrize("options", HIERARCHY_OPTIONS, ids=lambda options: "-".join(options.values()))
+def test_in_parts(options: dict[str, Any], few_pairs: None) -> None:
+    """Anchors a part at a time, each computed again for its gradient."""
+    for seed, positives in enumerate(POSITIVES):
+        config = LossConfig(hierarchy_weight=0.5, fused_direction="symmetric", positives=positives, **options)
+        assert_parity(total_loss, reference.total, config, seed)
+
+
+def test_parts_are_counted(few_pairs: None) -> None:
+    sizes: list[int] = []
+
+    def count(start: int, stop: int) -> Tensor:
+        sizes.append(stop - start)
+        return torch.ones(())
+
+    assert loss_masks.over_parts(count, 9, 9, "cpu") == 5 and sizes == [2, 2, 2, 2, 1]
+
+
 @pytest.mark.parametrize("rank", range(4))
 def test_rank_without_labels_does_not_occur(rank: int) -> None:
     targets = random_targets(3, hole=0.0, missing=0.0)
@@ -99,7 +123,7 @@ def test_rank_without_labels_does_not_occur(rank: int) -> None:
 
 def test_a_broken_sign_breaks_parity(monkeypatch: pytest.MonkeyPatch) -> None:
     directed = losses._directed
-    monkeypatch.setattr(losses, "_directed", lambda *args: directed(*args)._replace(total=-directed(*args).total))
+    monkeypatch.setattr(losses, "_directed", lambda *args: directed(*args) * torch.tensor([-1.0, 1.0]))
     with pytest.raises(AssertionError):
         assert_parity(contrastive_loss, reference.contrastive, LossConfig(), 0)
 
