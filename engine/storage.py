@@ -114,6 +114,18 @@ class Location:
             inside = system.get_file_info(pa_fs.FileSelector(path, allow_not_found=True))
             return sorted({info.path.rstrip("/").rsplit("/", 1)[-1] for info in inside} - {self.name, ""})
 
+    def sizes(self) -> dict[str, int]:
+        """Bytes of each file directly inside, by name, with one listing; {} when there is no such folder."""
+        if self.is_local:
+            if not os.path.isdir(self.base):
+                return {}
+            with os.scandir(self.base) as entries:
+                return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
+        with self._remote() as (system, path):
+            inside = system.get_file_info(pa_fs.FileSelector(path, allow_not_found=True))
+            files = (info for info in inside if info.type == pa_fs.FileType.File)
+            return {info.path.rsplit("/", 1)[-1]: int(info.size) for info in files}
+
     def open_input(self) -> pa.NativeFile:
         """Open the file for reading anywhere in it."""
         with self._remote() as (system, path):

@@ -14,8 +14,8 @@ MAY_IMPORT = {
     "infra": {"engine", "train", "tune", "serve"},
 }
 ORDER = {
-    "engine": "commandline html taxonomy schema config images barcodes degrade captions sampling storage shards splits datasets "
-    "collate pipeline ingest check main",
+    "engine": "commandline html taxonomy schema config images barcodes degrade captions sampling storage tars shards "
+    "containment splits datasets collate pipeline ingest_plan ingest_report ingest check main",
     "train": "config recipes models dist loss_masks loss_hierarchy losses metrics optim checkpoint tracking "
     "progress reference evaluation loop trainer export main evaluate",
 }

@@ -25,10 +25,9 @@ from engine.shards import (
     file_sha256,
     read_index,
     read_manifest,
-    tar_key,
     verify,
-    write_shard,
 )
+from engine.tars import tar_header, tar_key, write_shard
 from engine.taxonomy import RANKS
 
 
@@ -44,8 +43,8 @@ def specimens(make_jpeg: Callable[..., bytes], start: int = 0) -> list[Specimen]
 
 def write_folder(folder: Path, make_jpeg: Callable[..., bytes]) -> pa.Table:
     """Two shards with index and manifest, as ingest leaves them."""
-    tables = [write_shard(folder / f"00000{n}.tar", specimens(make_jpeg, n)) for n in range(2)]
-    index = pa.concat_tables(tables)
+    written = [write_shard(folder / f"00000{n}.tar", specimens(make_jpeg, n)) for n in range(2)]
+    index = pa.concat_tables([shard.index for shard in written])
     pq.write_table(index, folder / "index.parquet")
     shards = [
         {"file": path.name, "specimens": 3, "bytes": path.stat().st_size, "sha256": file_sha256(path)}
@@ -142,6 +141,22 @@ def test_reader_names_the_shard_it_cannot_read(folder: Path) -> None:
     assert pickle.loads(pickle.dumps(caught.value)).shard == "000007.tar"
     with pytest.raises(BadSpecimen, match="ends early"):
         ShardReader(folder).read("000000.tar", 0, 10**9)
+
+
+@given(st.text("abc-_%0123456789", min_size=1, max_size=100), st.integers(0, 8**11 - 1))
+def test_headers_are_those_of_tarfile(name: str, size: int) -> None:
+    info = tarfile.TarInfo(name)
+    info.size, info.mode = size, 0o644
+    assert tar_header(name.encode(), size) == info.tobuf(tarfile.USTAR_FORMAT)
+
+
+def test_a_written_shard_tells_its_size_and_checksum(tmp_path: Path, make_jpeg: Callable[..., bytes]) -> None:
+    path = tmp_path / "000000.tar"
+    written = write_shard(path, specimens(make_jpeg))
+    assert (written.num_bytes, written.sha256) == (path.stat().st_size, file_sha256(path))
+    assert written.num_bytes % tarfile.RECORDSIZE == 0 and written.index.schema.equals(INDEX_SCHEMA)
+    empty = write_shard(tmp_path / "000001.tar", iter([]))
+    assert empty.index.num_rows == 0 == empty.num_bytes and [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
 @given(st.text(min_size=1, max_size=60), st.text(min_size=1, max_size=60))
