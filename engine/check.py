@@ -53,6 +53,16 @@ def describe_report(report: dict[str, Any]) -> list[str]:
         f"splits:          {splits['given']} given, {splits['assigned']} assigned"
         + (f" ({splits['how']})" if splits["assigned"] else ""),
     ]
+    found = splits.get("test_barcodes_found_in_train")
+    if found and found["identical"] is not None:
+        lines.append(
+            f"leaks:           of val and test barcodes train has {found['identical']:.1%} letter for letter, "
+            f"{found['related']:.1%} in the same group"
+        )
+    if splits.get("groups_crossing_given_splits"):
+        lines.append(
+            f"leaks:           {splits['groups_crossing_given_splits']} groups cross the splits that were given"
+        )
     for kind in ("skipped", "image_removed", "barcode_removed"):
         entry = report[kind]
         reasons = "; ".join(f"{reason}: {count}" for reason, count in entry["by_reason"].items())

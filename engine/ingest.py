@@ -30,7 +30,6 @@ from engine.datasets.screening import (
     SKIPPED,
     Problem,
     assign_splits,
-    check_fractions,
     screen,
 )
 from engine.schema import INDEX_SCHEMA, SPECIMEN_SCHEMA, Specimen, rng_for
@@ -42,8 +41,9 @@ from engine.shards import (
     count_specimens,
     file_sha256,
     shard_name,
-    write_shard,
 )
+from engine.splits import SplitOptions
+from engine.tars import write_shard
 from engine.taxonomy import RANKS
 
 log = logging.getLogger(__name__)
@@ -57,8 +57,8 @@ class IngestOptions:
     """How to write shards. Raises ValueError for values that are not allowed."""
 
     specimens_per_shard: int = 1000
-    seed: int = 0  # of the stored order and of assigned splits
-    split_fractions: tuple[float, float, float] | None = None  # train, val, test, for specimens without a split
+    seed: int = 0  # of the stored order
+    splits: SplitOptions | None = None  # for specimens without a split; None = they are train
     overwrite: bool = False
     parallel: bool = True  # through Ray Data if there is more than one shard; False = in this process
     source: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # description, goes into the manifest
@@ -66,8 +66,6 @@ class IngestOptions:
     def __post_init__(self) -> None:
         if self.specimens_per_shard < 1:
             raise ValueError(f"specimens per shard: got {self.specimens_per_shard}, allowed: 1 or more")
-        if self.split_fractions is not None:
-            check_fractions(self.split_fractions)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +93,7 @@ def ingest(source: SpecimenSource, out: Path | str, options: IngestOptions | Non
     problems = [Problem(SKIPPED, key, reason) for key, reason in source.skipped]
     table, screened = screen(table)
     problems += screened
-    table, split_note = assign_splits(table, options.split_fractions, options.seed)
+    table, split_note = assign_splits(table, options.splits)
     if not table.num_rows:
         raise _nothing_left(num_records, problems)
     _clear_folder(out)
@@ -137,9 +135,8 @@ class ShardWriter:
         problems: list[Problem] = []
         self.num_converted = 0
         path = self.out / shard_name(number)
-        index = write_shard(path, self._specimens(rows, problems))
+        index = write_shard(path, self._specimens(rows, problems)).index
         if not index.num_rows:
-            path.unlink()
             return ShardResult(number, index, 0, "", problems)
         return ShardResult(number, index, path.stat().st_size, file_sha256(path), problems, self.num_converted)
 

@@ -17,13 +17,14 @@ if not __package__:  # the script form puts engine/ first on the path, where `im
 from engine.commandline import Parser, guarded
 from engine.datasets import FORMATS, Option, open_dataset
 from engine.shards import verify
+from engine.splits import DEFAULT_FRACTIONS, GROUPINGS, SCHEMES, SplitOptions
 
 EXAMPLES = """\
 examples:
   python -m engine.main ingest simulated --out shards/simulated --num-specimens 9200
   python -m engine.main ingest table moths/specimens.parquet --out shards/moths
   python -m engine.main ingest table specimens.csv --images photos --split-fractions 0.8,0.1,0.1 --out shards/mine
-  python -m engine.main ingest bold downloads/ --split-fractions 0.8,0.1,0.1 --out shards/bold
+  python -m engine.main ingest bold downloads/ --split-scheme seen-unseen --out shards/bold
   python -m engine.main inspect shards/moths
   python -m engine.main verify shards/moths
 
@@ -68,9 +69,21 @@ def _add_ingest_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--specimens-per-shard", type=int, default=1000, metavar="N", help="default: %(default)s")
     command.add_argument("--seed", type=int, default=0, metavar="S", help="of the stored order (default: %(default)s)")
     command.add_argument(
-        "--split-fractions",
-        metavar="TRAIN,VAL,TEST",
-        help="assign specimens that have no split, equal barcodes together, e.g. 0.8,0.1,0.1 (default: all train)",
+        "--split-scheme",
+        choices=SCHEMES,
+        help="assign specimens that have no split: closed-set (val and test hold only taxa of train; equal, contained "
+        "and overlapping barcodes together; default with --split-fractions), by-specimen (the same, barcodes apart), "
+        "seen-unseen (species held out, with keys and queries); default: all train",
+    )
+    command.add_argument(
+        "--split-fractions", metavar="TRAIN,VAL,TEST", help="shares of barcode groups (default: 0.8,0.1,0.1)"
+    )
+    command.add_argument(
+        "--split-grouping",
+        choices=GROUPINGS,
+        default="overlap",
+        help="barcodes that stay together: containment, overlap (also one's end = another's beginning over 200 nt), "
+        "stretch (also any 200 nt in common) (default: %(default)s)",
     )
     command.add_argument("--overwrite", action="store_true", help="replace the shards in a folder that has some")
     command.add_argument("--serial", action="store_true", help="write in this process, without starting Ray")
@@ -87,12 +100,20 @@ def _parse_option(option: Option, text: str) -> Any:
         raise ValueError(f"{_flag(option)}: got {text!r}, allowed: {option.metavar}") from None
 
 
-def _parse_fractions(text: str) -> tuple[float, float, float]:
+def _split_options(arguments: argparse.Namespace) -> SplitOptions | None:
+    scheme, text = arguments.split_scheme, arguments.split_fractions
+    if scheme is None and text is None:
+        return None
     try:
-        train, val, test = (float(part) for part in text.split(","))
+        train, val, test = (float(part) for part in text.split(",")) if text is not None else DEFAULT_FRACTIONS
     except ValueError:
         raise ValueError(f"--split-fractions: got {text!r}, allowed: three numbers like 0.8,0.1,0.1") from None
-    return train, val, test
+    return SplitOptions(
+        scheme=scheme or SCHEMES[0],
+        fractions=(train, val, test),
+        grouping=arguments.split_grouping,
+        seed=arguments.seed,
+    )
 
 
 def _ingest(arguments: argparse.Namespace) -> int:
@@ -105,11 +126,10 @@ def _ingest(arguments: argparse.Namespace) -> int:
     chosen = {option.name: _parse_option(option, text) for option, text in given.items() if text is not None}
     if entry.takes_seed:
         chosen["seed"] = arguments.seed
-    fractions = arguments.split_fractions
     options = IngestOptions(
         specimens_per_shard=arguments.specimens_per_shard,
         seed=arguments.seed,
-        split_fractions=_parse_fractions(fractions) if fractions is not None else None,
+        splits=_split_options(arguments),
         overwrite=arguments.overwrite,
         parallel=not arguments.serial,
         source={

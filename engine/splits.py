@@ -1,210 +1,216 @@
-"""Which barcodes may not stand on both sides of a split: containment between barcodes, exact and near linear.
+"""Splits: the paper's closed set, and seen/unseen species with keys and queries. Pure functions of names and seed.
 
-A barcode inside another is the same evidence in a shorter read. Pairs are found without comparing all of them: the
-first 32 nucleotides of every pattern are an anchor, packed into 64 bits; the texts' windows of 32 are looked up among
-the anchors, each hit is extended to the lengths that patterns with this anchor have, a rolling hash of that stretch is
-looked up among the patterns' hashes, and what is found is verified letter by letter. On one core of an AMD EPYC, groups
-of 33,100 barcodes take 1 s, of 1,073,148 (653,725 different ones) 20-28 s and 400 MB beyond the strings.
+A row is one specimen; rows whose barcodes are the same evidence (`engine.containment`) are one group, and a group never
+crosses splits. What a group or species is given depends on a hash of (seed, its own name), not on the order of rows.
 
-N is a plain letter here: "ANT" contains "NT" but not "CT". A barcode with N that would match with another letter in its
-place is not recognised; `barcodes.clean` has taken N off the ends.
-
-Legend: N barcodes, T letters of a chunk of texts, positions count letters within a chunk.
+Legend: N rows, G groups, R = 4 ranks, C taxa of a rank; splits are codes, positions in SPLITS, -1 = none yet.
 """
 
-from collections.abc import Iterator, Sequence
+import dataclasses
+import hashlib
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-ANCHOR = 32  # nucleotides, 2 bits each: one 64-bit word
-_CHUNK = 1 << 22  # letters of text handled at a time: about 300 MB
-_BATCH = 1 << 22  # stretches hashed at a time
-_BASE = 0x9E3779B97F4A7C15 | 1  # of the rolling hash; odd, so that it has an inverse modulo 2**64
-_MIX = np.uint64(0xD6E8FEB86659FD93)
-_BITS = np.zeros(256, dtype=np.uint8)
-_BITS[np.frombuffer(b"ACGT", dtype=np.uint8)] = np.arange(4)
-_VALUES = np.random.Generator(np.random.PCG64(0)).integers(1 << 63, size=256, dtype=np.uint64) * np.uint64(
-    2
-) + np.uint64(1)
+from engine.containment import barcode_groups, containment_groups, join, shared_stretch_groups
+from engine.schema import SPLITS
+from engine.taxonomy import RANKS
+
+SCHEMES = ("closed-set", "by-specimen", "seen-unseen")
+GROUPINGS = {"overlap": barcode_groups, "stretch": shared_stretch_groups, "containment": containment_groups}
+DEFAULT_FRACTIONS = (0.8, 0.1, 0.1)
+MIN_SEEN_RECORDS = 10  # a species with fewer is never seen (CLIBD's recipe)
+SEEN_SHARE = 0.8  # of the other species (CLIBD's recipe)
+
+PRETRAIN, TRAIN, VAL, TEST, KEY_UNSEEN, VAL_UNSEEN, TEST_UNSEEN, OTHER_HELDOUT = range(len(SPLITS))
+_SPECIES = RANKS.index("species")
 
 
-def novel_mask(queries: Sequence[str], references: Sequence[str]) -> np.ndarray:
-    """Return bool [N]: the query is a barcode that neither contains, nor is contained in, nor equals any reference.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SplitOptions:
+    """How rows without a split get one. Raises ValueError for values that are not allowed."""
+
+    scheme: str = "closed-set"
+    fractions: tuple[float, float, float] = DEFAULT_FRACTIONS  # train, val, test, of groups
+    grouping: str = "overlap"  # which barcodes are one group; by-specimen only counts with it
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.scheme not in SCHEMES:
+            raise ValueError(f"split scheme: got {self.scheme!r}, allowed: {', '.join(SCHEMES)}")
+        if self.grouping not in GROUPINGS:
+            raise ValueError(f"split grouping: got {self.grouping!r}, allowed: {', '.join(GROUPINGS)}")
+        parts = self.fractions
+        if len(parts) != 3 or any(not 0 <= part <= 1 for part in parts) or abs(sum(parts) - 1) > 1e-6:
+            got = ",".join(map(str, parts))
+            raise ValueError(f"split fractions: got {got}, allowed: three of 0..1 (train, val, test) that sum to 1")
+        if self.scheme == "closed-set" and parts[0] == 0:
+            raise ValueError("split fractions: got no train, allowed: a train share above 0 in a closed set")
+
+
+@dataclasses.dataclass(frozen=True)
+class Splits:
+    """What was drawn. `groups` int64 [N], `codes` int64 [N]."""
+
+    codes: np.ndarray
+    groups: np.ndarray
+    crossing_given: int  # groups whose rows came with different splits: nothing here can mend that
+    identical: float | None  # share of val and test barcodes that train has letter for letter; None = no such barcode
+    related: float | None  # ... that are in one group with a barcode of train
+
+
+def draw_splits(
+    keys: Sequence[str], barcodes: Sequence[str], labels: np.ndarray, given: np.ndarray, options: SplitOptions
+) -> Splits:
+    """Return the split of every row.
 
     Args:
-        queries, references: clean barcodes; "" (no barcode) is never novel as a query and nothing as a reference.
+        keys: [N] names of the specimens, for those without a barcode (and all of them by specimen).
+        barcodes: [N] clean barcodes, "" = none.
+        labels: int64 [N, R], -1 = unknown.
+        given: int64 [N] splits that came with the source; they stay, and rows of their groups join them (the first in
+            the order of SPLITS where they disagree).
     """
-    unique, place = _unique(queries)
-    known, _ = _unique(references)
-    novel = np.ones(len(unique), dtype=bool)
-    for _, inside in _containments(known, unique):
-        novel[inside] = False
-    for around, _ in _containments(unique, known):
-        novel[around] = False
-    return np.append(novel, False)[place]
+    groups = GROUPINGS[options.grouping](barcodes)
+    names = [barcode or f"key {key}" for key, barcode in zip(keys, barcodes, strict=True)]
+    units = groups
+    if options.scheme == "by-specimen":
+        units, names = np.arange(len(groups)), list(keys)
+    num_units = int(units.max()) + 1 if len(units) else 0
+    draws = _unit_draws(units, num_units, _hashes(names, options.seed))
+    fixed = np.full(num_units, len(SPLITS))
+    np.minimum.at(fixed, units[given >= 0], given[given >= 0])
+    fixed[fixed == len(SPLITS)] = -1
+    scheme = _seen_unseen if options.scheme == "seen-unseen" else _closed_set
+    codes = np.where(given >= 0, given, scheme(units, labels, fixed, draws, options)[units])
+    return Splits(codes, groups, _crossing(groups, given), *found_in_train(barcodes, groups, codes))
 
 
-def containment_groups(barcodes: Sequence[str]) -> np.ndarray:
-    """Return int64 [N] group ids 0.. in order of appearance: two barcodes of which one contains or equals the other are
-    in one group, and so on transitively.
+def found_in_train(barcodes: Sequence[str], groups: np.ndarray, codes: np.ndarray) -> tuple[float | None, float | None]:
+    """Shares of the barcodes of val and test (rows with one) that train or pretrain has: identical, in one group."""
+    present = np.fromiter((bool(barcode) for barcode in barcodes), dtype=bool, count=len(barcodes))
+    training = present & ((codes == TRAIN) | (codes == PRETRAIN))
+    query = np.flatnonzero(present & ((codes == VAL) | (codes == TEST))).tolist()
+    if not query:
+        return None, None
+    known = {barcodes[row] for row in np.flatnonzero(training).tolist()}
+    identical = sum(barcodes[row] in known for row in query) / len(query)
+    return identical, float(np.isin(groups[query], groups[training]).mean())
 
-    Args:
-        barcodes: clean barcodes; each "" (no barcode) is a group of its own.
+
+def _hashes(names: Iterable[str], seed: int) -> np.ndarray:
+    """uint64 [N]: the same name and seed give the same number anywhere."""
+    prefix = f"{seed}\0split\0".encode()
+    digests = b"".join(hashlib.blake2b(prefix + name.encode(), digest_size=8).digest() for name in names)
+    return np.frombuffer(digests, dtype="<u8").astype(np.uint64)
+
+
+def _unit_draws(units: np.ndarray, num_units: int, hashes: np.ndarray) -> np.ndarray:
+    """float64 [G] in [0, 1): from the smallest hash among a unit's rows, mixed again so that size does not bend it."""
+    smallest = np.full(num_units, np.iinfo(np.uint64).max, dtype=np.uint64)
+    np.minimum.at(smallest, units, hashes)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):  # splitmix64's finaliser
+        smallest = (smallest ^ (smallest >> np.uint64(shift))) * np.uint64(factor)
+    return ((smallest ^ (smallest >> np.uint64(31))) >> np.uint64(11)).astype(np.float64) / 2**53
+
+
+def _by_fractions(draws: np.ndarray, fractions: tuple[float, float, float]) -> np.ndarray:
+    train, val, _ = fractions
+    return np.where(draws < train, TRAIN, np.where(draws < train + val, VAL, TEST))
+
+
+def _closed_set(
+    units: np.ndarray, labels: np.ndarray, fixed: np.ndarray, draws: np.ndarray, options: SplitOptions
+) -> np.ndarray:
+    """Split of every unit [G]: by fractions; then, for every taxon of any rank that train lacks, the unit of it with
+    the smallest draw goes to train, so that val and test hold no taxon that train has not."""
+    result = np.where(fixed >= 0, fixed, _by_fractions(draws, options.fractions))
+    into = np.where(fixed >= 0, -1, TRAIN)
+    for rank in reversed(range(len(RANKS))):
+        _ensure(result, units, labels[:, rank], draws, into)
+    return result
+
+
+def _ensure(result: np.ndarray, units: np.ndarray, taxon: np.ndarray, draws: np.ndarray, into: np.ndarray) -> None:
+    """Move units so that every taxon (int64 [N], -1 = none) has a row in its split `into` [G] (-1 = do not move this
+    unit): of those that have none, the unit with the smallest draw goes there. Pretrain is as good as train."""
+    goal, there = into[units], result[units]
+    there = np.where(there == PRETRAIN, TRAIN, there)
+    movable = (taxon >= 0) & (goal >= 0)
+    goals = np.full(int(taxon.max(initial=-1)) + 1, -1)  # of each taxon; its movable units have one goal
+    goals[taxon[movable]] = goal[movable]
+    has = np.zeros(len(goals), dtype=bool)
+    known = np.flatnonzero(taxon >= 0)
+    has[taxon[known[there[known] == goals[taxon[known]]]]] = True
+    lacking = np.flatnonzero(movable)
+    lacking = lacking[~has[taxon[lacking]]]
+    order = lacking[np.lexsort((units[lacking], draws[units[lacking]], taxon[lacking]))]
+    _, first = np.unique(taxon[order], return_index=True)
+    moved = units[order[first]]
+    result[moved] = into[moved]
+
+
+def _seen_unseen(
+    units: np.ndarray, labels: np.ndarray, fixed: np.ndarray, draws: np.ndarray, options: SplitOptions
+) -> np.ndarray:
+    """Split of every unit [G], after CLIBD's recipe, counting groups where it counts records.
+
+    Species that share a group stay together (a cluster). A cluster whose largest species has fewer than 10 records is
+    unseen, of the others 20% are. Seen: train, val, test by fractions, train having all of their species (it also
+    serves as keys, as in BIOSCAN-5M). Unseen: a cluster is val_unseen or test_unseen as a whole, half of its groups are
+    key_unseen, and every species with a query has a key; a cluster of one group cannot have both: other_heldout.
+    Groups without any species are pretrain.
     """
-    unique, place = _unique(barcodes)
-    roots = np.arange(len(unique))
-    for around, inside in _containments(unique, unique):
-        roots = _join(roots, around, inside)
-    result = np.append(roots, 0)[place]
-    missing = np.flatnonzero(place < 0)
-    result[missing] = len(unique) + np.arange(len(missing))
-    _, first, inverse = np.unique(result, return_index=True, return_inverse=True)
-    return np.argsort(np.argsort(first))[inverse].astype(np.int64)
+    species = labels[:, _SPECIES]
+    known = np.flatnonzero(species >= 0)
+    if not len(known):
+        return np.where(fixed >= 0, fixed, PRETRAIN)
+    cluster = _clusters(units[known], species[known], int(species.max()) + 1)
+    of_unit = np.full(len(fixed), -1)
+    of_unit[units[known]] = cluster[species[known]]
+    seen, query, num_units = _decide_clusters(cluster, of_unit, species[known], draws, options)
+    named = of_unit >= 0
+    split = np.where(draws < 0.5, KEY_UNSEEN, query[of_unit])
+    split[num_units[of_unit] < 2] = OTHER_HELDOUT
+    split = np.where(seen[of_unit], _by_fractions(draws, options.fractions), split)
+    result = np.where(fixed >= 0, fixed, np.where(named, split, PRETRAIN))
+    free = (fixed < 0) & named
+    _ensure(result, units, species, draws, np.where(free & seen[of_unit], TRAIN, -1))
+    pairs = np.unique(np.stack([species[known], units[known]]), axis=1)
+    enough = np.bincount(pairs[0], minlength=len(cluster)) > 1
+    asking = np.where((species >= 0) & enough[species], species, -1)
+    unseen = free & ~seen[of_unit] & (num_units[of_unit] > 1)
+    _ensure(result, units, asking, -draws, np.where(unseen, query[of_unit], -1))
+    _ensure(result, units, species, draws, np.where(unseen, KEY_UNSEEN, -1))
+    return result
 
 
-def _unique(sequences: Sequence[str]) -> tuple[list[str], np.ndarray]:
-    """The different non-empty sequences, and each sequence's place among them (-1 = empty): int64 [N]."""
-    places: dict[str, int] = {}
-    place = [places.setdefault(sequence, len(places)) if sequence else -1 for sequence in sequences]
-    return list(places), np.array(place, dtype=np.int64)
+def _decide_clusters(
+    cluster: np.ndarray, of_unit: np.ndarray, species: np.ndarray, draws: np.ndarray, options: SplitOptions
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Per cluster [C]: whether it is seen, the split of its queries if it is not, the number of its units."""
+    used = np.flatnonzero(of_unit >= 0)
+    records = np.zeros(len(cluster), dtype=np.int64)
+    np.maximum.at(records, cluster, np.bincount(species, minlength=len(cluster)))
+    lot = _unit_draws(of_unit[used], len(cluster), (draws[used] * 2**53).astype(np.uint64))
+    frequent = records >= MIN_SEEN_RECORDS
+    seen = frequent & (lot < SEEN_SHARE)
+    rest = np.where(frequent, (lot - SEEN_SHARE) / (1 - SEEN_SHARE), lot)  # uniform again among the unseen
+    _, val, test = options.fractions
+    query = np.where(rest * (val + test) < val, VAL_UNSEEN, TEST_UNSEEN)
+    return seen, query, np.bincount(of_unit[used], minlength=len(cluster))
 
 
-def _join(roots: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Union of pairs: `roots` [N] (each points to the smallest member of its group) with the groups of left and right
-    joined."""
-    while True:
-        one, other = roots[left], roots[right]
-        apart = one != other
-        if not apart.any():
-            return roots
-        left, right = left[apart], right[apart]
-        one, other = one[apart], other[apart]
-        np.minimum.at(roots, np.maximum(one, other), np.minimum(one, other))
-        while not np.array_equal(parents := roots[roots], roots):
-            roots = parents
+def _clusters(units: np.ndarray, species: np.ndarray, num_species: int) -> np.ndarray:
+    """int64 [C]: species with a unit in common have the same number."""
+    order = np.lexsort((species, units))
+    units, species = units[order], species[order]
+    same = np.flatnonzero(units[1:] == units[:-1])
+    return join(np.arange(num_species), species[same], species[same + 1])
 
 
-def _containments(texts: list[str], patterns: list[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield all (text, pattern) with the pattern inside the text or equal to it, as two int64 arrays, piece by piece.
-
-    When both lists are the same object, pairs of a sequence with itself are left out. A pair may come more than once.
-    """
-    lengths = np.array([len(pattern) for pattern in patterns], dtype=np.int64)
-    for width in np.unique(np.minimum(lengths, ANCHOR)).tolist():  # shorter patterns: one round per length
-        members = np.flatnonzero(lengths == width if width < ANCHOR else lengths >= ANCHOR)
-        index = _Patterns([patterns[member] for member in members], width)
-        for first, chunk in _chunks(texts):
-            for text, pattern, start in index.find(chunk, proper=texts is patterns):
-                pairs = zip((text + first).tolist(), members[pattern].tolist(), start.tolist(), strict=True)
-                good = [texts[i].startswith(patterns[j], at) for i, j, at in pairs]
-                yield text[good] + first, members[pattern[good]]
-
-
-def _chunks(texts: list[str]) -> Iterator[tuple[int, list[str]]]:
-    """(number of the first, texts) of about _CHUNK letters at a time."""
-    first, letters = 0, 0
-    for last, text in enumerate(texts):
-        letters += len(text)
-        if letters >= _CHUNK:
-            yield first, texts[first : last + 1]
-            first, letters = last + 1, 0
-    if first < len(texts):
-        yield first, texts[first:]
-
-
-class _Letters:
-    """Several sequences in one array: windows as codes, stretches as hashes."""
-
-    def __init__(self, sequences: list[str]) -> None:
-        self.lengths = np.array([len(sequence) for sequence in sequences], dtype=np.int64)
-        self.ends = np.cumsum(self.lengths)
-        self.starts = self.ends - self.lengths
-        self.letters = np.frombuffer("".join(sequences).encode("ascii"), dtype=np.uint8)
-        powers = np.full(len(self.letters) + 1, _BASE, dtype=np.uint64)
-        inverses = np.full(len(self.letters) + 1, pow(_BASE, -1, 2**64), dtype=np.uint64)
-        powers[0] = inverses[0] = 1
-        self._inverses = np.multiply.accumulate(inverses)
-        self._sums = np.zeros(len(self.letters) + 1, dtype=np.uint64)
-        np.cumsum(_VALUES[self.letters] * np.multiply.accumulate(powers)[:-1], out=self._sums[1:])
-
-    def windows(self, width: int) -> np.ndarray:
-        """Codes of all windows of `width` <= 32 letters: uint64 [T - width + 1], those across sequences included."""
-        count = max(0, len(self.letters) - width + 1)
-        result = np.zeros(count, dtype=np.uint64)
-        power, span, done = _BITS[self.letters].astype(np.uint64), 1, 0  # power: windows of span = 1, 2, 4 .. letters
-        while count and done < width:
-            if width & span:
-                result = result << np.uint64(2 * span) | power[done : done + count]
-                done += span
-            power = power[:-span] << np.uint64(2 * span) | power[span:]
-            span *= 2
-        return result
-
-    def hashes(self, start: np.ndarray, length: np.ndarray) -> np.ndarray:
-        """Hash of each stretch, the same wherever it stands: uint64, modulo 2**64."""
-        return (self._sums[start + length] - self._sums[start]) * self._inverses[start]
-
-
-class _Lookup:
-    """Places of 64-bit keys in a sorted array; a bitmap answers most keys that are not there without a search."""
-
-    def __init__(self, keys: np.ndarray) -> None:
-        self.keys = keys
-        self._shift = np.uint64(64 - min(27, max(12, len(keys).bit_length() + 5)))
-        self._seen = np.zeros(1 << (64 - int(self._shift)), dtype=bool)
-        self._seen[self._slots(keys)] = True
-
-    def _slots(self, keys: np.ndarray) -> np.ndarray:
-        return (keys * _MIX >> self._shift).astype(np.int64)
-
-    def __call__(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(which of `keys` are known, their places): two int64 arrays of the same length."""
-        which = np.flatnonzero(self._seen[self._slots(keys)])
-        place = np.minimum(np.searchsorted(self.keys, keys[which]), len(self.keys) - 1)
-        found = self.keys[place] == keys[which]
-        return which[found], place[found]
-
-
-class _Patterns:
-    """Patterns of at least `width` letters, found by their first `width` letters."""
-
-    def __init__(self, patterns: list[str], width: int) -> None:
-        self.width = width
-        hashes, codes, lengths = [], [], []
-        for _, chunk in _chunks(patterns):
-            letters = _Letters(chunk)
-            hashes.append(letters.hashes(letters.starts, letters.lengths))
-            codes.append(letters.windows(width)[letters.starts])
-            lengths.append(letters.lengths)
-        whole = np.concatenate(hashes)
-        self.order = np.argsort(whole)
-        self.hashes = _Lookup(whole[self.order])
-        assert (np.diff(self.hashes.keys) > 0).all(), "two patterns with one 64-bit hash"
-        anchors, anchor = np.unique(np.concatenate(codes), return_inverse=True)
-        self.anchors = _Lookup(anchors)
-        length = np.concatenate(lengths)
-        self.scale = int(length.max()) + 1
-        self.choices = np.unique(anchor * self.scale + length)  # the lengths of each anchor's patterns, ascending
-        self.first = np.searchsorted(self.choices, np.arange(len(anchors)) * self.scale)
-
-    def find(self, texts: list[str], *, proper: bool) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """Yield (text, pattern, start in the text) where the hashes agree; `proper`: the pattern is shorter."""
-        letters = _Letters(texts)
-        position, anchor = self.anchors(letters.windows(self.width))
-        text = np.searchsorted(letters.ends, position, side="right")
-        room = letters.ends[text] - position
-        room = np.minimum(room - (proper & (position == letters.starts[text])), self.scale - 1)
-        begin = self.first[anchor]
-        count = np.searchsorted(self.choices, anchor * self.scale + room, side="right") - begin
-        limits = np.searchsorted(np.cumsum(count), np.arange(_BATCH, count.sum() + _BATCH, _BATCH), side="right")
-        done = 0
-        for limit in np.unique(np.append(limits, len(count))).tolist():
-            hit = np.repeat(np.arange(done, limit), count[done:limit])
-            within = np.arange(len(hit)) - np.repeat(
-                np.cumsum(count[done:limit]) - count[done:limit], count[done:limit]
-            )
-            length = self.choices[begin[hit] + within] - anchor[hit] * self.scale
-            which, place = self.hashes(letters.hashes(position[hit], length))
-            found = hit[which]
-            yield text[found], self.order[place], position[found] - letters.starts[text[found]]
-            done = limit
+def _crossing(groups: np.ndarray, given: np.ndarray) -> int:
+    """Groups of which rows came with different splits."""
+    rows = given >= 0
+    pairs = np.unique(np.stack([groups[rows], given[rows]]), axis=1)
+    return int((np.bincount(pairs[0]) > 1).sum()) if pairs.size else 0

@@ -1,7 +1,6 @@
 """Which rows of a source are taken, and their split: the same for every format, before anything is written."""
 
 import dataclasses
-import hashlib
 from typing import Any
 
 import numpy as np
@@ -10,6 +9,8 @@ import pyarrow.compute as pc
 
 from engine import barcodes
 from engine.schema import SPECIMEN_SCHEMA, SPLITS
+from engine.splits import SplitOptions, draw_splits
+from engine.taxonomy import RANKS, Taxonomy
 
 SKIPPED = "skipped"
 IMAGE_REMOVED = "image removed"
@@ -47,56 +48,49 @@ def screen(table: pa.Table) -> tuple[pa.Table, list[Problem]]:
     return table.filter(pa.array(keep)), problems
 
 
-def check_fractions(fractions: tuple[float, ...]) -> None:
-    """Raise ValueError unless there are three shares (train, val, test) that sum to 1."""
-    if len(fractions) != 3 or any(not 0 <= part <= 1 for part in fractions) or abs(sum(fractions) - 1) > 1e-6:
-        got = ",".join(map(str, fractions))
-        raise ValueError(f"split fractions: got {got}, allowed: three of 0..1 (train, val, test) that sum to 1")
+def assign_splits(table: pa.Table, options: SplitOptions | None) -> tuple[pa.Table, dict[str, Any]]:
+    """Give specimens without a split one: train (options None), or by a scheme of `engine.splits`.
 
+    Args:
+        table: with columns key, barcode, split and one per rank; others are kept as they are.
 
-def assign_splits(
-    table: pa.Table, fractions: tuple[float, float, float] | None, seed: int
-) -> tuple[pa.Table, dict[str, Any]]:
-    """Give specimens without a split one: train, or by fractions.
-
-    With fractions, specimens of one cleaned barcode go the same way, by a hash of (seed, barcode): neither the order
-    nor the number of rows matters. Specimens without a usable barcode go by their key.
-
-    Returns the table, and what was done, for the report.
+    Returns the table, and what was done, for the report: "given" and "assigned" specimens, "how", and with a scheme
+    also the number of "groups" of barcodes, "groups_crossing_given_splits" and "test_barcodes_found_in_train": of val
+    and test barcodes the share that train has letter for letter ("identical") or in the same group ("related").
     """
     split = table["split"].combine_chunks()
     num_missing = split.null_count
     note: dict[str, Any] = {"given": table.num_rows - num_missing, "assigned": num_missing, "how": "as in the source"}
     if not num_missing:
         return table, note
-    if fractions is None:
-        note["how"] = "specimens without a split are train; --split-fractions assigns them"
+    if options is None:
+        note["how"] = "specimens without a split are train; --split-scheme or --split-fractions assigns them"
         split = split.fill_null("train")
     else:
-        note["how"] = f"by hash of the cleaned barcode, seed {seed}: train, val, test = {list(fractions)}"
-        rows = pc.indices_nonzero(pc.is_null(split))
-        encoded = table["barcode"].take(rows).combine_chunks().dictionary_encode()
-        groups = [_cleaned_or_none(barcode) for barcode in encoded.dictionary.to_pylist()]
-        codes = encoded.indices.to_pylist()
-        keys = table["key"].take(rows).to_pylist()
-        bounds = np.cumsum(fractions)
-        by_group = [None if group is None else _draw_split(group, bounds, seed) for group in groups]
-        drawn = [
-            (by_group[code] if code is not None else None) or _draw_split(key, bounds, seed)
-            for key, code in zip(keys, codes, strict=True)
-        ]
-        split = pc.replace_with_mask(split, pc.is_null(split), pa.array(drawn, pa.string()))
-    return table.set_column(SPECIMEN_SCHEMA.get_field_index("split"), SPECIMEN_SCHEMA.field("split"), split), note
+        given = pc.index_in(split, pa.array(SPLITS)).fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+        columns = {rank: table[rank] for rank in RANKS}
+        labels = Taxonomy.build(columns).encode(columns)
+        drawn = draw_splits(table["key"].to_pylist(), _cleaned(table["barcode"]), labels, given, options)
+        split = pa.array(SPLITS).take(pa.array(drawn.codes))
+        note |= {
+            "how": f"{options.scheme}, train:val:test {':'.join(f'{part:g}' for part in options.fractions)}, "
+            f"seed {options.seed}, barcodes grouped by {options.grouping}",
+            "groups": int(drawn.groups.max(initial=-1)) + 1,
+            "groups_crossing_given_splits": drawn.crossing_given,
+            "test_barcodes_found_in_train": {"identical": drawn.identical, "related": drawn.related},
+        }
+    return table.set_column(table.schema.get_field_index("split"), SPECIMEN_SCHEMA.field("split"), split), note
 
 
-def _cleaned_or_none(barcode: str) -> str | None:
+def _cleaned(column: pa.ChunkedArray) -> list[str]:
+    """Clean barcodes, "" where there is none or it cannot be read; each different one is cleaned once."""
+    encoded = column.combine_chunks().dictionary_encode()
+    known = [*(_clean_or_empty(barcode) for barcode in encoded.dictionary.to_pylist()), ""]
+    return [known[code] for code in encoded.indices.fill_null(len(known) - 1).to_pylist()]
+
+
+def _clean_or_empty(barcode: str) -> str:
     try:
-        return barcodes.clean(barcode) or None
+        return barcodes.clean(barcode)
     except ValueError:
-        return None
-
-
-def _draw_split(group: str, bounds: np.ndarray, seed: int) -> str:
-    digest = hashlib.blake2b(f"{seed}\0split\0{group}".encode(), digest_size=8).digest()
-    share = int.from_bytes(digest, "big") / 2**64
-    return ("train", "val", "test")[min(int(np.searchsorted(bounds, share, side="right")), 2)]
+        return ""

@@ -14,7 +14,7 @@ from collections.abc import Callable
 import cv2
 import numpy as np
 
-from engine import barcodes, captions, degrade, images, splits
+from engine import barcodes, captions, containment, degrade, images
 from engine.config import AugmentConfig
 from engine.schema import rng_for
 
@@ -94,7 +94,7 @@ def barcode_operations() -> dict[str, tuple[Callable[[], object], int]]:
         "fragment": (lambda: [degrade.fragment(s, rng, 200) for s in sequences], NUM_BARCODES),
         "caption": (lambda: [captions.caption(names) for _ in sequences], NUM_BARCODES),
         "cut, batch": (lambda: captions.cut(labels, rng, 0.3), NUM_BARCODES),
-        "containment_groups": (lambda: splits.containment_groups(sequences), NUM_BARCODES),
+        "containment_groups": (lambda: containment.containment_groups(sequences), NUM_BARCODES),
     }
 
 

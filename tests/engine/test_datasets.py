@@ -7,7 +7,6 @@ import pandas as pd
 import pytest
 
 from engine.datasets import FORMATS, open_dataset, read_all
-from engine.datasets.screening import assign_splits, screen
 from engine.schema import SPECIMEN_SCHEMA
 
 BARCODE = "AACTTTATATTTTATTTTTGG"
@@ -190,26 +189,6 @@ def test_bold_errors(tmp_path: Path) -> None:
         read_all(open_dataset("bold", [path]))
     with pytest.raises(ValueError, match="has no records"):
         read_all(open_dataset("bold", [write(path, "\t".join(BOLD_HEADER) + "\n")]))
-
-
-def test_screening_and_splits(tmp_path: Path) -> None:
-    rows = "".join(f"k{i},{'ACGTACGT' if i % 2 else 'ACGTTTTT' + 'ACGT'[i % 4] * (i % 50)},\n" for i in range(400))
-    text = "id,barcode,split\n" + rows + "k1,ACGT,train\nodd,ACGT,holdout\nempty,,train\ngiven,ACGT,test_seen\n"
-    table = read_all(open_dataset("table", [write(tmp_path / "t.csv", text)]))
-    kept, problems = screen(table)
-    assert [(p.key, p.reason.partition(": ")[0]) for p in problems] == [
-        ("k1", "duplicate key"),
-        ("odd", "unknown split"),
-        ("empty", "neither image nor barcode"),
-    ]
-    assert assign_splits(kept, None, 0)[0]["split"].to_pylist().count("train") == 400
-    split, note = assign_splits(kept, (0.5, 0.2, 0.3), 7)
-    frame = split.to_pandas()
-    assert (note["given"], note["assigned"]) == (1, 400) and frame["split"].iloc[-1] == "test"
-    assert frame.iloc[:400].groupby(frame["barcode"].str.replace("-", ""))["split"].nunique().max() == 1
-    assert set(frame["split"]) == {"train", "val", "test"}
-    again = assign_splits(kept.take(list(reversed(range(kept.num_rows)))), (0.5, 0.2, 0.3), 7)[0].to_pandas()
-    assert again.set_index("key")["split"].to_dict() == frame.set_index("key")["split"].to_dict()
 
 
 def test_real_tables(real_data: Path) -> None:

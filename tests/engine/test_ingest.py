@@ -137,8 +137,6 @@ def test_out_folder_is_protected(source_folder: Path, tmp_path: Path) -> None:
     ("options", "message"),
     [
         ({"specimens_per_shard": 0}, "specimens per shard: got 0, allowed: 1 or more"),
-        ({"split_fractions": (0.5, 0.1, 0.1)}, "split fractions: got 0.5,0.1,0.1, allowed: three"),
-        ({"split_fractions": (1.5, -0.5, 0.0)}, "split fractions: got 1.5,-0.5,0.0"),
     ],
 )
 def test_options_are_validated(options: dict[str, Any], message: str) -> None:

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from engine.pipeline import CpuBudget, cpu_budget, load_index, select_split
-from engine.splits import novel_mask
+from engine.containment import novel_mask
 from engine.taxonomy import Taxonomy
 from train.config import Config
 from train.evaluation import compare, measure, peers, report, subsets, tables
