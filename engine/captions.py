@@ -57,12 +57,16 @@ def cut(labels: np.ndarray, rng: np.random.Generator, probability: float) -> np.
         probability: 0..1.
     """
     rows = np.atleast_2d(labels)
+    return cut_rows(rows, rng.random((2, len(rows))).T, probability).reshape(labels.shape)
+
+
+def cut_rows(rows: np.ndarray, draws: np.ndarray, probability: float) -> np.ndarray:
+    """`cut` of labels int64 [B, R] by numbers drawn elsewhere, float64 [B, 2] in [0, 1)."""
     known = rows >= 0
-    chance, place = rng.random((2, len(rows)))
+    chance, place = draws.T
     nth = (place * known.sum(axis=1)).astype(np.int64)  # the how-maniest known rank is the last to stay
     finer = np.cumsum(known, axis=1) - known > nth[:, None]  # known ranks above this one > nth
-    result = np.where(finer & (chance < probability)[:, None], -1, rows)
-    return result.reshape(labels.shape)
+    return np.where(finer & (chance < probability)[:, None], -1, rows)
 
 
 def _word(name: str) -> str:

@@ -32,6 +32,7 @@ class Batch(TypedDict):
     image_noisy: NotRequired[Tensor]  # evaluation
     dna_tokens_noisy: NotRequired[Tensor]
     dna_mask_noisy: NotRequired[Tensor]
+    problems: NotRequired[list[str]]  # "KEY: what could not be used of it", [] nearly always
     text_tokens: NotRequired[Tensor]  # int64 [U, T], the unique captions; added by the training loop
     text_index: NotRequired[Tensor]  # int64 [B], row of text_tokens, -1 = no caption
 
@@ -44,6 +45,9 @@ def collate(columns: Mapping[str, np.ndarray], pad_to: int = 0) -> Batch:
     """
     missing = max(0, pad_to - len(columns["key"]))
     batch: dict[str, object] = {"keys": [str(key) for key in columns["key"]] + [""] * missing}
+    if "problem" in columns:
+        rows = np.flatnonzero(np.asarray(columns["problem"]) != "").tolist()
+        batch["problems"] = [f"{columns['key'][row]}: {columns['problem'][row]}" for row in rows]
     for name, values in columns.items():
         if name in ("key", "problem"):
             continue

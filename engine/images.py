@@ -7,6 +7,7 @@ owns one core calls `single_thread()` once, otherwise N workers start N x cores 
 
 import math
 import struct
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
@@ -15,7 +16,8 @@ import simplejpeg
 from engine.config import AugmentConfig
 
 MAX_PIXELS = 100_000_000  # a photo beyond this is refused before decoding (300 MB as RGB)
-LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, as in JPEG
+LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as in JPEG
+VIEW_DRAWS = 12  # random numbers of one training view
 _SHRINK = 1.2  # beyond this factor linear interpolation would alias: average areas instead
 _HARMLESS = ("extraneous bytes before marker", "Invalid SOS parameters")  # libjpeg warnings that lose no pixel
 _ORIENTATION, _TIFF_WIDTH, _TIFF_HEIGHT = 0x0112, 0x0100, 0x0101
@@ -66,7 +68,7 @@ def evaluation_view(image: np.ndarray, size: int) -> np.ndarray:
 def training_view(image: np.ndarray, size: int, rng: np.random.Generator, augment: AugmentConfig) -> np.ndarray:
     """Return one random view: crop, rotation, flips, colours, in this order.
 
-    Always twelve numbers are drawn from `rng`, so that switching one change off leaves the others as they were.
+    Always VIEW_DRAWS numbers are drawn from `rng`, so that switching one change off leaves the others as they were.
 
     Crop: its share of the area is uniform in [min_area, 1], its width/height log-uniform in [1/max_aspect,
     max_aspect], both as far as the photo's own shape allows, its place uniform; resized to a square, averaging areas
@@ -82,7 +84,18 @@ def training_view(image: np.ndarray, size: int, rng: np.random.Generator, augmen
         5. p is rounded and clipped to 0..255, once.
     All steps are linear, so they are one 3x4 matrix.
     """
-    draws = rng.random(12)
+    return view_of(image, size, rng.random(VIEW_DRAWS), augment)
+
+
+def view_of(
+    image: np.ndarray,
+    size: int,
+    draws: Sequence[float] | np.ndarray,
+    augment: AugmentConfig,
+    out: np.ndarray | None = None,
+) -> np.ndarray:
+    """`training_view` for twelve numbers in [0, 1) drawn elsewhere; written into `out` (uint8 [size, size, 3],
+    contiguous) when there is one."""
     top, left, height, width = _crop_box(image.shape[:2], draws, augment)
     if augment.rotate_degrees:
         angle = (2 * draws[4] - 1) * augment.rotate_degrees
@@ -92,12 +105,12 @@ def training_view(image: np.ndarray, size: int, rng: np.random.Generator, augmen
     horizontal, vertical = draws[5] < augment.horizontal_flip, draws[6] < augment.vertical_flip
     if horizontal or vertical:
         view = cv2.flip(view, -1 if horizontal and vertical else int(horizontal))
-    return jitter(view, *colour_factors(draws[7:11], augment))
+    return jitter(view, *colour_factors(draws[7:11], augment), out=out)
 
 
-def colour_factors(draws: np.ndarray, augment: AugmentConfig) -> tuple[float, float, float, float]:
+def colour_factors(draws: Sequence[float] | np.ndarray, augment: AugmentConfig) -> tuple[float, float, float, float]:
     """Return brightness, contrast, saturation factors and the hue angle (radians) for four numbers in [0, 1)."""
-    brightness, contrast, saturation, hue = (2 * draws - 1).tolist()
+    brightness, contrast, saturation, hue = (2 * float(draw) - 1 for draw in draws)
     return (
         1 + brightness * augment.brightness,
         1 + contrast * augment.contrast,
@@ -106,14 +119,21 @@ def colour_factors(draws: np.ndarray, augment: AugmentConfig) -> tuple[float, fl
     )
 
 
-def jitter(image: np.ndarray, brightness: float, contrast: float, saturation: float, hue: float) -> np.ndarray:
-    """Return the image with changed colours as `training_view` defines them; hue in radians."""
-    linear = _hue_rotation(hue) @ (saturation * np.eye(3) + (1 - saturation) * np.tile(LUMA, (3, 1)))
-    mean = float(LUMA @ cv2.mean(image)[:3]) * brightness
-    matrix = np.empty((3, 4))
-    matrix[:, :3] = contrast * brightness * linear
-    matrix[:, 3] = (1 - contrast) * mean  # grey stays grey in steps 3 and 4
-    return cv2.transform(image, matrix)
+def jitter(
+    image: np.ndarray, brightness: float, contrast: float, saturation: float, hue: float, out: np.ndarray | None = None
+) -> np.ndarray:
+    """Return the image with changed colours as `training_view` defines them (hue in radians), in `out` if given."""
+    scale = contrast * brightness
+    # hue(saturation(p)) = s hue(p) + (1 - s) luma(p): turning about the grey axis leaves grey as it is
+    turn = _hue_rotation(hue)
+    luma = [scale * (1 - saturation) * weight for weight in LUMA]
+    mean = sum(weight * value for weight, value in zip(LUMA, cv2.mean(image), strict=False))
+    offset = (1 - contrast) * brightness * mean  # so steps 3 and 4 leave the offset as it is
+    matrix = [[scale * saturation * t + grey for t, grey in zip(row, luma, strict=True)] + [offset] for row in turn]
+    changed = cv2.transform(image, np.array(matrix), dst=out)
+    if out is not None and changed is not out:
+        out[...] = changed
+    return changed
 
 
 def encode_jpeg(image: np.ndarray, quality: int = 95) -> bytes:
@@ -295,10 +315,12 @@ def _resize(image: np.ndarray, size: int) -> np.ndarray:
     return cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA)
 
 
-def _crop_box(shape: tuple[int, ...], draws: np.ndarray, augment: AugmentConfig) -> tuple[int, int, int, int]:
+def _crop_box(
+    shape: tuple[int, ...], draws: Sequence[float] | np.ndarray, augment: AugmentConfig
+) -> tuple[int, int, int, int]:
     """(top, left, height, width) of a random crop from four numbers in [0, 1)."""
     rows, columns = shape
-    area_draw, aspect_draw, row_draw, column_draw = draws[:4].tolist()
+    area_draw, aspect_draw, row_draw, column_draw = (float(draw) for draw in draws[:4])
     area = augment.min_area + (1 - augment.min_area) * area_draw
     photo = columns / rows
     low = max(1 / augment.max_aspect, area * photo)  # narrower would be higher than the photo
@@ -337,14 +359,9 @@ def _rotated(image: np.ndarray, box: tuple[int, int, int, int], size: int, degre
     return cv2.warpAffine(image, matrix, (size, size), flags=flags, borderMode=cv2.BORDER_REFLECT_101)
 
 
-def _hue_rotation(angle: float) -> np.ndarray:
-    """Rotation of RGB space about (1, 1, 1) / sqrt(3) (Rodrigues): [3, 3]."""
+def _hue_rotation(angle: float) -> tuple[tuple[float, float, float], ...]:
+    """Rotation of RGB space about (1, 1, 1) / sqrt(3) (Rodrigues): 3 x 3."""
     cosine, sine = math.cos(angle), math.sin(angle) / math.sqrt(3)
     grey = (1 - cosine) / 3
-    return np.array(
-        [
-            [cosine + grey, grey - sine, grey + sine],
-            [grey + sine, cosine + grey, grey - sine],
-            [grey - sine, grey + sine, cosine + grey],
-        ]
-    )
+    same, next_one, last = cosine + grey, grey - sine, grey + sine
+    return (same, next_one, last), (last, same, next_one), (next_one, last, same)

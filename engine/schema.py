@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -93,6 +94,53 @@ def rng_for(seed: int, epoch: int, key: str, stream: str) -> np.random.Generator
         key: of the specimen, "" for none.
         stream: purpose, without NUL characters.
     """
-    parts = f"{seed}\0{epoch}\0{stream}\0{key}".encode()
-    digest = hashlib.blake2b(parts, digest_size=16).digest()
+    digest = _digest(seed, epoch, key, stream)
     return np.random.Generator(np.random.Philox(key=np.frombuffer(digest, dtype=np.uint64)))
+
+
+def uniforms_for(seed: int, epoch: int, keys: Sequence[str], stream: str, count: int) -> np.ndarray:
+    """Return float64 [N, count] in [0, 1): row by row the very numbers of `rng_for(seed, epoch, key,
+    stream).random(count)`, for many specimens at once and about five times as fast.
+
+    Philox is a counter-based generator: block n of a stream is a hash of n (Salmon et al., 2011), so the blocks of all
+    specimens are computed side by side.
+    """
+    digests = b"".join([_digest(seed, epoch, key, stream) for key in keys])
+    words = np.frombuffer(digests, dtype=np.uint64).reshape(-1, 2)
+    num_blocks = -(-count // 4)
+    counter = np.tile(np.arange(1, num_blocks + 1, dtype=np.uint64), (len(words), 1))
+    zero = np.zeros_like(counter)
+    bits = np.stack(_philox((counter, zero, zero, zero), (words[:, :1], words[:, 1:])), axis=-1)
+    return (bits.reshape(len(words), 4 * num_blocks)[:, :count] >> np.uint64(11)) * 2.0**-53
+
+
+def _digest(seed: int, epoch: int, key: str, stream: str) -> bytes:
+    """128 bits that stand for the arguments."""
+    return hashlib.blake2b(f"{seed}\0{epoch}\0{stream}\0{key}".encode(), digest_size=16).digest()
+
+
+_LOW, _HALF = np.uint64(0xFFFFFFFF), np.uint64(32)
+_MULTIPLIERS = (np.uint64(0xD2E7470EE14C6C93), np.uint64(0xCA5A826395121157))  # Philox 4x64, as in numpy
+_WEYL = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBB67AE8584CAA73B))
+_Words = tuple[np.ndarray, ...]
+
+
+def _philox(counter: _Words, key: _Words) -> _Words:
+    """Philox 4x64 with 10 rounds: four words of counter and two of key (uint64, broadcast) -> four random words."""
+    a, b, c, d = counter
+    first, second = key
+    for _ in range(10):
+        (high_a, low_a), (high_c, low_c) = _multiply(_MULTIPLIERS[0], a), _multiply(_MULTIPLIERS[1], c)
+        a, b, c, d = high_c ^ b ^ first, low_c, high_a ^ d ^ second, low_a
+        first, second = first + _WEYL[0], second + _WEYL[1]  # arrays wrap around at 2^64
+    return a, b, c, d
+
+
+def _multiply(factor: np.uint64, words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The upper and the lower 64 bits of the product, by halves of 32 bits."""
+    upper, lower = factor >> _HALF, factor & _LOW
+    words_upper, words_lower = words >> _HALF, words & _LOW
+    middle_one, middle_two = upper * words_lower, lower * words_upper
+    carry = ((lower * words_lower) >> _HALF) + (middle_one & _LOW) + (middle_two & _LOW)
+    high = upper * words_upper + (middle_one >> _HALF) + (middle_two >> _HALF) + (carry >> _HALF)
+    return high, words * factor

@@ -15,9 +15,9 @@ MAY_IMPORT = {
 }
 ORDER = {
     "engine": "commandline html taxonomy schema config images barcodes degrade captions sampling storage tars shards "
-    "containment splits datasets collate pipeline ingest_plan ingest_report ingest check main",
+    "containment splits datasets collate prepare stream pipeline ingest_plan ingest_report ingest check main",
     "train": "config recipes models dist loss_masks loss_hierarchy losses metrics optim checkpoint tracking "
-    "progress reference evaluation loop trainer export main evaluate",
+    "progress reference evaluation gradient_cache loop trainer export main evaluate",
 }
 
 

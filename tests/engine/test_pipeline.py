@@ -167,11 +167,11 @@ def test_several_folders_are_mixed_in_every_window(data: DataConfig, tmp_path: P
     from engine.datasets import open_dataset
     from engine.ingest import IngestOptions, ingest
 
-    source = open_dataset("simulated", [], seed=1, num_specimens=40, num_species=8)
+    source = open_dataset("simulated", [], seed=1, num_specimens=160, num_species=8)
     ingest(source, tmp_path / "small", IngestOptions(parallel=False))
     both = load_index([*data.shards, tmp_path / "small"])
     small = np.flatnonzero(pc.ends_with(both["folder"], "/small").to_numpy())
-    assert len(small) == len(load_index([tmp_path / "small"])) > 30
+    assert len(small) == len(load_index([tmp_path / "small"])) > 100
     assert np.diff(small).max() <= len(both) // len(small) + 1
     for folder in (data.shards[0], tmp_path / "small"):
         alone = load_index([folder])
