@@ -71,6 +71,31 @@ def _mapping(text: str) -> dict[str, str]:
     return {left.strip(): right.strip() for left, _, right in parts}
 
 
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in text.split(","))
+
+
+def _count(text: str) -> int:
+    """Raises ValueError for what is no number of 0 or more."""
+    number = int(text)
+    if number < 0:
+        raise ValueError(text)
+    return number
+
+
+_PACKAGE = Option(
+    name="package", parse=str, metavar="NAME", help="image package (cropped_256, original_256, ...; default: the first)"
+)
+_PHOTOS = Option(
+    name="images", parse=Path, metavar="PATH", help="zip, HDF5 or folder of photos that lies somewhere else"
+)
+_MAX_NUCLEOTIDES = Option(
+    name="max_nucleotides",
+    parse=_count,
+    metavar="N",
+    help="of each barcode that are taken, 0 = all (default: 660, what follows is no barcode any more)",
+)
+
 FORMATS: Mapping[str, DatasetFormat] = {
     "table": DatasetFormat(
         module="engine.datasets.table",
@@ -88,7 +113,74 @@ FORMATS: Mapping[str, DatasetFormat] = {
     ),
     "bold": DatasetFormat(
         module="engine.datasets.bold",
-        help='BOLD v3/v4 "combined" TSV downloads, files or folders; COI-5P records only',
+        help="BOLD downloads: v3/v4 combined TSV, v5 (BCDM) TSV or parquet, files or folders; COI-5P records only",
+    ),
+    "bioscan1m": DatasetFormat(
+        module="engine.datasets.bioscan1m",
+        help="BIOSCAN-1M: its folder, or the metadata TSV and beside it zips, an HDF5 file or an image folder",
+        options=(
+            Option(
+                name="split_column",
+                parse=str,
+                metavar="COLUMN",
+                help="{large,medium,small}_{diptera_family,insect_order}, or none (default: large_diptera_family)",
+            ),
+            Option(
+                name="partitions",
+                parse=Path,
+                metavar="DIR",
+                help="CLIBD's partition files instead of a split column (CLIBD_partitioning/, ten of its .txt files)",
+            ),
+            _PACKAGE,
+            _PHOTOS,
+            _MAX_NUCLEOTIDES,
+        ),
+    ),
+    "bioscan5m": DatasetFormat(
+        module="engine.datasets.bioscan5m",
+        help="BIOSCAN-5M: its folder, or the metadata CSV and beside it zips or an image folder",
+        options=(_PACKAGE, _PHOTOS, _MAX_NUCLEOTIDES),
+    ),
+    "clibd-hdf5": DatasetFormat(
+        module="engine.datasets.clibd_hdf5",
+        help="CLIBD's preprocessed HDF5 of BIOSCAN-1M or 5M; groups are splits, photos are read in place",
+    ),
+    "clibd-hir-csv": DatasetFormat(
+        module="engine.datasets.clibd_hir_csv",
+        help="CSV files of CLIBD-HiR (image_file, taxonomy, nucraw, integer labels) and the HDF5 of photos",
+    ),
+    "barcodebert": DatasetFormat(
+        module="engine.datasets.barcodebert",
+        help="Canadian Invertebrates CSV files as BarcodeBERT reads them; the file's name gives the split",
+    ),
+    "fasta": DatasetFormat(
+        module="engine.datasets.fasta",
+        help="FASTA of barcodes, names from headers (BOLD, BOLDistilled, SINTAX, BarcodeBERT) or a taxonomy table",
+        options=(
+            Option(
+                name="taxonomy",
+                parse=Path,
+                metavar="FILE",
+                help="table of names by record id or BIN (default: *_TAXONOMY.tsv beside the FASTA)",
+            ),
+        ),
+    ),
+    "images": DatasetFormat(
+        module="engine.datasets.image_folders",
+        help="photos in folders named after taxa: one per taxon (Genus_species), or nested with --ranks",
+        options=(
+            Option(
+                name="ranks",
+                parse=_words,
+                metavar="RANK,...",
+                help="what each level of folders is, from the outermost: order, family, genus, species, split, or - "
+                "for neither (default: guessed from the depth)",
+            ),
+        ),
+    ),
+    "auto": DatasetFormat(
+        module="engine.datasets.auto",
+        help="finds out which of these formats the files have, and says so",
     ),
     "simulated": DatasetFormat(
         module="engine.datasets.simulated",

@@ -1,7 +1,9 @@
 """What formats share: one notion of "missing", the shape of a specimen table, parquet in pieces."""
 
-from collections.abc import Iterator, Mapping
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,8 +14,20 @@ from engine.datasets.delimited import Picker, Rows
 from engine.schema import SPECIMEN_SCHEMA
 from engine.taxonomy import RANKS
 
-MISSING = ("", "NA", "N/A", "NaN", "nan", "None", "none", "null", "NULL", "not_classified", "no_data", "-")
-"""Cells that mean "unknown" in the exports of BOLD, BIOSCAN and of the usual tools; compared after trimming."""
+MISSING = ("", "na", "n/a", "#n/a", "<na>", "nan", "none", "null", "not_classified", "not classified", "no_data", "-")
+"""Cells that mean "unknown" in the exports of BOLD, BIOSCAN and of the usual tools; compared trimmed, in lower case."""
+
+
+@dataclasses.dataclass
+class FileSource:
+    """What sources of files share; see `engine.datasets.SpecimenSource`. Workers get no copy of `skipped`."""
+
+    paths: list[Path]
+    skipped: list[tuple[str, str]] = dataclasses.field(default_factory=list, kw_only=True)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "skipped": []}
+
 
 _LIMITS = {"latitude": 90.0, "longitude": 180.0}  # degrees
 _ROWS = 1 << 15  # of a parquet file read at once
@@ -22,7 +36,7 @@ _ROWS = 1 << 15  # of a parquet file read at once
 def tidy(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """Trim a text column and null what means "missing"."""
     trimmed = pc.utf8_trim_whitespace(pc.cast(column, pa.large_string()))
-    return pc.if_else(pc.is_in(trimmed, pa.array(MISSING, pa.large_string())), None, trimmed)
+    return pc.if_else(pc.is_in(pc.utf8_lower(trimmed), pa.array(MISSING, pa.large_string())), None, trimmed)
 
 
 def _coordinate(column: pa.ChunkedArray, limit: float) -> pa.ChunkedArray:
@@ -64,6 +78,30 @@ def to_specimens(
         without = rows[without]
     skipped = [(f"{place} row {row + 1}", "no key") for row in without.tolist()]
     return (table.filter(has_key) if skipped else table), skipped
+
+
+def specimens_of(
+    pieces: Iterable[Rows], path: Path, skipped: list[tuple[str, str]]
+) -> Iterator[tuple[pa.Table, pa.Table]]:
+    """Yield (specimens, the columns they come from, row by row) of a file's pieces; what is left out goes to `skipped`.
+
+    Raises ValueError when the file has no rows at all.
+    """
+    row, found = 0, False
+    for columns, bad_rows in pieces:
+        specimens, without_key = to_specimens(columns, path.name, np.arange(row, row + columns.num_rows))
+        if without_key:
+            columns = columns.filter(pc.is_valid(tidy(columns["key"])))
+        skipped += bad_rows + without_key
+        row, found = row + columns.num_rows, found or bool(columns.num_rows or bad_rows)
+        yield specimens, columns
+    if not found:
+        raise ValueError(f"table: got {path}, which has no rows; allowed: at least one")
+
+
+def with_column(specimens: pa.Table, name: str, column: pa.Array | pa.ChunkedArray) -> pa.Table:
+    """Return the table with one of its columns replaced."""
+    return specimens.set_column(SPECIMEN_SCHEMA.get_field_index(name), SPECIMEN_SCHEMA.field(name), column)
 
 
 def match_columns(names: list[str], aliases: Mapping[str, tuple[str, ...]]) -> dict[str, str]:

@@ -9,13 +9,19 @@ import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from engine.datasets.columns import match_columns, read_image_file, read_parquet, to_specimens
+from engine.datasets.columns import (
+    FileSource,
+    match_columns,
+    read_image_file,
+    read_parquet,
+    specimens_of,
+    with_column,
+)
 from engine.datasets.delimited import Rows, read_delimited
-from engine.schema import SPECIMEN_SCHEMA
+from engine.datasets.split_names import our_splits
 
 log = logging.getLogger(__name__)
 
@@ -34,45 +40,22 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
     "longitude": ("longitude", "lon", "coord-lon"),
 }
 
-SPLIT_ALIASES = {  # as in the bioscan-dataset package, and the usual words
-    "validation": "val",
-    "valid": "val",
-    "dev": "val",
-    "training": "train",
-    "testing": "test",
-    "no_split": "pretrain",
-    "train_seen": "train",
-    "val_seen": "val",
-    "test_seen": "test",
-    "test_unseen_keys": "key_unseen",
-}
-
 SUFFIXES = (".parquet", ".pq", ".csv", ".tsv", ".tab", ".txt")
 
 
 @dataclasses.dataclass
-class TableSource:
+class TableSource(FileSource):
     """Specimens of one or more table files; see `engine.datasets.SpecimenSource`."""
 
-    paths: list[Path]
     images: Path | None = None
     columns: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    skipped: list[tuple[str, str]] = dataclasses.field(default_factory=list)
 
     def batches(self) -> Iterator[pa.Table]:
         """Read all files. Raises ValueError when a required column is missing, or a file is empty or none."""
         self.skipped.clear()
         for path in self.paths:
-            row, found = 0, False
-            for columns, bad_rows in self._read(path):
-                numbers = np.arange(row, row + columns.num_rows)
-                specimens, without_key = to_specimens(columns, path.name, numbers)
-                row += columns.num_rows
-                self.skipped += bad_rows + without_key
-                found = found or bool(columns.num_rows or bad_rows)
+            for specimens, _ in specimens_of(self._read(path), path, self.skipped):
                 yield self._resolve(specimens, path)
-            if not found:
-                raise ValueError(f"table: got {path}, which has no rows; allowed: at least one")
 
     def load_image(self, ref: str) -> bytes:
         """Return an image file's bytes. Raises ValueError when it is missing."""
@@ -107,12 +90,7 @@ class TableSource:
         image = specimens["image"]
         joined = pc.binary_join_element_wise(pa.scalar(base, image.type), image, pa.scalar("/", image.type))
         image = pc.if_else(pc.starts_with(image, "/"), image, joined)
-        split = pc.utf8_lower(specimens["split"])
-        for word, name in SPLIT_ALIASES.items():
-            split = pc.if_else(pc.equal(split, word), name, split)
-        names = SPECIMEN_SCHEMA.names
-        specimens = specimens.set_column(names.index("image"), SPECIMEN_SCHEMA.field("image"), image)
-        return specimens.set_column(names.index("split"), SPECIMEN_SCHEMA.field("split"), split)
+        return with_column(with_column(specimens, "image", image), "split", our_splits(specimens["split"]))
 
 
 def _suffix(path: Path) -> str:
