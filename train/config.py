@@ -17,6 +17,7 @@ from engine.config import DataConfig, Positive, Probability
 
 PositiveFloat = Annotated[float, Field(gt=0.0)]
 NonNegative = Annotated[float, Field(ge=0.0)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
 BelowOne = Annotated[float, Field(ge=0.0, lt=1.0)]
 RunName = Annotated[str, Field(pattern=r"^([A-Za-z0-9_][A-Za-z0-9_.-]*)?$")]  # it names a folder
 
@@ -27,11 +28,21 @@ class ModelConfig:
 
     image_text: str = "taxafuse-tiny"  # open_clip name, `local-dir:PATH`, `hf-hub:OWNER/NAME`, or a config of our own
     pretrained: str = ""  # open_clip tag or a safetensors file; empty = random weights
+    freeze_image: bool = False
     freeze_text: bool = False
-    dna: Literal["kmer_bag", "kmer_transformer"] = "kmer_bag"
+    unfreeze_image_blocks: NonNegativeInt = 0  # last blocks of a frozen tower that train, with its norm and projection
+    unfreeze_text_blocks: NonNegativeInt = 0
+    dna: Literal["kmer_bag", "kmer_transformer", "dnabert2", "barcodebert"] = "kmer_bag"
+    dna_pretrained: str = ""  # folder of a published DNABERT-2 or BarcodeBERT; it brings its own width, depth and heads
     dna_width: Positive = 512
     dna_depth: Positive = 2
     dna_heads: Positive = 4
+    lora_rank: NonNegativeInt = 0  # above 0: in `lora_towers` only low-rank updates and the projection train
+    lora_alpha: PositiveFloat = 16.0  # an update counts alpha / rank times
+    lora_dropout: BelowOne = 0.0
+    lora_targets: tuple[Literal["q", "k", "v", "out", "mlp"], ...] = ("q", "k", "v", "out", "mlp")
+    lora_towers: tuple[Literal["image", "text", "dna"], ...] = ("image", "text", "dna")
+    gradient_checkpointing: bool = False  # compute activations again in the backward pass instead of keeping them
     embed_dim: Positive = 256  # D; an image_text model that brings its own dimension overrides it (see build_model)
     dropout: Probability = 0.1  # inside DNA tower and gate
 
@@ -92,6 +103,7 @@ class RunConfig:
     seed: int = 0
     epochs: Positive = 10
     global_batch_size: Positive = 256
+    micro_batch_size: Annotated[int, Field(ge=0)] = 0  # rows a worker's towers see at once (gradient caching); 0 = all
     num_workers: Annotated[int, Field(ge=0)] = 1  # 0 = inside the driver process, for tests and debugging
     use_gpu: bool = False
     threads: Annotated[int, Field(ge=0)] = 0  # torch threads per worker; 0 = cores / workers

@@ -27,7 +27,7 @@ from engine.collate import Batch
 from engine.pipeline import CpuBudget, Specimens, select_split, training_batches
 from engine.sampling import Plan
 from engine.taxonomy import Taxonomy
-from train import dist
+from train import dist, gradient_cache
 from train.checkpoint import build
 from train.config import Config, LossConfig
 from train.losses import Targets, total_loss
@@ -176,6 +176,10 @@ class Session:
             self.specimens, self.plan, self.config.data, (self.step, self.total_steps), worker, budget
         )
 
+    def _seed(self, part: int) -> None:
+        """Dropout of this step on this worker; of a part of its rows with gradient caching."""
+        torch.manual_seed(_step_seed(self.config.run.seed, self.step, dist.rank(), part))
+
     def train_step(self, batch: Batch) -> dict[str, Tensor]:
         """One optimizer step on this worker's share of the global batch; returns the named loss terms.
 
@@ -187,10 +191,12 @@ class Session:
         if self.phase.part == "fusion":
             self.model.eval()
             self.model.fusion.train()
-        torch.manual_seed(_step_seed(self.config.run.seed, self.step, dist.rank()))
         self.captions.attach(batch)
         batch = to_device(batch, self.device)
-        features = self.forward(batch)
+        rows = self.config.run.micro_batch_size
+        parts = gradient_cache.split(batch, rows) if 0 < rows < len(batch["valid"]) else []
+        self._seed(0)
+        features = gradient_cache.encode(self.forward, parts, self._seed) if parts else self.forward(batch)
         terms = total_loss(features, Targets.from_batch(batch), self.phase.loss)
         if not math.isfinite(dist.all_reduce_sum(terms["loss/total"]).item()):  # on any rank: all of them stop
             raise FloatingPointError(
@@ -199,6 +205,8 @@ class Session:
             )
         self.optimizer.zero_grad(set_to_none=True)
         terms["loss/total"].backward()
+        if parts:
+            gradient_cache.replay(self.forward, parts, features, self._seed)
         if self.config.optim.clip_norm:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optim.clip_norm)
         self.optimizer.step()
@@ -207,8 +215,9 @@ class Session:
         return {name: value.detach() for name, value in terms.items()}
 
 
-def _step_seed(seed: int, step: int, rank: int) -> int:
-    return int.from_bytes(hashlib.blake2b(f"{seed}/{step}/{rank}".encode(), digest_size=7).digest(), "big")
+def _step_seed(seed: int, step: int, rank: int, part: int) -> int:
+    text = f"{seed}/{step}/{rank}" + (f"/{part}" if part else "")
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest(), "big")
 
 
 @dataclass
