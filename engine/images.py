@@ -5,6 +5,7 @@ JPEG goes through simplejpeg (libjpeg-turbo), all else through OpenCV, which run
 owns one core calls `single_thread()` once, otherwise N workers start N x cores threads.
 """
 
+import enum
 import math
 import struct
 from collections.abc import Sequence
@@ -141,24 +142,46 @@ def encode_jpeg(image: np.ndarray, quality: int = 95) -> bytes:
     return simplejpeg.encode_jpeg(np.ascontiguousarray(image), quality, "RGB", "420")
 
 
-def to_jpeg(data: bytes) -> tuple[bytes, bool]:
-    """Return (JPEG bytes as `decode` sees them, whether they had to be converted).
+class Change(enum.IntEnum):
+    """What `to_jpeg` did; false for nothing."""
+
+    COPIED = 0
+    CONVERTED = 1
+    SHRUNK = 2
+
+
+def to_jpeg(data: bytes, max_side: int | None = None) -> tuple[bytes, Change]:
+    """Return (JPEG bytes as `decode` sees them, what was done).
 
     An upright RGB or grey JPEG is returned as it is, after a look at its header and its end (a truncated one is found,
-    one damaged in the middle is not); anything else is decoded and written with quality 95.
+    one damaged in the middle is not); anything else is decoded and written with quality 95. With `max_side`, a photo
+    whose longer side has more pixels is shrunk to it, averaging areas.
 
     Raises:
         ValueError: as `decode`.
     """
+    min_side = 0
     if data[:2] == b"\xff\xd8":
         width, height, colours = _jpeg_header(data)
         _check_size(width, height)
         orientation, scan = _jpeg_segments(data)
-        if orientation == 1 and colours != "CMYK":
+        if max_side is not None and max(width, height) > max_side:
             if data.rfind(b"\xff\xd9") < scan:
                 raise ValueError("truncated JPEG (no end marker)")
-            return data, False
-    return encode_jpeg(decode(data)), True
+            min_side = max(1, math.ceil(min(width, height) * max_side / max(width, height)))
+        elif orientation == 1 and colours != "CMYK":
+            if data.rfind(b"\xff\xd9") < scan:
+                raise ValueError("truncated JPEG (no end marker)")
+            return data, Change.COPIED
+    image = decode(data, min_side)
+    height, width = image.shape[:2]
+    if max_side is not None and (min_side or max(width, height) > max_side):
+        scale = max_side / max(width, height)
+        size = (max(1, round(width * scale)), max(1, round(height * scale)))
+        if size != (width, height):
+            image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+        return encode_jpeg(image), Change.SHRUNK
+    return encode_jpeg(image), Change.CONVERTED
 
 
 def _jpeg_header(data: bytes) -> tuple[int, int, str]:

@@ -1,18 +1,23 @@
-"""The ingest job: a specimen source in, shards with index, manifest and report out; one Ray task per shard.
+"""The ingest job: a specimen source in; shards, index, manifest and report out; one Ray task per shard; resumable.
 
-The driver reads the table (no image bytes), screens it, fixes the stored order (a seeded permutation, so that any run
-of consecutive specimens is a random sample) and leaves it as a file with one record batch per shard; each task reads
-its batch only. The bytes written depend on (source, options), never on how many tasks run at once.
+The driver reads the source's rows (no image bytes), screens them and writes a plan (`engine.ingest_plan`); each task
+takes its shard's rows from there. The bytes written depend on (source, options), never on how many tasks run at once or
+on how often the job was interrupted: a shard is renamed to its name when it is whole, then a small file in `.ingest/`
+says what became of it, and a later run with the same rows and options does what is left. The manifest comes last.
 
 A bad row never stops an ingest. A bad image or barcode removes that modality; a specimen left with neither is skipped;
-all of it is counted and named in report.json.
+all of it is counted and named in report.json and report.html.
 """
 
+import contextlib
 import dataclasses
 import json
 import logging
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import os
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,34 +27,19 @@ import ray
 import ray.data
 from tqdm import tqdm
 
-from engine import barcodes, images
-from engine.datasets import SpecimenSource, read_all
-from engine.datasets.screening import (
-    BARCODE_REMOVED,
-    IMAGE_REMOVED,
-    SKIPPED,
-    Problem,
-    assign_splits,
-    screen,
-)
-from engine.schema import INDEX_SCHEMA, SPECIMEN_SCHEMA, Specimen, rng_for
-from engine.shards import (
-    FORMAT_VERSION,
-    INDEX_NAME,
-    MANIFEST_NAME,
-    REPORT_NAME,
-    count_specimens,
-    file_sha256,
-    shard_name,
-)
+from engine.datasets import SpecimenSource
+from engine.ingest_plan import LAYOUTS, STATE_NAME, Layout, Plan, scan, write_plan
+from engine.ingest_report import ProblemLog, Tally, build_report, report_page
+from engine.ingest_shard import ShardWriter, read_done
+from engine.schema import INDEX_SCHEMA
+from engine.shards import FORMAT_VERSION, INDEX_NAME, MANIFEST_NAME, PAGE_NAME, REPORT_NAME, file_sha256, shard_name
 from engine.splits import SplitOptions
-from engine.tars import write_shard
-from engine.taxonomy import RANKS
+from engine.storage import Location
 
 log = logging.getLogger(__name__)
 
-MAX_NAMED = 10_000  # problems of one kind that a report names; the others are only counted
-_PLAN_NAME = ".ingest-plan.arrow"
+_ROW_GROUP = 1 << 17  # rows of index.parquet
+_OURS = re.compile(r"\d{6}\.tar|\.\d{6}\.tar\.\d+\.part")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,251 +48,243 @@ class IngestOptions:
 
     specimens_per_shard: int = 1000
     seed: int = 0  # of the stored order
+    layout: Layout = "random"  # of the stored order, see `engine.ingest_plan.stored_order`
+    max_side: int | None = None  # photos with a longer side are shrunk to it; None = JPEGs are copied byte for byte
     splits: SplitOptions | None = None  # for specimens without a split; None = they are train
-    overwrite: bool = False
+    overwrite: bool = False  # start anew where there are shards already, finished or not
     parallel: bool = True  # through Ray Data if there is more than one shard; False = in this process
     source: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # description, goes into the manifest
 
     def __post_init__(self) -> None:
         if self.specimens_per_shard < 1:
             raise ValueError(f"specimens per shard: got {self.specimens_per_shard}, allowed: 1 or more")
+        if self.layout not in LAYOUTS:
+            raise ValueError(f"layout: got {self.layout!r}, allowed: {', '.join(LAYOUTS)}")
+        if self.max_side is not None and self.max_side < 1:
+            raise ValueError(f"max side: got {self.max_side}, allowed: 1 or more pixels")
 
-
-@dataclasses.dataclass(frozen=True)
-class ShardResult:
-    """What a task gives back for one shard."""
-
-    number: int
-    index: pa.Table
-    num_bytes: int
-    sha256: str
-    problems: list[Problem]
-    num_converted: int = 0  # images that became JPEGs
+    def settings(self) -> dict[str, Any]:
+        """What decides about the bytes, in JSON's types."""
+        names = ("specimens_per_shard", "seed", "layout", "max_side", "splits", "source")
+        return json.loads(json.dumps({name: dataclasses.asdict(self)[name] for name in names}))
 
 
 def ingest(source: SpecimenSource, out: Path | str, options: IngestOptions | None = None) -> dict[str, Any]:
-    """Write the specimens of a source as shards into the folder `out` (on several nodes: one that all of them see).
+    """Write the specimens of a source as shards into `out`, a folder or a URL (on several nodes: seen by all of them).
 
-    Returns the report (also in report.json). The manifest is written last: a folder without one is unfinished.
-    Raises ValueError when `out` is not empty (without options.overwrite) or no specimen is usable.
+    A folder with an interrupted ingest of the same rows and options is continued; the result is the same, byte for
+    byte. Returns the report (also in report.json).
+    Raises ValueError when `out` holds something else (without options.overwrite), cannot be written, or no specimen is
+    usable.
     """
-    options, out = options or IngestOptions(), Path(out)
-    _check_folder(out, options.overwrite)
-    table = read_all(source)
-    num_records = table.num_rows + len(source.skipped)
-    problems = [Problem(SKIPPED, key, reason) for key, reason in source.skipped]
-    table, screened = screen(table)
-    problems += screened
-    table, split_note = assign_splits(table, options.splits)
-    if not table.num_rows:
-        raise _nothing_left(num_records, problems)
-    _clear_folder(out)
-    plan_path = out / _PLAN_NAME
+    options, folder = options or IngestOptions(), Location.parse(out)
+    with _told_as_mistake(folder):
+        unfinished = _unfinished(folder, options)
+        state = folder / STATE_NAME
+        plan = _make_plan(source, folder, options, unfinished)
+        if unfinished is None or not (folder / MANIFEST_NAME).is_file():
+            _write_shards(plan, ShardWriter(state, plan, source.load_image), options.parallel)
+            _finish(folder, plan, options)
+        state.delete()
+        report: dict[str, Any] = json.loads((folder / REPORT_NAME).read_bytes())
+        return report
+
+
+@contextlib.contextmanager
+def _told_as_mistake(folder: Location) -> Iterator[None]:
+    """What cannot be written there (no room, no permission) is told in one line: the user can mend it."""
     try:
-        num_shards = _write_plan(table, plan_path, options)
-        writer = ShardWriter(out, plan_path, source.load_image)
-        del table
-        run = _run_parallel if options.parallel and num_shards > 1 else _run_here
-        progress = tqdm(run(writer, num_shards), total=num_shards, desc="ingest", unit="shard", disable=None)
-        results = sorted(progress, key=lambda result: result.number)
-    finally:
-        plan_path.unlink(missing_ok=True)
-    problems += [problem for result in results for problem in result.problems]
-    num_converted = sum(result.num_converted for result in results)
-    results = [result for result in results if result.index.num_rows]
-    if not results:
-        raise _nothing_left(num_records, problems)
-    report = {**_report(num_records, problems, split_note), "images_converted": num_converted}
-    return _finish(out, options, results, report)
+        yield
+    except OSError as error:
+        what = error.filename or folder.shown
+        raise ValueError(
+            f"--out: got {what}, which cannot be written or read ({error.strerror or error}); allowed: a place with "
+            "room that this user may write; the same command then goes on where this one stopped"
+        ) from error
 
 
-class ShardWriter:
-    """Writes the n-th shard of a plan. Made once, called on workers; needs no Ray.
+def _unfinished(folder: Location, options: IngestOptions) -> Plan | None:
+    """The plan of an interrupted ingest with these options, None where there is nothing to go on with.
 
-    Args:
-        out: folder of the shards.
-        plan_path: Arrow file with one record batch (SPECIMEN_SCHEMA) per shard.
-        load_image: see `engine.datasets.SpecimenSource`.
+    Raises ValueError when the folder holds something that must not be written over.
     """
-
-    def __init__(self, out: Path, plan_path: Path, load_image: Callable[[str], bytes]) -> None:
-        self.out, self.plan_path, self.load_image = out.resolve(), plan_path.resolve(), load_image
-
-    def write(self, number: int) -> ShardResult:
-        """Write shard `number`; a shard without any usable specimen leaves no file."""
-        with pa.memory_map(str(self.plan_path)) as file:
-            rows = pa.ipc.open_file(file).get_batch(number).to_pylist()
-        problems: list[Problem] = []
-        self.num_converted = 0
-        path = self.out / shard_name(number)
-        index = write_shard(path, self._specimens(rows, problems)).index
-        if not index.num_rows:
-            return ShardResult(number, index, 0, "", problems)
-        return ShardResult(number, index, path.stat().st_size, file_sha256(path), problems, self.num_converted)
-
-    def _specimens(self, rows: list[dict[str, Any]], problems: list[Problem]) -> Iterator[Specimen]:
-        for row in rows:
-            image = self._image(row, problems)
-            barcode, length = self._barcode(row, problems)
-            if image is None and barcode is None:
-                problems.append(Problem(SKIPPED, row["key"], "neither image nor barcode is usable"))
-                continue
-            yield Specimen(
-                id=row["key"],
-                image=image,
-                barcode=barcode,
-                barcode_length=length,
-                names=tuple(row[rank] for rank in RANKS),
-                split=row["split"],
-                bin_uri=row["bin_uri"],
-                country=row["country"],
-                latitude=row["latitude"],
-                longitude=row["longitude"],
-            )
-
-    def _image(self, row: dict[str, Any], problems: list[Problem]) -> bytes | None:
-        if row["image"] is None:
-            return None
-        try:
-            data = self.load_image(row["image"])
-        except ValueError as error:
-            problems.append(Problem(IMAGE_REMOVED, row["key"], str(error)))
-            return None
-        try:
-            data, converted = images.to_jpeg(data)
-        except ValueError as error:
-            problems.append(Problem(IMAGE_REMOVED, row["key"], f"no usable image: {error} ({row['image']})"))
-            return None
-        self.num_converted += converted
-        return data
-
-    def _barcode(self, row: dict[str, Any], problems: list[Problem]) -> tuple[str | None, int]:
-        """Return the barcode as given, without surrounding whitespace, and the length of the cleaned one."""
-        if row["barcode"] is None:
-            return None, 0
-        try:
-            length = len(barcodes.clean(row["barcode"]))
-        except ValueError as error:
-            problems.append(Problem(BARCODE_REMOVED, row["key"], f"letters that are no nucleotides: {error}"))
-            return None, 0
-        if not length:
-            problems.append(Problem(BARCODE_REMOVED, row["key"], "barcode without a known nucleotide"))
-            return None, 0
-        return row["barcode"].strip(), length
-
-    def write_batch(self, batch: pa.Table) -> pa.Table:
-        """The Ray Data form of `write`: shard numbers in column "id" to one row per shard, its index as Arrow bytes."""
-        rows = []
-        for number in batch["id"].to_pylist():
-            result = self.write(number)
-            sink = pa.BufferOutputStream()
-            with pa.ipc.new_stream(sink, INDEX_SCHEMA) as stream:
-                stream.write_table(result.index)
-            problems = json.dumps([dataclasses.astuple(problem) for problem in result.problems])
-            changed = {"index": sink.getvalue().to_pybytes(), "problems": problems}
-            rows.append({field.name: getattr(result, field.name) for field in dataclasses.fields(result)} | changed)
-        return pa.Table.from_pylist(rows)
+    if folder.is_file():
+        raise ValueError(f"--out: got {folder.shown}, which is a file; allowed: a folder")
+    names = folder.list()
+    plan = Plan.load(folder / STATE_NAME)
+    if options.overwrite:
+        return None
+    if plan is not None:
+        differing = [name for name, value in options.settings().items() if plan.settings.get(name) != value]
+        if differing:
+            raise _other_plan(folder, differing)
+        return plan
+    if set(names) - {STATE_NAME}:
+        raise ValueError(
+            f"--out: got {folder.shown}, which is not empty; allowed: a new or empty folder, or --overwrite"
+        )
+    return None
 
 
-def _run_here(writer: ShardWriter, num_shards: int) -> Iterable[ShardResult]:
-    return map(writer.write, range(num_shards))
+def _other_plan(folder: Location, differing: list[str]) -> ValueError:
+    return ValueError(
+        f"--out: got {folder.shown}, which holds an unfinished ingest with other {', '.join(differing)}; allowed: the "
+        "same source and options as before, or --overwrite to start anew"
+    )
 
 
-def _run_parallel(writer: ShardWriter, num_shards: int) -> Iterator[ShardResult]:
-    """One Ray task per shard, results as they come."""
+def _make_plan(source: SpecimenSource, folder: Location, options: IngestOptions, unfinished: Plan | None) -> Plan:
+    """Read the source; return the plan, new or (when rows and options are the same) the unfinished one."""
+    state = folder / STATE_NAME
+    settings = options.settings()
+    _make_folder(folder)
+    with tempfile.TemporaryDirectory(dir=folder.path if folder.is_local else None, prefix=f"{STATE_NAME}-") as place:
+        counted = tqdm(desc="ingest: reading", unit=" specimens", disable=None)
+        found = scan(source, Path(place) / "rows.arrow", options.splits, options.layout, counted.update)
+        counted.close()
+        if unfinished is not None:
+            if unfinished.rows_digest != found.rows_digest:
+                raise _other_plan(folder, ["specimens"])
+            return unfinished
+        if not found.num_specimens:
+            raise _nothing_left(found.num_records, found.log)
+        _clear_folder(folder)
+        state.make_folder()
+        return write_plan(found, settings, options.splits, state)
+
+
+def _make_folder(folder: Location) -> None:
+    try:
+        folder.make_folder()
+    except OSError as error:
+        got = f"--out: got {folder.shown}, which cannot be made ({error.strerror})"
+        raise ValueError(f"{got}; allowed: a new folder") from None
+
+
+def _clear_folder(folder: Location) -> None:
+    """Remove what an earlier ingest wrote, manifest first; other files stay."""
+    names = folder.list()
+    ours = [name for name in names if _OURS.fullmatch(name)]
+    for name in (MANIFEST_NAME, STATE_NAME, INDEX_NAME, REPORT_NAME, PAGE_NAME, *ours):
+        if name in names:
+            (folder / name).delete()
+
+
+def _nothing_left(num_records: int, problems: ProblemLog) -> ValueError:
+    told = problems.reasons()
+    return ValueError(f"specimens: got {num_records} records of which none is usable: {told}; allowed: at least one")
+
+
+def _write_shards(plan: Plan, writer: ShardWriter, parallel: bool) -> None:
+    """Write the shards of a plan that are not there yet, with a progress bar."""
+    left = writer.unfinished()
+    done = plan.num_shards - len(left)
+    run = _run_parallel if parallel and len(left) > 1 else _run_here
+    for _ in tqdm(run(writer, left), total=plan.num_shards, initial=done, desc="ingest", unit="shard", disable=None):
+        pass
+
+
+def _run_here(writer: ShardWriter, numbers: list[int]) -> Iterator[None]:
+    return map(writer.write, numbers)
+
+
+def _run_parallel(writer: ShardWriter, numbers: list[int]) -> Iterator[None]:
+    """One Ray task per shard; yields as they are done. What lies on disk is the result, so no row carries data."""
     if not ray.is_initialized():
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it warns that its bars are off
-    shards = ray.data.range(num_shards, override_num_blocks=num_shards)
-    results = shards.map_batches(writer.write_batch, batch_size=1, batch_format="pyarrow")
+    shards = ray.data.range(len(numbers), override_num_blocks=len(numbers))
+    task = _Task(writer, numbers)
+    results = shards.map_batches(task, batch_size=1, batch_format="pyarrow")
     results.context.enable_progress_bars = False
+    failure: OSError | None = None
     try:
         for row in results.iter_rows():
-            with pa.ipc.open_stream(row["index"]) as stream:
-                index = stream.read_all()
-            problems = [Problem(*parts) for parts in json.loads(row["problems"])]
-            yield ShardResult(**{**row, "index": index, "problems": problems})
+            if row["errno"] and failure is None:
+                failure = OSError(row["errno"], row["told"], row["place"])
+            if failure is None:
+                yield
     except ray.exceptions.RayError as error:  # some are ValueErrors too, but this is no input of the user's
         raise RuntimeError("a shard could not be written") from error
+    if failure is not None:
+        raise failure
 
 
-def _write_plan(table: pa.Table, path: Path, options: IngestOptions) -> int:
-    """Write the table in stored order, one record batch per shard; return the number of shards."""
-    table = table.combine_chunks()
-    order = rng_for(options.seed, 0, "", "stored order").permutation(table.num_rows)
-    step = options.specimens_per_shard
-    starts = range(0, len(order), step)
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, SPECIMEN_SCHEMA) as file:
-        for start in starts:
-            shard = table.take(pa.array(order[start : start + step])).combine_chunks()
-            file.write_batch(shard.to_batches()[0])
-    return len(starts)
+class _Task:
+    """The Ray Data form of `ShardWriter.write`: places in a list of shard numbers to one row each.
+
+    What cannot be written comes back as a row, not as an exception: that would keep neither its number nor its place.
+    The others then do nothing more, so that the run ends at once and without an abandoned iterator.
+    """
+
+    def __init__(self, writer: ShardWriter, numbers: list[int]) -> None:
+        self.writer, self.numbers = writer, numbers
+        self.stop = writer.state / f"stopped-{os.getpid()}"
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        error = OSError(0, "", "")
+        for place in batch["id"].to_pylist():
+            try:
+                if not (self.writer.state.is_local and self.stop.is_file()):
+                    self.writer.write(self.numbers[place])
+            except OSError as caught:
+                error = caught
+                with contextlib.suppress(OSError):
+                    self.stop.write_atomically(b"")
+        row = {"errno": error.errno or 0, "told": error.strerror or str(error), "place": str(error.filename or "")}
+        return pa.Table.from_pylist([row])
 
 
-def _check_folder(out: Path, overwrite: bool) -> None:
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"--out: got {out}, which is a file; allowed: a folder")
-    if out.is_dir() and any(out.iterdir()) and not overwrite:
-        raise ValueError(f"--out: got {out}, which is not empty; allowed: a new or empty folder, or --overwrite")
-
-
-def _clear_folder(out: Path) -> None:
-    """Make the folder and remove what an earlier ingest wrote there, manifest first; other files stay."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"--out: got {out}, which cannot be made ({error.strerror}); allowed: a new folder") from None
-    shards = out.glob("[0-9][0-9][0-9][0-9][0-9][0-9].tar")
-    for path in (out / MANIFEST_NAME, out / INDEX_NAME, out / REPORT_NAME, *shards):
-        path.unlink(missing_ok=True)
-
-
-def _nothing_left(num_records: int, problems: list[Problem]) -> ValueError:
-    reasons = Counter(problem.reason.partition(": ")[0] for problem in problems)
-    told = ", ".join(f"{reason} ({count})" for reason, count in reasons.most_common()) or "none was read"
-    return ValueError(f"specimens: got {num_records} records of which none is usable: {told}; allowed: at least one")
-
-
-def _report(num_records: int, problems: list[Problem], split_note: dict[str, Any]) -> dict[str, Any]:
-    report: dict[str, Any] = {"format_version": FORMAT_VERSION, "records_read": num_records, "splits": split_note}
-    for kind in (SKIPPED, IMAGE_REMOVED, BARCODE_REMOVED):
-        own = [problem for problem in problems if problem.kind == kind]
-        report[kind.replace(" ", "_")] = {
-            "count": len(own),
-            "by_reason": dict(Counter(problem.reason.partition(": ")[0] for problem in own).most_common()),
-            "named": [{"key": problem.key, "reason": problem.reason} for problem in own[:MAX_NAMED]],
-            "not_named": max(0, len(own) - MAX_NAMED),
-        }
-    return report
-
-
-def _finish(out: Path, options: IngestOptions, results: list[ShardResult], report: dict[str, Any]) -> dict[str, Any]:
-    """Write index, report and, last, manifest; return the report."""
-    index = pa.concat_tables([result.index for result in results])
-    pq.write_table(index, out / INDEX_NAME, row_group_size=1 << 17)
-    counts = count_specimens(index)
-    report["written"] = counts
+def _finish(folder: Location, plan: Plan, options: IngestOptions) -> None:
+    """Put index, report and, last, the manifest together from what the tasks left."""
+    problems, tally = ProblemLog(), Tally()
+    problems.merge(plan.problems)
+    shards: list[dict[str, Any]] = []
+    totals = {"images_converted": 0, "images_shrunk": 0}
+    with (folder / INDEX_NAME).writing() as sink, pq.ParquetWriter(sink, INDEX_SCHEMA) as writer:
+        pending: list[pa.Table] = []
+        for number, (index, done) in enumerate(_all_done(folder, plan)):
+            problems.merge(done["problems"])
+            if not index.num_rows:
+                continue
+            tally.add(index, done)
+            for name in totals:
+                totals[name] += done[name]
+            shards.append({"file": shard_name(number), "specimens": index.num_rows} | done["file"])
+            pending.append(index)
+            if sum(part.num_rows for part in pending) >= _ROW_GROUP:
+                rows = pa.concat_tables(pending)
+                writer.write_table(rows.slice(0, _ROW_GROUP), row_group_size=_ROW_GROUP)
+                pending = [rows.slice(_ROW_GROUP)]
+        if pending:
+            writer.write_table(pa.concat_tables(pending), row_group_size=_ROW_GROUP)
+        if not shards:
+            raise _nothing_left(plan.num_records, problems)
+    report = build_report(plan.num_records, plan.splits, problems, tally) | totals
     manifest = {
         "format": "taxafuse shards",
         "format_version": FORMAT_VERSION,
         "source": dict(options.source),
         "seed": options.seed,
         "specimens_per_shard": options.specimens_per_shard,
-        "counts": counts,
-        "index_sha256": file_sha256(out / INDEX_NAME),
-        "shards": [
-            {
-                "file": shard_name(result.number),
-                "specimens": result.index.num_rows,
-                "bytes": result.num_bytes,
-                "sha256": result.sha256,
-            }
-            for result in results
-        ],
+        "layout": options.layout,
+        "max_side": options.max_side,
+        "counts": tally.counts,
+        "index_sha256": file_sha256(folder / INDEX_NAME),
+        "shards": shards,
     }
+    described = " ".join(str(part) for part in (options.source.get("format", ""), *options.source.get("paths", ())))
+    page = report_page(report, f"Ingest report: {described.strip() or 'specimens'}")
+    (folder / PAGE_NAME).write_atomically(page.encode())
     for name, value in ((REPORT_NAME, report), (MANIFEST_NAME, manifest)):
-        text = json.dumps(value, indent=1, ensure_ascii=False)
-        (out / f".{name}.part").write_text(text, encoding="utf-8")
-        (out / f".{name}.part").replace(out / name)
-    return report
+        (folder / name).write_atomically(json.dumps(value, indent=1, ensure_ascii=False).encode())
+
+
+def _all_done(folder: Location, plan: Plan) -> Iterator[tuple[pa.Table, dict[str, Any]]]:
+    """What became of each shard, in order; a few are read ahead, which remote folders need."""
+    state, step = folder / STATE_NAME, 16
+    with ThreadPoolExecutor(1 if folder.is_local else step) as pool:
+        for first in range(0, plan.num_shards, step):
+            numbers = range(first, min(first + step, plan.num_shards))
+            yield from pool.map(lambda number: read_done(state, number), numbers)

@@ -14,8 +14,9 @@ MAY_IMPORT = {
     "infra": {"engine", "train", "tune", "serve"},
 }
 ORDER = {
-    "engine": "commandline html taxonomy schema config images barcodes degrade captions sampling storage tars shards "
-    "containment splits datasets collate prepare stream pipeline ingest_plan ingest_report ingest check main",
+    "engine": "commandline html taxonomy names schema config images barcodes degrade captions sampling storage tars shards "
+    "containment splits datasets collate prepare stream pipeline "
+    "ingest_report ingest_plan ingest_shard ingest curation check main",
     "train": "config recipes models dist loss_masks loss_hierarchy losses metrics optim checkpoint tracking "
     "progress reference evaluation gradient_cache loop trainer export main evaluate",
 }

@@ -106,6 +106,7 @@ def test_manifest_counts_and_seeded_order(source_folder: Path, tmp_path: Path) -
         *(f"{n:06d}.tar" for n in range(5)),
         "index.parquet",
         "manifest.json",
+        "report.html",
         "report.json",
     ]
 
@@ -152,7 +153,7 @@ def test_same_bytes_through_ray(source_folder: Path, tmp_path: Path, ray_session
     parallel = run(path, tmp_path / "parallel", specimens_per_shard=9, parallel=True)
     assert serial == parallel and serial["image_removed"]["count"] == 15 and serial["images_converted"] == 15
     files = sorted(p.name for p in (tmp_path / "serial").iterdir())
-    assert files == sorted(p.name for p in (tmp_path / "parallel").iterdir()) and len(files) == 7 + 3
+    assert files == sorted(p.name for p in (tmp_path / "parallel").iterdir()) and len(files) == 7 + 4
     for name in files:
         assert (tmp_path / "serial" / name).read_bytes() == (tmp_path / "parallel" / name).read_bytes(), name
 
