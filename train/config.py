@@ -104,6 +104,8 @@ class RunConfig:
     epochs: Positive = 10
     global_batch_size: Positive = 256
     micro_batch_size: Annotated[int, Field(ge=0)] = 0  # rows a worker's towers see at once (gradient caching); 0 = all
+    precision: Literal["fp32", "bf16"] = "fp32"  # of the towers under autocast; losses and weights stay float32
+    compile: bool = False  # torch.compile of the three towers
     num_workers: Annotated[int, Field(ge=0)] = 1  # 0 = inside the driver process, for tests and debugging
     use_gpu: bool = False
     threads: Annotated[int, Field(ge=0)] = 0  # torch threads per worker; 0 = cores / workers

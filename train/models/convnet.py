@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from timm.models import register_model
 from torch import Tensor, channels_last, nn
 
+from train.models.towers import run_block
+
 GROUP_WIDTH = 16  # channels per normalisation group
 
 
@@ -49,6 +51,7 @@ class ConvNet(nn.Module):
     def __init__(self, widths: tuple[int, ...] = (32, 64, 128), depths: tuple[int, ...] = (1, 1, 1)) -> None:
         super().__init__()
         self.num_features = widths[-1]
+        self.grad_checkpointing = False
         self.reduction = 2 ** (len(widths) + 1)
         self.stem = nn.Conv2d(3, widths[0], 3, 2, 1)
         blocks, width = [], widths[0]
@@ -70,9 +73,15 @@ class ConvNet(nn.Module):
                 f"taxafuse_convnet: pool {global_pool!r} with {num_classes} classes; allowed: 'avg' with 0"
             )
 
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Whether the blocks' activations are computed again in the backward pass instead of being kept."""
+        self.grad_checkpointing = enable
+
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x.contiguous(memory_format=channels_last))
-        return F.relu(self.norm(self.blocks(x))).mean((2, 3))
+        for block in self.blocks:
+            x = run_block(block, self.grad_checkpointing, x)
+        return F.relu(self.norm(x)).mean((2, 3))
 
 
 @register_model

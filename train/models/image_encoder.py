@@ -34,7 +34,7 @@ def check_image_size(source: Source, image_size: int) -> None:
 
 
 class ImageEncoder(nn.Module):
-    """uint8 [B, S, S, 3] (RGB) -> [B, D], not normalised."""
+    """uint8 [B, S, S, 3] (RGB) -> [B, D], not normalised. `frozen`: no gradient and no dropout."""
 
     mean: Tensor
     std: Tensor
@@ -42,10 +42,16 @@ class ImageEncoder(nn.Module):
     def __init__(self, tower: nn.Module, source: Source) -> None:
         super().__init__()
         self.tower = tower
+        self.frozen = False
         self.register_buffer("mean", torch.tensor(source.mean).view(1, 3, 1, 1) * 255.0)
         self.register_buffer("std", torch.tensor(source.std).view(1, 3, 1, 1) * 255.0)
 
+    def train(self, mode: bool = True) -> "ImageEncoder":
+        """As `nn.Module.train`; a frozen tower stays in evaluation mode."""
+        return super().train(mode and not self.frozen)
+
     def forward(self, image: Tensor) -> Tensor:
         pixels = image.permute(0, 3, 1, 2)  # a view: the memory stays channels-last, which the convolutions want
-        features = self.tower((pixels.to(self.mean.dtype) - self.mean) / self.std)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            features = self.tower((pixels.to(self.mean.dtype) - self.mean) / self.std)
         return features[0] if isinstance(features, tuple) else features  # towers with output_tokens give both

@@ -83,12 +83,12 @@ def _hugging_face(source: Source, context: int) -> HFTokenizer:
 
 
 class TextEncoder(nn.Module):
-    """int64 [U, T] -> [U, D], not normalised. Frozen: no gradient, no dropout, parameters do not train."""
+    """int64 [U, T] -> [U, D], not normalised. `frozen`: no gradient and no dropout."""
 
-    def __init__(self, tower: Any, frozen: bool = False) -> None:
+    def __init__(self, tower: Any) -> None:
         super().__init__()
         self.tower: Any = tower  # an open_clip text tower, of one of several classes
-        self.frozen = frozen
+        self.frozen = False
         self.context = int(tower.context_length) if hasattr(tower, "context_length") else 77
         # behind a causal mask nothing after the end token can reach it: rows are cut to the longest caption
         self._cuts = (
@@ -97,9 +97,6 @@ class TextEncoder(nn.Module):
             and tower.cls_emb is None
             and tower.pool_type in ("argmax", "eos")
         )
-        if frozen:
-            self.requires_grad_(False)
-            self.eval()
 
     def train(self, mode: bool = True) -> "TextEncoder":
         """As `nn.Module.train`; a frozen tower stays in evaluation mode."""

@@ -6,6 +6,7 @@ Shapes: B worker batch, U unique captions, S image side, L barcode tokens, T cap
 """
 
 import dataclasses
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,12 +18,14 @@ from torch import Tensor, nn
 
 from engine.config import DataConfig
 from train.config import LossConfig, ModelConfig
-from train.models import open_clip_source
+from train.models import lora, open_clip_source, towers
 from train.models.dna_encoders import build_dna_encoder
 from train.models.fusion import GatedFusion, RankHeads
 from train.models.image_encoder import ImageEncoder, check_image_size
 from train.models.open_clip_source import Source
 from train.models.text_encoder import CaptionTokenizer, TextEncoder
+
+log = logging.getLogger(__name__)
 
 MAX_LOG_SCALE = math.log(100.0)  # the temperature stays in 1/100..1
 
@@ -45,7 +48,7 @@ class Trimodal(nn.Module):
 
     def __init__(
         self,
-        towers: tuple[nn.Module, nn.Module],
+        encoders: tuple[ImageEncoder, TextEncoder, nn.Module],
         source: Source,
         model: ModelConfig,
         data: DataConfig,
@@ -55,9 +58,7 @@ class Trimodal(nn.Module):
         self.embed_dim = int(source.model_cfg["embed_dim"])
         self.image_size = data.image_size
         self.source = source
-        self.image_encoder = ImageEncoder(towers[0], source)
-        self.text_encoder = TextEncoder(towers[1], frozen=model.freeze_text)
-        self.dna_encoder = build_dna_encoder(model, data, self.embed_dim)
+        self.image_encoder, self.text_encoder, self.dna_encoder = encoders
         self.fusion = GatedFusion(self.embed_dim, model.dropout)
         self.rank_heads: RankHeads | None = None
         self.detach_dna_in_fusion = loss.detach_dna_in_fusion
@@ -76,8 +77,9 @@ class Trimodal(nn.Module):
 
     @property
     def architecture(self) -> dict[str, Any]:
-        """The open_clip part as JSON types: a checkpoint that holds it needs neither folder nor hub (`build_model`)."""
-        return self.source.to_dict()
+        """The towers as JSON types: a checkpoint that holds them needs neither folder nor hub (`build_model`)."""
+        shape = getattr(self.dna_encoder, "shape", None)
+        return self.source.to_dict() | ({"dna": shape.to_dict()} if shape is not None else {})
 
     def encode_image(self, image: Tensor) -> Tensor:
         """uint8 [B, S, S, 3] -> unit [B, D]."""
@@ -182,6 +184,7 @@ def build_model(
     checkpoint) nothing is looked up and no pretrained weights are loaded: the caller loads its own. Raises ValueError
     that says what, got and allowed.
     """
+    towers.check_options(model)
     if architecture is not None:
         source = Source.from_dict(architecture)
     else:
@@ -189,11 +192,32 @@ def build_model(
         if source.own:
             source = dataclasses.replace(source, model_cfg=source.model_cfg | {"embed_dim": model.embed_dim})
     check_image_size(source, data.image_size)
-    towers = open_clip_source.build(source, load_weights=architecture is None)
-    trimodal = Trimodal(towers, source, model, data, loss)
+    image, text = open_clip_source.build(source, load_weights=architecture is None)
+    shape = architecture.get("dna") if architecture is not None else None
+    dna = build_dna_encoder(model, data, int(source.model_cfg["embed_dim"]), shape)
+    trimodal = Trimodal((ImageEncoder(image, source), TextEncoder(text), dna), source, model, data, loss)
     if loss.rank_heads_weight > 0:
         trimodal.rank_heads = RankHeads(trimodal.embed_dim, num_taxa)
+    choose_what_trains(trimodal, model)
     return trimodal
+
+
+def choose_what_trains(trimodal: Trimodal, model: ModelConfig) -> None:
+    """Freeze, unfreeze, adapt and checkpoint the towers as the options say, in place. Raises ValueError as they do."""
+    for name, encoder, frozen, unfrozen in (
+        ("image", trimodal.image_encoder, model.freeze_image, model.unfreeze_image_blocks),
+        ("text", trimodal.text_encoder, model.freeze_text, model.unfreeze_text_blocks),
+    ):
+        if frozen and not towers.freeze(encoder.tower, unfrozen, f"model.unfreeze_{name}_blocks"):
+            encoder.frozen = True
+            encoder.eval()
+    every = {"image": trimodal.image_encoder.tower, "text": trimodal.text_encoder.tower, "dna": trimodal.dna_encoder}
+    for name, tower in every.items():
+        if model.lora_rank and name in model.lora_towers:
+            count = lora.adapt(tower, model, name)
+            log.info("LoRA: %d matrices of the %s tower adapted, rank %d", count, name, model.lora_rank)
+        if model.gradient_checkpointing and any(p.requires_grad for p in tower.parameters()):
+            towers.forget_activations(tower, name)
 
 
 def caption_tokenizer(trimodal: Trimodal) -> CaptionTokenizer:
