@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 
 from engine.schema import SPLITS
 from engine.shards import REPORT_NAME, read_index, read_manifest
+from engine.storage import Location
 from engine.taxonomy import RANKS, Conflict, Taxonomy
 
 MAX_CONFLICTS = 20  # shown; the count is always complete
@@ -21,13 +22,14 @@ def describe(directory: Path | str) -> str:
 
     Raises ValueError when it is none, or one of another format version.
     """
-    directory = Path(directory)
-    manifest, index = read_manifest(directory), read_index(directory)
+    folder = Location.parse(directory)
+    manifest, index = read_manifest(folder), read_index(folder)
     taxonomy = Taxonomy.build({rank: index[rank] for rank in RANKS})
     megabytes = sum(shard["bytes"] for shard in manifest["shards"]) / 1e6
     lines = [
-        f"{directory}: {index.num_rows} specimens in {len(manifest['shards'])} shards, {megabytes:.1f} MB, "
-        f"format version {manifest['format_version']}, seed {manifest['seed']}",
+        f"{folder.shown}: {index.num_rows} specimens in {len(manifest['shards'])} shards, {megabytes:.1f} MB, "
+        f"format version {manifest['format_version']}, seed {manifest['seed']}, "
+        f"{manifest.get('layout', 'random')} layout",
         f"source: {_source(manifest['source'])}",
         "",
         *_split_table(index),
@@ -39,9 +41,8 @@ def describe(directory: Path | str) -> str:
         "",
         *_conflicts(taxonomy.conflicts),
     ]
-    report_path = directory / REPORT_NAME
-    if report_path.is_file():
-        lines += ["", *describe_report(json.loads(report_path.read_text(encoding="utf-8")))]
+    if (folder / REPORT_NAME).is_file():
+        lines += ["", *describe_report(json.loads((folder / REPORT_NAME).read_bytes()))]
     return "\n".join(lines)
 
 
@@ -67,7 +68,10 @@ def describe_report(report: dict[str, Any]) -> list[str]:
         entry = report[kind]
         reasons = "; ".join(f"{reason}: {count}" for reason, count in entry["by_reason"].items())
         lines.append(f"{kind.replace('_', ' ') + ':':<16} {entry['count']}" + (f" ({reasons})" if reasons else ""))
-    lines.append(f"made JPEGs:      {report['images_converted']} photos of other kinds or not upright")
+    lines.append(
+        f"made JPEGs:      {report['images_converted']} photos of other kinds or not upright; "
+        f"shrunk: {report.get('images_shrunk', 0)}"
+    )
     return lines
 
 

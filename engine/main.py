@@ -16,6 +16,7 @@ if not __package__:  # the script form puts engine/ first on the path, where `im
 
 from engine.commandline import Parser, guarded
 from engine.datasets import FORMATS, Option, open_dataset
+from engine.ingest_plan import LAYOUTS
 from engine.shards import verify
 from engine.splits import DEFAULT_FRACTIONS, GROUPINGS, SCHEMES, SplitOptions
 
@@ -25,9 +26,11 @@ examples:
   python -m engine.main ingest table moths/specimens.parquet --out shards/moths
   python -m engine.main ingest table specimens.csv --images photos --split-fractions 0.8,0.1,0.1 --out shards/mine
   python -m engine.main ingest bold downloads/ --split-scheme seen-unseen --out shards/bold
+  python -m engine.main ingest table specimens.csv --max-side 512 --layout clustered --out s3://bucket/shards
   python -m engine.main inspect shards/moths
   python -m engine.main verify shards/moths
 
+An interrupted ingest goes on when the same command is given again; the result is the same, byte for byte.
 exit codes: 0 done, 1 verify found problems, 2 wrong input (one line on stderr says what, got, allowed)
 """
 
@@ -52,7 +55,11 @@ def _parser() -> argparse.ArgumentParser:
         if entry.takes_paths:
             command.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="file or folder")
         command.add_argument(
-            "--out", type=Path, required=True, metavar="DIR", help="new or empty folder for the shards"
+            "--out",
+            required=True,
+            metavar="DIR",
+            help="new or empty folder for the shards, or a URL (s3://bucket/folder?endpoint_override=...); one whose "
+            "ingest was interrupted is continued",
         )
         for option in entry.options:
             command.add_argument(_flag(option), metavar=option.metavar, help=option.help)
@@ -61,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
         ("inspect", "print counts per split, label coverage, taxa, barcode lengths and labels that disagree"),
         ("verify", "check checksums, offsets and counts; exit code 1 and a list if something is wrong"),
     ):
-        commands.add_parser(name, help=text, description=text).add_argument("directory", type=Path, metavar="DIR")
+        commands.add_parser(name, help=text, description=text).add_argument("directory", metavar="DIR")
     return parser
 
 
@@ -85,7 +92,24 @@ def _add_ingest_options(command: argparse.ArgumentParser) -> None:
         help="barcodes that stay together: containment, overlap (also one's end = another's beginning over 200 nt), "
         "stretch (also any 200 nt in common) (default: %(default)s)",
     )
-    command.add_argument("--overwrite", action="store_true", help="replace the shards in a folder that has some")
+    command.add_argument(
+        "--layout",
+        choices=LAYOUTS,
+        default="random",
+        help="stored order: random, or clustered: runs of 16-64 specimens of one lowest known taxon, in random order "
+        "(default: %(default)s)",
+    )
+    command.add_argument(
+        "--max-side",
+        type=int,
+        metavar="PIXELS",
+        help="shrink photos whose longer side has more (default: upright JPEGs are copied byte for byte)",
+    )
+    command.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace the shards in a folder that has some; start an interrupted ingest anew",
+    )
     command.add_argument("--serial", action="store_true", help="write in this process, without starting Ray")
 
 
@@ -129,12 +153,14 @@ def _ingest(arguments: argparse.Namespace) -> int:
     options = IngestOptions(
         specimens_per_shard=arguments.specimens_per_shard,
         seed=arguments.seed,
+        layout=arguments.layout,
+        max_side=arguments.max_side,
         splits=_split_options(arguments),
         overwrite=arguments.overwrite,
         parallel=not arguments.serial,
         source={
             "format": arguments.format,
-            "paths": [str(path) for path in paths],
+            "paths": [Location.parse(path).shown if "://" in str(path) else str(path) for path in paths],
             "options": {option.name: text for option, text in given.items() if text is not None},
         },
     )
@@ -146,7 +172,8 @@ def _ingest(arguments: argparse.Namespace) -> int:
     print(f"with:            {modalities}")
     print("per split:       " + ", ".join(f"{name} {count}" for name, count in written["splits"].items()))
     seconds = time.monotonic() - started
-    print(f"{arguments.out} written in {seconds:.1f} s; what was left out is named in its report.json")
+    shown = Location.parse(arguments.out).shown
+    print(f"{shown} written in {seconds:.1f} s; its report.html tells what is in it, and what was left out and why")
     return 0
 
 
