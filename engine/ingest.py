@@ -39,7 +39,8 @@ from engine.storage import Location
 log = logging.getLogger(__name__)
 
 _ROW_GROUP = 1 << 17  # rows of index.parquet
-_OURS = re.compile(r"\d{6}\.tar|\.\d{6}\.tar\.\d+\.part")
+_TAR = re.compile(r"\d{6}\.tar")
+_HALF_WRITTEN = re.compile(rf"\.(\d{{6}}\.tar|index\.parquet|(report|manifest)\.\w+)\.\d+\.part|{STATE_NAME}-\w+")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,6 +86,7 @@ def ingest(source: SpecimenSource, out: Path | str, options: IngestOptions | Non
         if unfinished is None or not (folder / MANIFEST_NAME).is_file():
             _write_shards(plan, ShardWriter(state, plan, source.load_image), options.parallel)
             _finish(folder, plan, options)
+        _tidy(folder)
         state.delete()
         report: dict[str, Any] = json.loads((folder / REPORT_NAME).read_bytes())
         return report
@@ -96,7 +98,9 @@ def _told_as_mistake(folder: Location) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        what = error.filename or folder.shown
+        what = str(error.filename or folder.shown)
+        if not what.startswith((folder.base, folder.shown.partition("?")[0])):
+            raise
         raise ValueError(
             f"--out: got {what}, which cannot be written or read ({error.strerror or error}); allowed: a place with "
             "room that this user may write; the same command then goes on where this one stopped"
@@ -110,20 +114,28 @@ def _unfinished(folder: Location, options: IngestOptions) -> Plan | None:
     """
     if folder.is_file():
         raise ValueError(f"--out: got {folder.shown}, which is a file; allowed: a folder")
-    names = folder.list()
-    plan = Plan.load(folder / STATE_NAME)
+    _tidy(folder)
     if options.overwrite:
         return None
+    plan = Plan.load(folder / STATE_NAME)
     if plan is not None:
         differing = [name for name, value in options.settings().items() if plan.settings.get(name) != value]
         if differing:
             raise _other_plan(folder, differing)
         return plan
-    if set(names) - {STATE_NAME}:
+    if set(folder.list()) - {STATE_NAME}:
         raise ValueError(
             f"--out: got {folder.shown}, which is not empty; allowed: a new or empty folder, or --overwrite"
         )
     return None
+
+
+def _tidy(folder: Location) -> None:
+    """Remove what killed processes left half-written."""
+    if folder.is_local:
+        for name in folder.list():
+            if _HALF_WRITTEN.fullmatch(name):
+                (folder / name).delete()
 
 
 def _other_plan(folder: Location, differing: list[str]) -> ValueError:
@@ -163,11 +175,12 @@ def _make_folder(folder: Location) -> None:
 
 def _clear_folder(folder: Location) -> None:
     """Remove what an earlier ingest wrote, manifest first; other files stay."""
-    names = folder.list()
-    ours = [name for name in names if _OURS.fullmatch(name)]
-    for name in (MANIFEST_NAME, STATE_NAME, INDEX_NAME, REPORT_NAME, PAGE_NAME, *ours):
-        if name in names:
+    there = folder.sizes()
+    tars = [name for name in there if _TAR.fullmatch(name)]
+    for name in (MANIFEST_NAME, INDEX_NAME, REPORT_NAME, PAGE_NAME, *tars):
+        if name in there:
             (folder / name).delete()
+    (folder / STATE_NAME).delete()
 
 
 def _nothing_left(num_records: int, problems: ProblemLog) -> ValueError:

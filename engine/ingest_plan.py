@@ -99,7 +99,7 @@ def scan(
     keys, digest, taxa = _Keys(), _RowsDigest(), _TaxonNumbers()
     numbers = []
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, SPECIMEN_SCHEMA) as file:
-        for batch in source.batches():
+        for batch in _read(source):
             result.num_records += batch.num_rows + len(source.skipped)
             _take_skipped(source, result.log)
             progress(batch.num_rows)
@@ -129,6 +129,15 @@ def scan(
     if splits is None and not result.splits["how"]:
         result.splits["how"] = "as in the source"
     return result
+
+
+def _read(source: SpecimenSource) -> Iterator[pa.Table]:
+    try:
+        yield from source.batches()
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        raise ValueError(f"source: got {error}; allowed: files that can be read") from error
 
 
 def _take_skipped(source: SpecimenSource, log: ProblemLog) -> None:

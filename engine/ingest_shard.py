@@ -147,6 +147,10 @@ class _Shard:
         except ValueError as error:
             self._tell(IMAGE_REMOVED, row, str(error))
             return None
+        except (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError) as error:
+            # other OSErrors (a network that fails, too many open files) say nothing about the photo: they stop the run
+            self._tell(IMAGE_REMOVED, row, f"image file that cannot be read: {error.strerror} ({row['image']})")
+            return None
         try:
             data, change = images.to_jpeg(data, self.max_side)
         except ValueError as error:

@@ -1,4 +1,4 @@
-"""Command line of the data engine: ingest specimens into shards, inspect them, verify them.
+"""Command line of the data engine: ingest specimens into shards, inspect, verify and check them.
 
 Run from the repository root as `python -m engine.main` or `python engine/main.py`.
 """
@@ -15,10 +15,13 @@ if not __package__:  # the script form puts engine/ first on the path, where `im
     sys.path[:] = [str(ROOT)] + [entry for entry in sys.path if entry and Path(entry).resolve() != ROOT / "engine"]
 
 from engine.commandline import Parser, guarded
+from engine.curation.report import HTML_NAME
 from engine.datasets import FORMATS, Option, open_dataset
 from engine.ingest_plan import LAYOUTS
 from engine.shards import verify
 from engine.splits import DEFAULT_FRACTIONS, GROUPINGS, SCHEMES, SplitOptions
+from engine.storage import Location
+from engine.storage import Location
 
 EXAMPLES = """\
 examples:
@@ -29,16 +32,17 @@ examples:
   python -m engine.main ingest table specimens.csv --max-side 512 --layout clustered --out s3://bucket/shards
   python -m engine.main inspect shards/moths
   python -m engine.main verify shards/moths
+  python -m engine.main check shards/moths shards/bold --out report
 
 An interrupted ingest goes on when the same command is given again; the result is the same, byte for byte.
-exit codes: 0 done, 1 verify found problems, 2 wrong input (one line on stderr says what, got, allowed)
+exit codes: 0 done, 1 verify or check found something, 2 wrong input (one line on stderr says what, got, allowed)
 """
 
 
 def _parser() -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
     parser = Parser(prog="engine.main", description=__doc__, epilog=EXAMPLES, formatter_class=raw)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="ingest | inspect | verify")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="ingest | inspect | verify | check")
     ingest = commands.add_parser(
         "ingest",
         help="write specimens of a FORMAT as shards",
@@ -69,7 +73,25 @@ def _parser() -> argparse.ArgumentParser:
         ("verify", "check checksums, offsets and counts; exit code 1 and a list if something is wrong"),
     ):
         commands.add_parser(name, help=text, description=text).add_argument("directory", metavar="DIR")
+    _add_check(commands)
     return parser
+
+
+def _add_check(commands: Any) -> None:
+    text = "find what a curator must look at before training; exit code 1 if there is anything"
+    command = commands.add_parser(
+        "check",
+        help=text,
+        description="Look for lineage conflicts, names that are no binomials, barcodes and BINs under several species, "
+        "barcodes unlike COI, names that a barcode's neighbours contradict, near-duplicate photos, and leaks between "
+        "splits and sets. Writes check.json, check.html and CSVs; changes no shard.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument("directories", nargs="+", metavar="DIR", help="folder of shards; several are compared")
+    command.add_argument("--out", metavar="DIR", help="folder for the report (default: the first set's)")
+    command.add_argument("--only", metavar="NAMES", help="some of the checks, e.g. names,coi (a wrong one lists them)")
+    command.add_argument("--serial", action="store_true", help="hash photos in this process, without starting Ray")
 
 
 def _add_ingest_options(command: argparse.ArgumentParser) -> None:
@@ -141,7 +163,7 @@ def _split_options(arguments: argparse.Namespace) -> SplitOptions | None:
 
 
 def _ingest(arguments: argparse.Namespace) -> int:
-    from engine.check import describe_report
+    from engine.description import describe_report
     from engine.ingest import IngestOptions, ingest  # starts Ray's import, which the other commands do not need
 
     entry = FORMATS[arguments.format]
@@ -178,7 +200,7 @@ def _ingest(arguments: argparse.Namespace) -> int:
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
-    from engine.check import describe
+    from engine.description import describe
 
     print(describe(arguments.directory))
     return 0
@@ -192,11 +214,22 @@ def _verify(arguments: argparse.Namespace) -> int:
     return 1 if problems else 0
 
 
+def _check(arguments: argparse.Namespace) -> int:
+    from engine.check import NAMES, check
+
+    only = arguments.only.split(",") if arguments.only is not None else NAMES
+    outcome = check(arguments.directories, arguments.out, only=only, parallel=not arguments.serial)
+    print(outcome.text)
+    found = outcome.report["found"]
+    print(f"\n{found} checks found something; {outcome.out.shown}/{HTML_NAME} shows it")
+    return 1 if found else 0
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run one command; return its exit code."""
     arguments = _parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
-    command = {"ingest": _ingest, "inspect": _inspect, "verify": _verify}[arguments.command]
+    command = {"ingest": _ingest, "inspect": _inspect, "verify": _verify, "check": _check}[arguments.command]
     return guarded(lambda: command(arguments))
 
 
