@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.sampling import Plan, partner_order
+from engine import sampling
+from engine.sampling import READ_TOGETHER, Plan, partner_order
 
 
 def random_labels(count: int, seed: int, num_species: int = 81) -> np.ndarray:
@@ -81,16 +82,96 @@ def test_partners_stand_in_the_same_batch() -> None:
     assert with_partners[3] > 3 * shuffled[3], (with_partners, shuffled)
 
 
-def test_partner_order_keeps_windows_together() -> None:
-    labels, window_of = random_labels(300, 1), np.arange(300) // 100
-    order = partner_order(labels, window_of, np.random.default_rng(0))
-    assert sorted(order) == list(range(300))
-    assert (np.diff(window_of[order]) != 0).sum() == 2
+@settings(max_examples=40, deadline=None)
+@given(count=st.integers(0, 400), window=st.integers(1, 500), seed=st.integers(0, 9), num_species=st.integers(1, 200))
+def test_partner_order_permutes_inside_windows(count: int, window: int, seed: int, num_species: int) -> None:
+    labels = random_labels(count, seed, num_species)
+    order = partner_order(labels, window, np.random.default_rng(seed))
+    assert sorted(order) == list(range(count))
+    assert np.array_equal(order // window, np.arange(count) // window)
 
 
-def test_unlabelled_specimens_are_ordered_too() -> None:
-    labels = np.full((64, 4), -1)
-    assert sorted(partner_order(labels, np.zeros(64, int), np.random.default_rng(0))) == list(range(64))
+@pytest.mark.parametrize("rank", range(4))
+def test_nobody_with_a_relative_in_the_window_stands_alone(rank: int) -> None:
+    """The partner at a rank stands within the group, whose greatest size is 3^4."""
+    labels = random_labels(900, 5, num_species=400)
+    order = partner_order(labels, 300, np.random.default_rng(0))
+    for window in np.split(order, 3):
+        column = labels[window, rank]
+        for label in np.unique(column[column >= 0]):
+            places = np.flatnonzero(column == label)
+            if len(places) > 1:
+                gap = np.minimum(np.diff(places, prepend=-(10**6)), np.diff(places, append=10**6))
+                assert gap.max() < 81
+
+
+def test_species_partners_stand_side_by_side_and_change_with_the_draw() -> None:
+    labels = np.repeat(np.arange(50), 4)[:, None] * np.ones(4, dtype=int)
+    first, second = (partner_order(labels, 200, np.random.default_rng(seed)) for seed in (0, 1))
+    assert np.array_equal(labels[first[0::2], 3], labels[first[1::2], 3])
+    pairs = [{frozenset(pair) for pair in order.reshape(-1, 2).tolist()} for order in (first, second)]
+    assert len(pairs[0] & pairs[1]) < 60  # of 100; a third of them by chance
+
+
+DEGENERATE = {
+    "no label": np.full((100, 4), -1),
+    "one taxon": np.zeros((100, 4), dtype=int),
+    "all different": np.repeat(np.arange(100)[:, None], 4, axis=1),
+    "holes": np.where(np.arange(4) % 2, -1, random_labels(100, 3, 9)),
+    "finest only": np.where(np.arange(4) < 3, -1, random_labels(100, 3, 9)),
+    "int32": random_labels(100, 3).astype(np.int32),
+}
+
+
+@pytest.mark.parametrize("labels", DEGENERATE.values(), ids=DEGENERATE.keys())
+@pytest.mark.parametrize(("batch", "lanes", "window"), [(96, 8, 16), (100, 4, 4096), (8, 8, 1), (1, 1, 7)])
+def test_degenerate_labels_and_sizes(labels: np.ndarray, batch: int, lanes: int, window: int) -> None:
+    plan = Plan(labels=labels, seed=0, global_batch_size=batch, lanes=lanes, window=window)
+    for epoch in range(2):
+        order = plan.order(epoch)
+        assert order.shape == (100 // batch, lanes, batch // lanes)
+        assert set(order.reshape(-1).tolist()) | set(plan.left_out(epoch).tolist()) == set(range(100))
+
+
+@settings(max_examples=40, deadline=None)
+@given(count=st.integers(1, 9000), seed=st.integers(0, 3), window=st.integers(1, 5000))
+def test_windows_are_read_in_whole_stored_runs(count: int, seed: int, window: int) -> None:
+    """Every epoch reads each row once, in runs of stored rows, and visits the windows one after another."""
+    plan = Plan(labels=np.full((count, 4), -1), seed=seed, global_batch_size=1, lanes=1, window=window)
+    assert plan.window_rows <= max(1.5 * window + 1, 2)
+    for epoch in range(2):
+        reading = plan.reading(epoch)
+        assert sorted(reading) == list(range(count))
+        breaks = (np.diff(reading) != 1).sum()
+        assert breaks < -(-count // min(READ_TOGETHER, plan.window_rows))
+        visited = plan.order(epoch).reshape(-1)
+        for first in range(0, count, plan.window_rows):
+            window_rows = slice(first, first + plan.window_rows)
+            assert set(visited[window_rows].tolist()) == set(reading[window_rows].tolist())
+
+
+def test_windows_mix_differently_in_every_epoch() -> None:
+    plan = Plan(labels=np.full((20_000, 4), -1), seed=0, global_batch_size=100, lanes=4, window=4096)
+    first, second = (set(plan.reading(epoch)[:4096].tolist()) for epoch in range(2))
+    assert len(first & second) < 4096
+
+
+@settings(max_examples=25, deadline=None)
+@given(count=st.integers(16, 900), batch=st.sampled_from([8, 16]), epochs=st.integers(2, 12))
+def test_remainders_wander_through_all_specimens(count: int, batch: int, epochs: int) -> None:
+    plan = Plan(labels=random_labels(count, 1), seed=0, global_batch_size=batch)
+    left = [set(plan.left_out(epoch).tolist()) for epoch in range(epochs)]
+    assert all(len(part) == count % batch for part in left)
+    if 2 * (count % batch) <= count:
+        assert not any(left[epoch] & left[epoch + 1] for epoch in range(epochs - 1))
+
+
+def test_blocks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How many windows are ordered at once decides the draw, but never lets a row leave its window."""
+    plan = plan_of(700, window=64)
+    monkeypatch.setattr(sampling, "BLOCK_ROWS", 130)
+    order = plan.order(0).reshape(-1)
+    assert len(np.unique(order)) == len(order) == 672
 
 
 @pytest.mark.parametrize(
