@@ -1,113 +1,129 @@
-"""What a shard folder holds, for people: counts, labels, modalities, barcode lengths, and labels that disagree."""
+"""The curation report: runs the checks of `engine.curation` on shard folders and writes what they find."""
 
-import json
+import dataclasses
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
+import ray
+import ray.data
+from tqdm import tqdm
 
-from engine.schema import SPLITS
-from engine.shards import REPORT_NAME, read_index, read_manifest
+from engine.curation import Finding, SpecimenSet, leaks, read_set, report
+from engine.curation.coi import check_coi
+from engine.curation.labels import check_bins, check_lineages, check_names, check_shared_barcodes
+from engine.curation.photos import check_photos, hash_photos, stored_photos
+from engine.curation.suspicion import check_suspicion
 from engine.storage import Location
-from engine.taxonomy import RANKS, Conflict, Taxonomy
 
-MAX_CONFLICTS = 20  # shown; the count is always complete
-QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
+CHECKS: dict[str, Callable[[SpecimenSet], Finding]] = {
+    "lineages": check_lineages,
+    "names": check_names,
+    "shared_barcodes": check_shared_barcodes,
+    "bins": check_bins,
+    "coi": check_coi,
+    "suspicion": check_suspicion,
+}
+"""Of one set. Besides: leaks (barcodes across splits and sets) and photos."""
+NAMES = (*CHECKS, "leaks", "photos")
+_PHOTOS_PER_TASK = 512
 
 
-def describe(directory: Path | str) -> str:
-    """Return a description of a shard folder, ready to print.
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What `check` found: its lines for the screen, and what check.json holds."""
 
-    Raises ValueError when it is none, or one of another format version.
+    text: str
+    report: dict[str, Any]
+    out: Location
+
+
+def check(
+    directories: Sequence[str | Path],
+    out: str | Path | None = None,
+    *,
+    only: Sequence[str] = NAMES,
+    parallel: bool = True,
+) -> Outcome:
+    """Check one set of specimens or several, and write check.json, check.html and CSVs into `out`.
+
+    Args:
+        directories: shard folders, paths or URLs.
+        out: a folder; None = the first set's own.
+        only: names of checks, of NAMES.
+        parallel: photos through Ray Data; False = in this process.
+
+    Raises ValueError for a folder without shards, the same folder twice, or an unknown check.
     """
-    folder = Location.parse(directory)
-    manifest, index = read_manifest(folder), read_index(folder)
-    taxonomy = Taxonomy.build({rank: index[rank] for rank in RANKS})
-    megabytes = sum(shard["bytes"] for shard in manifest["shards"]) / 1e6
-    lines = [
-        f"{folder.shown}: {index.num_rows} specimens in {len(manifest['shards'])} shards, {megabytes:.1f} MB, "
-        f"format version {manifest['format_version']}, seed {manifest['seed']}, "
-        f"{manifest.get('layout', 'random')} layout",
-        f"source: {_source(manifest['source'])}",
-        "",
-        *_split_table(index),
-        "",
-        "taxa:            " + ", ".join(f"{rank} {size}" for rank, size in zip(RANKS, taxonomy.sizes, strict=True)),
-        f"complete lineages (leaves): {len(taxonomy.leaves())}, taxonomy {taxonomy.fingerprint[:12]}",
-        f"BINs:            {pc.count_distinct(index['bin_uri']).as_py()}",
-        _lengths(index["barcode_length"].to_numpy()),
-        "",
-        *_conflicts(taxonomy.conflicts),
+    wrong = [name for name in only if name not in NAMES]
+    if wrong:
+        raise ValueError(f"--only: got {', '.join(wrong)}, allowed: {', '.join(NAMES)}")
+    places = [Location.parse(directory) for directory in directories]
+    if len(set(places)) != len(places):
+        raise ValueError(f"sets: got {', '.join(place.shown for place in places)}, allowed: each folder once")
+    sets = [read_set(str(place)) for place in places]
+    findings = [
+        dataclasses.replace(run(specimens), of_set=specimens.name)
+        for specimens in sets
+        for name, run in CHECKS.items()
+        if name in only
     ]
-    if (folder / REPORT_NAME).is_file():
-        lines += ["", *describe_report(json.loads((folder / REPORT_NAME).read_bytes()))]
-    return "\n".join(lines)
+    if "leaks" in only:
+        findings += _leaks(sets)
+    if "photos" in only and any(len(stored_photos(specimens)[0]) for specimens in sets):
+        hashed = [_hash_all(specimens, parallel) for specimens in sets]
+        findings.append(check_photos(sets, hashed))
+    folder = places[0] if out is None else Location.parse(out)
+    return Outcome(report.as_text(sets, findings), report.write(folder, sets, findings), folder)
 
 
-def describe_report(report: dict[str, Any]) -> list[str]:
-    """Return the lines that tell what an ingest left out or changed."""
-    splits = report["splits"]
-    lines = [
-        f"records read:    {report['records_read']}, specimens written: {report['written']['specimens']}",
-        f"splits:          {splits['given']} given, {splits['assigned']} assigned"
-        + (f" ({splits['how']})" if splits["assigned"] else ""),
+def _leaks(sets: Sequence[SpecimenSet]) -> list[Finding]:
+    _, where, contained, related = leaks.group_barcodes(sets)
+    found = [
+        dataclasses.replace(leaks.check_split_leaks(specimens, place, contained, related), of_set=specimens.name)
+        for specimens, place in zip(sets, where, strict=True)
     ]
-    found = splits.get("test_barcodes_found_in_train")
-    if found and found["identical"] is not None:
-        lines.append(
-            f"leaks:           of val and test barcodes train has {found['identical']:.1%} letter for letter, "
-            f"{found['related']:.1%} in the same group"
-        )
-    if splits.get("groups_crossing_given_splits"):
-        lines.append(
-            f"leaks:           {splits['groups_crossing_given_splits']} groups cross the splits that were given"
-        )
-    for kind in ("skipped", "image_removed", "barcode_removed"):
-        entry = report[kind]
-        reasons = "; ".join(f"{reason}: {count}" for reason, count in entry["by_reason"].items())
-        lines.append(f"{kind.replace('_', ' ') + ':':<16} {entry['count']}" + (f" ({reasons})" if reasons else ""))
-    lines.append(
-        f"made JPEGs:      {report['images_converted']} photos of other kinds or not upright; "
-        f"shrunk: {report.get('images_shrunk', 0)}"
-    )
-    return lines
+    for one, other in permutations(range(len(sets)), 2):
+        found.append(leaks.check_set_leaks(sets[one], sets[other], (where[one], where[other]), contained, related))
+    return found
 
 
-def _source(source: dict[str, Any]) -> str:
-    parts = [str(source.get("format", "not told")), *map(str, source.get("paths", ()))]
-    return " ".join(parts + [f"{name}={value}" for name, value in source.get("options", {}).items()])
+def _hash_all(specimens: SpecimenSet, parallel: bool) -> list[bytes]:
+    """The hash of every photo of a set, in the order of `stored_photos`."""
+    _, photos = stored_photos(specimens)
+    parts = [photos[start : start + _PHOTOS_PER_TASK] for start in range(0, len(photos), _PHOTOS_PER_TASK)]
+    run = _hash_parallel if parallel and len(parts) > 1 else _hash_here
+    progress = tqdm(run(specimens.name, parts), total=len(parts), desc="hash photos", unit="part", disable=None)
+    return [code for _, codes in sorted(progress) for code in codes]
 
 
-def _split_table(index: pa.Table) -> list[str]:
-    """One line per split and one for all: specimens, with image, with barcode, with both, share labelled per rank."""
-    columns = ["specimens", "no image", "no barcode", "both", *RANKS]
-    lines = [f"{'split':<14}" + "".join(f"{name:>12}" for name in columns)]
-    split = index["split"]
-    present = [name for name in SPLITS if pc.any(pc.equal(split, name)).as_py()]
-    parts = [(name, index.filter(pc.equal(split, name))) for name in present]
-    for name, part in [*parts, ("all", index)]:
-        image = part["image_offset"].to_numpy() >= 0
-        barcode = part["dna_offset"].to_numpy() >= 0
-        counts = [part.num_rows, int((~image).sum()), int((~barcode).sum()), int((image & barcode).sum())]
-        shares = [1 - part[rank].null_count / max(part.num_rows, 1) for rank in RANKS]
-        cells = "".join(f"{count:>12}" for count in counts) + "".join(f"{share:>12.1%}" for share in shares)
-        lines.append(f"{name:<14}{cells}")
-    return lines
+def _hash_here(directory: str, parts: list[Any]) -> Iterator[tuple[int, list[bytes]]]:
+    for number, part in enumerate(parts):
+        yield number, hash_photos(directory, part)
 
 
-def _lengths(lengths: np.ndarray) -> str:
-    lengths = lengths[lengths > 0]
-    if not len(lengths):
-        return "barcode length:  no barcodes"
-    values = np.quantile(lengths, QUANTILES, method="nearest")
-    shown = ", ".join(f"{share:.0%} {value}" for share, value in zip(QUANTILES, values.tolist(), strict=True))
-    return f"barcode length:  quantiles {shown} nucleotides"
+def _hash_parallel(directory: str, parts: list[Any]) -> Iterator[tuple[int, list[bytes]]]:
+    """One Ray task per part, hashes as they come; only places of photos go to the tasks, only hashes come back."""
+    if not ray.is_initialized():
+        ray.init(log_to_driver=False, logging_level=logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
+    columns = [list(zip(*part, strict=True)) for part in parts]
+    items = [
+        {"number": number, "shard": list(shard), "offset": list(offset), "size": list(size)}
+        for number, (shard, offset, size) in enumerate(columns)
+    ]
 
+    def work(batch: pa.Table) -> pa.Table:
+        row = batch.to_pylist()[0]
+        codes = hash_photos(directory, list(zip(row["shard"], row["offset"], row["size"], strict=True)))
+        return pa.table({"number": [row["number"]], "codes": pa.array([codes], pa.list_(pa.binary()))})
 
-def _conflicts(conflicts: tuple[Conflict, ...]) -> list[str]:
-    if not conflicts:
-        return ["labels that disagree: none"]
-    lines = [f"labels that disagree: {len(conflicts)}", *(f"  {conflict}" for conflict in conflicts[:MAX_CONFLICTS])]
-    return lines + ([f"  ... and {len(conflicts) - MAX_CONFLICTS} more"] if len(conflicts) > MAX_CONFLICTS else [])
+    tasks = ray.data.from_items(items, override_num_blocks=len(items))
+    results = tasks.map_batches(work, batch_size=1, batch_format="pyarrow")
+    results.context.enable_progress_bars = False
+    for row in results.iter_rows():
+        yield row["number"], list(row["codes"])

@@ -54,27 +54,36 @@ def novel_mask(queries: Sequence[str], references: Sequence[str]) -> np.ndarray:
     return np.append(novel, False)[place]
 
 
-def barcode_groups(barcodes: Sequence[str], min_overlap: int | None = MIN_OVERLAP) -> np.ndarray:
+def barcode_groups(barcodes: Sequence[str], min_overlap: int = MIN_OVERLAP) -> np.ndarray:
     """Return int64 [N] group ids 0.. in order of appearance: related barcodes (see the top of this file) are in one
     group, and so on transitively.
 
     Args:
         barcodes: clean barcodes; each "" (no barcode) is a group of its own.
-        min_overlap: nucleotides; None = containment only.
+        min_overlap: nucleotides.
     """
+    return join_overlaps(barcodes, containment_groups(barcodes), min_overlap)
+
+
+def containment_groups(barcodes: Sequence[str]) -> np.ndarray:
+    """Return int64 [N]: groups as `barcode_groups`, by containment and equality alone."""
     unique, place = _unique(barcodes)
     roots = np.arange(len(unique))
     for around, inside in _containments(unique, unique):
         roots = join(roots, around, inside)
-    if min_overlap is not None:
-        for left, right in _overlaps(unique, min_overlap):
-            roots = join(roots, left, right)
     return _numbered(roots, place)
 
 
-def containment_groups(barcodes: Sequence[str]) -> np.ndarray:
-    """Return int64 [N]: `barcode_groups` by containment and equality alone."""
-    return barcode_groups(barcodes, None)
+def join_overlaps(barcodes: Sequence[str], groups: np.ndarray, min_overlap: int = MIN_OVERLAP) -> np.ndarray:
+    """Return groups [N] (as `containment_groups` gives them) with those joined that overlapping barcodes connect."""
+    unique, place = _unique(barcodes)
+    rows = np.flatnonzero(place >= 0)
+    group = np.zeros(len(unique), dtype=np.int64)
+    group[place[rows]] = groups[rows]
+    roots = np.arange(int(groups.max(initial=-1)) + 1)
+    for left, right in _overlaps(unique, min_overlap):
+        roots = join(roots, group[left], group[right])
+    return _in_order(roots[groups])
 
 
 def shared_stretch_groups(barcodes: Sequence[str], width: int = MIN_OVERLAP) -> np.ndarray:
@@ -113,7 +122,12 @@ def _numbered(roots: np.ndarray, place: np.ndarray) -> np.ndarray:
     result = np.append(roots, 0)[place]
     missing = np.flatnonzero(place < 0)
     result[missing] = len(roots) + np.arange(len(missing))
-    _, first, inverse = np.unique(result, return_index=True, return_inverse=True)
+    return _in_order(result)
+
+
+def _in_order(groups: np.ndarray) -> np.ndarray:
+    """The same groups [N], numbered in order of appearance."""
+    _, first, inverse = np.unique(groups, return_index=True, return_inverse=True)
     return np.argsort(np.argsort(first))[inverse].astype(np.int64)
 
 

@@ -21,7 +21,6 @@ from engine.ingest_plan import LAYOUTS
 from engine.shards import verify
 from engine.splits import DEFAULT_FRACTIONS, GROUPINGS, SCHEMES, SplitOptions
 from engine.storage import Location
-from engine.storage import Location
 
 EXAMPLES = """\
 examples:

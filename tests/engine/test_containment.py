@@ -93,7 +93,7 @@ def test_overlap_needs_200_nucleotides_and_both_ends() -> None:
     begin, end, short = whole[:500], whole[300:], whole[301:]
     assert barcode_groups([begin, end]).tolist() == [0, 0]
     assert barcode_groups([begin, short]).tolist() == [0, 1]  # 199 nucleotides
-    assert barcode_groups([begin, end, begin], None).tolist() == [0, 1, 0]
+    assert containment_groups([begin, end, begin]).tolist() == [0, 1, 0]
     aside = [whole[:500] + other, end]  # the same 200, but one goes on differently: two molecules
     assert barcode_groups(aside).tolist() == [0, 1] and shared_stretch_groups(aside).tolist() == [0, 0]
     chain = [whole[:300], whole[100:500], whole[300:600]]  # the ends share nothing, the middle joins them

@@ -1,0 +1,142 @@
+"""Barcodes that do not look like COI: length, N, reading frame, stop codons, strand. Works on batches of equal padding.
+
+Legend: B barcodes of a batch, L positions, F = 3 frames of the coding strand; scores as in `barcodes.CODON_SCORES`.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+from tqdm import tqdm
+
+from engine import barcodes
+from engine.curation import Finding, SpecimenSet
+
+MIN_LENGTH = 300  # nucleotides; shorter ones do not settle species well
+MAX_LENGTH = 1600  # all of COI has about 1,540
+MAX_N = 0.01  # share, as BOLD's barcode standard
+MIN_SCORE = 0.0  # mean codon score of the best frame, below = not like COI: random sequence has about -50 to -100
+SHIFT_GAIN = 400  # score that a change of frame must gain to be one
+_STOPS = ("TAA", "TAG")  # of the invertebrate mitochondrial code, table 5
+_BATCH = 4096
+_LETTERS = np.full(256, 4, dtype=np.uint8)
+_LETTERS[np.frombuffer(b"ACGT", dtype=np.uint8)] = np.arange(4)
+
+PROBLEMS = {
+    "short": f"shorter than {MIN_LENGTH} nucleotides",
+    "long": f"longer than {MAX_LENGTH} nucleotides",
+    "n": f"more than {MAX_N:.0%} N",
+    "stop": "a stop codon (TAA, TAG) in its best reading frame: a pseudogene (NUMT), a misread base, or no COI",
+    "frameshift": "the reading frame changes within it: an insertion or deletion that is no multiple of 3",
+    "unlike": "its codons are not those of COI: another gene, vector, bacterium",
+    "strand": "stored on the other strand (training turns it, no harm)",
+}
+HARMLESS = frozenset({"strand"})
+
+
+def _codon_tables() -> tuple[np.ndarray, np.ndarray]:
+    """Score (int16) and whether it is a stop (bool) of each of 125 codons of A, C, G, T, N; 0 and False with N."""
+    scores = np.zeros((5, 5, 5), dtype=np.int16)
+    scores[:4, :4, :4] = barcodes.CODON_SCORES.reshape(4, 4, 4)
+    stops = np.zeros((5, 5, 5), dtype=bool)
+    for codon in _STOPS:
+        stops[tuple("ACGT".index(letter) for letter in codon)] = True
+    return scores.reshape(-1), stops.reshape(-1)
+
+
+_SCORES, _IS_STOP = _codon_tables()
+
+
+def read_frames(sequences: Sequence[str]) -> dict[str, np.ndarray]:
+    """What the reading frames of clean, oriented barcodes say, one value per barcode [B].
+
+    Returns:
+        frame: 0..2, of the highest score; score: mean codon score in it; stops: stop codons in it;
+        gain: what the best single change of frame would add to the sum of scores (0 or more); at: where, nucleotide.
+    """
+    lengths = np.array([len(sequence) for sequence in sequences])
+    width = -(-(int(lengths.max()) + 2) // 3) * 3
+    text = "".join([sequence.ljust(width + 2, "N") for sequence in sequences]).encode()
+    codes = _LETTERS[np.frombuffer(text, dtype=np.uint8)].reshape(len(sequences), width + 2)
+    codons = codes[:, :-2] * np.uint8(25) + codes[:, 1:-1] * np.uint8(5) + codes[:, 2:]
+    scores = _SCORES[codons].reshape(len(sequences), -1, 3).astype(np.int32)  # [B, codon, F]
+    stops = _IS_STOP[codons].reshape(len(sequences), -1, 3).sum(axis=1)
+    summed = np.cumsum(scores, axis=1)
+    total = summed[:, -1]
+    frame = total.argmax(axis=1)
+    row = np.arange(len(sequences))
+    best = total[row, frame]
+    two = summed.max(axis=2) + (total[:, None] - summed).max(axis=2)  # best start up to a codon + best end after it
+    return {
+        "frame": frame,
+        "score": best / np.maximum(lengths // 3, 1),
+        "stops": stops[row, frame],
+        "gain": two.max(axis=1) - best,
+        "at": two.argmax(axis=1) * 3,
+    }
+
+
+def check_coi(specimens: SpecimenSet) -> Finding:
+    """Name the barcodes with one of PROBLEMS, each with what was measured."""
+    order = np.argsort([len(sequence) for sequence in specimens.unique], kind="stable")
+    rows: dict[int, dict[str, object]] = {}
+    sequences, strands = specimens.oriented
+    batches = range(0, len(order), _BATCH)
+    for start in tqdm(batches, desc="reading frames", unit="batch", disable=None):
+        numbers = order[start : start + _BATCH].tolist()
+        read = read_frames([sequences[number] for number in numbers])
+        for i, number in enumerate(numbers):
+            sequence = sequences[number]
+            measured = {name: values[i].item() for name, values in read.items()}
+            problems = _problems(sequence, int(strands[number]), measured)
+            if problems:
+                rows[number] = {
+                    "problems": " ".join(problems),
+                    "length": len(sequence),
+                    "n_share": sequence.count("N") / len(sequence),
+                    "stops": measured["stops"],
+                    "codon_score": round(measured["score"], 2),
+                    "shift_gain": measured["gain"],
+                }
+    return _finding(specimens, rows)
+
+
+def _problems(sequence: str, strand: int, measured: dict[str, float]) -> list[str]:
+    length = len(sequence)
+    unlike = measured["score"] < MIN_SCORE
+    shifted = not unlike and measured["gain"] > SHIFT_GAIN
+    tests = {
+        "short": length < MIN_LENGTH,
+        "long": length > MAX_LENGTH,
+        "n": sequence.count("N") > MAX_N * length,
+        "stop": measured["stops"] > 0 and not unlike and not shifted,  # the others have stops for their own reason
+        "frameshift": shifted,
+        "unlike": unlike,
+        "strand": strand < 0,
+    }
+    return [name for name, found in tests.items() if found]
+
+
+def _finding(specimens: SpecimenSet, rows: dict[int, dict[str, object]]) -> Finding:
+    bad = np.zeros(len(specimens.unique) + 1, dtype=bool)
+    bad[list(rows)] = True
+    where = np.flatnonzero(bad[specimens.place])
+    labels = {rank: specimens.index[rank].take(pa.array(where)).to_pylist() for rank in ("family", "species")}
+    table = [
+        {"key": key, "family": family, "species": species, **rows[number]}
+        for key, family, species, number in zip(
+            specimens.keys(where),
+            labels["family"],
+            labels["species"],
+            specimens.place[where].tolist(),
+            strict=True,
+        )
+    ]
+    table.sort(key=lambda row: (str(row["problems"]), str(row["key"])))
+    counts = Counter(problem for row in table for problem in str(row["problems"]).split())
+    harmful = sum(bool(set(str(row["problems"]).split()) - HARMLESS) for row in table)
+    facts = {name: counts[name] for name in PROBLEMS}
+    told = "; ".join(f"{name}: {meaning}" for name, meaning in PROBLEMS.items()) + "."
+    title = "Barcodes that do not look like COI"
+    return Finding("coi", title, harmful, "specimens", told, pa.Table.from_pylist(table), facts)
