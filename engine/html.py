@@ -89,7 +89,7 @@ def figure(plot: "Figure", caption: str) -> str:
 
     text = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": caption, "font.family": "sans-serif"}):
-        plot.savefig(text, format="svg", metadata={"Date": None, "Creator": None}, bbox_inches="tight")
+        plot.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
     svg = text.getvalue()
     svg = re.sub(r"(?s)<metadata>.*?</metadata>", "", svg[svg.index("<svg") :]).strip()
     told = html.escape(caption)
