@@ -36,6 +36,7 @@ MODULES = {
     "images": "engine.datasets.image_folders",
     "table": "engine.datasets.table",
 }
+_OF_FILES = ("bold", "barcodebert", "clibd-hdf5", "fasta", "table")  # the others need the folder, for photos
 TABLE_SUFFIXES = (".csv", ".tsv", ".tab", ".txt", ".csv.gz", ".tsv.gz", ".tab.gz", ".txt.gz")
 PARQUET_SUFFIXES = (".parquet", ".pq")
 _FOLDERS = tuple(dict.fromkeys((*bioscan1m.FOLDERS, *bioscan5m.FOLDERS)))  # where a release keeps its metadata
@@ -58,7 +59,7 @@ def format_of_header(names: list[str], file_name: str = "") -> str | None:
         ("bioscan5m", lambda: has("processid", "split") and bool(found & _5M_ONLY) and _has_barcode(found)),
         ("barcodebert", lambda: has("processid") and _has_barcode(found) and bool(split_of_file(file_name))),
         ("barcodebert", lambda: has("processid", "nucleotides", "genus_name", "species_name")),
-        ("table", lambda: _is_table(names)),
+        ("table", lambda: _is_table(sorted(found))),
     ]
     return next((name for name, fits in rules if fits()), None)
 
@@ -113,27 +114,26 @@ def _has_split_groups(path: Path) -> bool:
         raise ValueError(f"auto: {path} cannot be read ({str(error).splitlines()[0]})") from None
 
 
-def detect(paths: list[Path]) -> tuple[str, str]:
-    """Return (format, what it was told by) of files and folders together.
+def detect(paths: list[Path]) -> tuple[str, list[Path]]:
+    """Return (format, the files it was told by) of files and folders together; for photos, the first one.
 
     Raises ValueError when they are of several formats or of none.
     """
-    found: dict[str, Path] = {}
+    found: dict[str, list[Path]] = {}
     for path in paths:
         for file in _files(path):
             name = format_of_file(file)
             if name:
-                found.setdefault(name, file)
+                found.setdefault(name, []).append(file)
     if len(found) > 1:
-        seen = ", ".join(f"{name} ({file})" for name, file in sorted(found.items()))
+        seen = ", ".join(f"{name} ({files[0]})" for name, files in sorted(found.items()))
         raise ValueError(f"auto: got files of several formats: {seen}; allowed: one format, or name it and its files")
     if found:
-        name, file = found.popitem()
-        return name, str(file)
+        return found.popitem()
     folders = [path for path in paths if path.is_dir()]
     photo = next((photo for folder in folders for photo in _photos(folder)), None)
     if photo and len(folders) == len(paths):
-        return "images", str(photo)
+        return "images", [photo]
     raise ValueError(f"auto: got {_what_was_seen(paths)}; allowed: files of {', '.join(MODULES)}")
 
 
@@ -178,8 +178,9 @@ def _what_was_seen(paths: list[Path]) -> str:
 
 def open_dataset(paths: list[Path]) -> object:
     """Open files of whatever format they have. Raises ValueError when that cannot be told."""
-    name, file = detect(paths)
-    log.warning("auto: format %s, by %s", name, file)
-    if name == "images":
-        paths = [path for path in paths if path.is_dir()]
+    name, files = detect(paths)
+    others = f" and {len(files) - 1} more" if len(files) > 1 else ""
+    log.warning("auto: format %s, by %s%s", name, files[0], others)
+    if name in _OF_FILES:
+        paths = files
     return importlib.import_module(MODULES[name]).open_dataset(paths)

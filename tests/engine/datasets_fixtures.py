@@ -157,3 +157,33 @@ def hdf5_of(photos: dict[str, bytes], path: Path, form: str = "uint8", top: bool
 def _write(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
+
+
+def clibd_hdf5(path: Path, groups: dict[str, list[int]], identifier: str = "sampleid") -> dict[str, dict[str, object]]:
+    """CLIBD's HDF5: each group holds the specimens of these numbers; return each specimen by its id.
+
+    Specimens with a number divisible by 7 have no photo; names and barcodes are those of `LINEAGES` and `barcode`.
+    """
+    made: dict[str, dict[str, object]] = {}
+    with h5py.File(path, "w") as file:
+        for group, numbers in groups.items():
+            photos = [b"" if n % 7 == 0 else photo(n) for n in numbers]
+            padded = np.zeros((len(numbers), max(map(len, photos), default=0)), dtype=np.uint8)
+            for row, data in enumerate(photos):
+                padded[row, : len(data)] = np.frombuffer(data, np.uint8)
+            columns: dict[str, list[str]] = {"barcode": [barcode(n) for n in numbers]}
+            for rank, name in enumerate(("order", "family", "genus", "species")):
+                columns[name] = [LINEAGES[n % len(LINEAGES)][rank] or "not_classified" for n in numbers]
+            columns[identifier] = [f"id{n}" for n in numbers]
+            columns["image_file"] = [f"{n}.jpg" for n in numbers]
+            to = file.create_group(group)
+            to.create_dataset("image", data=padded)
+            to.create_dataset("image_mask", data=np.array(list(map(len, photos)), dtype=np.int64))
+            to.create_dataset("language_tokens_input_ids", data=np.zeros((len(numbers), 20), dtype=np.int64))
+            for name, cells in columns.items():
+                kind = h5py.string_dtype() if name == "barcode" else None  # CLIBD's are fixed, h5py's default is not
+                data = cells if kind else np.array([cell.encode() for cell in cells], dtype="S")
+                to.create_dataset(name, data=data, dtype=kind)
+            for row, n in enumerate(numbers):
+                made[f"id{n}"] = {name: cells[row] for name, cells in columns.items()} | {"photo": photos[row]}
+    return made
