@@ -81,13 +81,12 @@ def check(
 
 
 def _leaks(sets: Sequence[SpecimenSet]) -> list[Finding]:
-    _, where, contained, related = leaks.group_barcodes(sets)
     found = [
-        dataclasses.replace(leaks.check_split_leaks(specimens, place, contained, related), of_set=specimens.name)
-        for specimens, place in zip(sets, where, strict=True)
+        dataclasses.replace(leaks.check_split_leaks(specimens), of_set=specimens.name)
+        for specimens in tqdm(sets, desc="leaks between splits", unit="set", disable=None)
     ]
-    for one, other in permutations(range(len(sets)), 2):
-        found.append(leaks.check_set_leaks(sets[one], sets[other], (where[one], where[other]), contained, related))
+    pairs = list(permutations(sets, 2))
+    found += [leaks.check_set_leaks(*pair) for pair in tqdm(pairs, desc="leaks between sets", disable=None)]
     return found
 
 

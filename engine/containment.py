@@ -7,16 +7,15 @@ one molecule). Groups are the connected components of that relation, so a chain 
 Why not "any shared stretch of 200 nucleotides": see `shared_stretch_groups`, which does that, and the measured
 difference there.
 
-Pairs are found without comparing all of them: the first 32 nucleotides of every pattern are an anchor, packed into 64
-bits; the texts' windows of 32 are looked up among the anchors, each hit is extended to the lengths that patterns with
-this anchor have, a rolling hash of that stretch is looked up among the patterns' hashes, and what is found is verified
-letter by letter. For overlaps the patterns are the first 200 letters of every barcode: behind a hit, the barcodes that
-begin with the rest of the text are one run of the sorted barcodes.
+Pairs are found without comparing all of them (`engine.substrings`). For overlaps the patterns are the first 200 letters
+of every barcode: behind a hit, the barcodes that begin with the rest of the text are one run of the sorted barcodes.
+On one core of an AMD EPYC, 1,073,148 barcodes of coi (653,725 different ones) take 23 s by containment, 55 s with
+overlaps, and 0.2 GB beyond the strings; by any shared stretch 290 s and 0.7 GB.
 
 N is a plain letter here: "ANT" contains "NT" but not "CT". A barcode with N that would match with another letter in its
 place is not recognised; `barcodes.clean` has taken N off the ends.
 
-Legend: N barcodes, T letters of a chunk of texts, positions count letters within a chunk.
+Legend: N barcodes.
 """
 
 from bisect import bisect_left
@@ -24,18 +23,11 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from engine.substrings import ANCHOR, Letters, Patterns, chunks, containments
+
 MIN_OVERLAP = 200  # nucleotides that an end and a beginning must share
-ANCHOR = 32  # nucleotides, 2 bits each: one 64-bit word
-_CHUNK = 1 << 22  # letters of text handled at a time: about 300 MB
 _PASS = 1 << 25  # windows sorted at a time: about 800 MB
-_BATCH = 1 << 22  # stretches hashed at a time
-_BASE = 0x9E3779B97F4A7C15 | 1  # of the rolling hash; odd, so that it has an inverse modulo 2**64
-_MIX = np.uint64(0xD6E8FEB86659FD93)
-_BITS = np.zeros(256, dtype=np.uint8)
-_BITS[np.frombuffer(b"ACGT", dtype=np.uint8)] = np.arange(4)
-_VALUES = np.random.Generator(np.random.PCG64(0)).integers(1 << 63, size=256, dtype=np.uint64) * np.uint64(
-    2
-) + np.uint64(1)
+_SPREAD = np.uint64(0xD6E8FEB86659FD93)  # spreads hashes over their high bits
 
 
 def novel_mask(queries: Sequence[str], references: Sequence[str]) -> np.ndarray:
@@ -47,11 +39,43 @@ def novel_mask(queries: Sequence[str], references: Sequence[str]) -> np.ndarray:
     unique, place = _unique(queries)
     known, _ = _unique(references)
     novel = np.ones(len(unique), dtype=bool)
-    for _, inside in _containments(known, unique):
+    for _, inside in containments(known, unique):
         novel[inside] = False
-    for around, _ in _containments(unique, known):
+    for around, _ in containments(unique, known):
         novel[around] = False
     return np.append(novel, False)[place]
+
+
+RELATIONS = ("none", "overlap", "contained", "identical")
+
+
+def relations(
+    queries: Sequence[str], references: Sequence[str], min_overlap: int = MIN_OVERLAP
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the closest direct relation of every query to a reference, a position in RELATIONS (int64 [N]), and one
+    reference it holds to (int64 [N], a position; -1 = none). "" is related to nothing."""
+    unique, place = _unique(queries)
+    known, known_place = _unique(references)
+    kind, partner = np.zeros(len(unique) + 1, dtype=np.int64), np.full(len(unique) + 1, -1)
+    ends, heads = _Ranked(known), _Ranked(unique)
+    for query, low, _ in ends.beginning_as_ends_of(unique, min_overlap):
+        kind[query], partner[query] = 1, ends.order[low]
+    for reference, low, high in heads.beginning_as_ends_of(known, min_overlap):
+        for number, first, last in zip(reference.tolist(), low.tolist(), high.tolist(), strict=True):
+            inside = heads.order[first:last]
+            kind[inside], partner[inside] = 1, number
+    for around, inside in containments(known, unique):
+        kind[inside], partner[inside] = 2, around
+    for around, inside in containments(unique, known):
+        kind[around], partner[around] = 2, inside
+    places = {sequence: number for number, sequence in enumerate(known)}
+    for number, sequence in enumerate(unique):
+        if sequence in places:
+            kind[number], partner[number] = 3, places[sequence]
+    first_row = np.full(len(known) + 1, -1)
+    rows = np.flatnonzero(known_place >= 0)[::-1]
+    first_row[known_place[rows]] = rows
+    return kind[place], first_row[partner][place]
 
 
 def barcode_groups(barcodes: Sequence[str], min_overlap: int = MIN_OVERLAP) -> np.ndarray:
@@ -69,7 +93,7 @@ def containment_groups(barcodes: Sequence[str]) -> np.ndarray:
     """Return int64 [N]: groups as `barcode_groups`, by containment and equality alone."""
     unique, place = _unique(barcodes)
     roots = np.arange(len(unique))
-    for around, inside in _containments(unique, unique):
+    for around, inside in containments(unique, unique):
         roots = join(roots, around, inside)
     return _numbered(roots, place)
 
@@ -94,18 +118,18 @@ def shared_stretch_groups(barcodes: Sequence[str], width: int = MIN_OVERLAP) -> 
     """
     unique, place = _unique(barcodes)
     roots = np.arange(len(unique))
-    for around, inside in _containments(unique, unique):
+    for around, inside in containments(unique, unique):
         roots = join(roots, around, inside)
     windows = sum(max(0, len(sequence) - width + 1) for sequence in unique)
     passes = 1 << max(0, (windows // _PASS).bit_length())
     for number in range(passes if windows else 0):
         keys, owners = [], []
-        for first, chunk in _chunks(unique):
-            letters = _Letters(chunk)
+        for first, chunk in chunks(unique):
+            letters = Letters(chunk)
             counts = np.maximum(letters.lengths - width + 1, 0)
             owner = np.repeat(np.arange(len(chunk)), counts)
             start = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts) + letters.starts[owner]
-            key = letters.hashes(start, np.full(len(start), width)) * _MIX
+            key = letters.hashes(start, np.full(len(start), width)) * _SPREAD
             mine = key >> np.uint64(65 - passes.bit_length()) == number if passes > 1 else np.ones(len(key), dtype=bool)
             keys.append(key[mine])
             owners.append((owner[mine] + first).astype(np.int32))
@@ -134,30 +158,41 @@ def _in_order(groups: np.ndarray) -> np.ndarray:
 def _overlaps(sequences: list[str], width: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield pairs (int64, int64) whose unions join all sequences of which one's end is the other's beginning over at
     least `width` letters. Not every such pair comes, but those that come connect them all."""
-    order = np.array(sorted(range(len(sequences)), key=sequences.__getitem__), dtype=np.int64)
-    ranked = [sequences[i] for i in order.tolist()]
-    starts = list(dict.fromkeys(sequence[:width] for sequence in ranked if len(sequence) >= width))
-    if not starts:
-        return
-    index = _Patterns(starts, min(width, ANCHOR))
-    for first, chunk in _chunks(sequences):
-        for text, _, start in index.find(chunk, proper=False):
-            inner = start > 0  # at 0, what begins with all of the text contains it
-            left, lows, highs = [], [], []
-            for number, at in zip((text[inner] + first).tolist(), start[inner].tolist(), strict=True):
-                rest = sequences[number][at:]
-                low = bisect_left(ranked, rest)
-                if low < len(ranked) and ranked[low].startswith(rest):
-                    left.append(number)
-                    lows.append(low)
-                    highs.append(bisect_left(ranked, rest + "~", low))
-            low_array, high_array = np.array(lows, dtype=np.int64), np.array(highs, dtype=np.int64)
-            yield np.array(left, dtype=np.int64), order[low_array]
-            run = np.zeros(len(ranked) + 1, dtype=np.int64)  # + 1 where a run of joined neighbours begins
-            np.add.at(run, low_array, 1)
-            np.add.at(run, np.maximum(high_array - 1, 0), -1)
-            joined = np.flatnonzero(np.cumsum(run)[:-1] > 0)
-            yield order[joined], order[joined + 1]
+    ranked = _Ranked(sequences)
+    for text, low, high in ranked.beginning_as_ends_of(sequences, width):
+        yield text, ranked.order[low]
+        run = np.zeros(len(sequences) + 1, dtype=np.int64)  # +1 where a run of joined neighbours begins, -1 at its last
+        np.add.at(run, low, 1)
+        np.add.at(run, high - 1, -1)
+        joined = np.flatnonzero(np.cumsum(run)[:-1] > 0)
+        yield ranked.order[joined], ranked.order[joined + 1]
+
+
+class _Ranked:
+    """Sequences in alphabetic order, where those with one beginning are a run."""
+
+    def __init__(self, sequences: list[str]) -> None:
+        self.order = np.array(sorted(range(len(sequences)), key=sequences.__getitem__), dtype=np.int64)
+        self.sequences = [sequences[i] for i in self.order.tolist()]
+
+    def beginning_as_ends_of(self, texts: list[str], width: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Yield (text, low, high), int64 each: the end of the text, `width` letters or more but not all of it, is how
+        the sequences low .. high - 1 of this order begin."""
+        heads = list(dict.fromkeys(sequence[:width] for sequence in self.sequences if len(sequence) >= width))
+        if not heads:
+            return
+        index = Patterns(heads, min(width, ANCHOR))
+        for first, chunk in chunks(texts):
+            for text, _, start in index.find(chunk, proper=False):
+                inner = start > 0  # at 0, what begins with all of the text contains it
+                found = []
+                for number, at in zip((text[inner] + first).tolist(), start[inner].tolist(), strict=True):
+                    rest = texts[number][at:]
+                    low = bisect_left(self.sequences, rest)
+                    if low < len(self.sequences) and self.sequences[low].startswith(rest):
+                        found.append((number, low, bisect_left(self.sequences, rest + "~", low)))
+                columns = np.array(found, dtype=np.int64).reshape(-1, 3)
+                yield columns[:, 0], columns[:, 1], columns[:, 2]
 
 
 def _unique(sequences: Sequence[str]) -> tuple[list[str], np.ndarray]:
@@ -180,129 +215,3 @@ def join(roots: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndarray:
         np.minimum.at(roots, np.maximum(one, other), np.minimum(one, other))
         while not np.array_equal(parents := roots[roots], roots):
             roots = parents
-
-
-def _containments(texts: list[str], patterns: list[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield all (text, pattern) with the pattern inside the text or equal to it, as two int64 arrays, piece by piece.
-
-    When both lists are the same object, pairs of a sequence with itself are left out. A pair may come more than once.
-    """
-    lengths = np.array([len(pattern) for pattern in patterns], dtype=np.int64)
-    for width in np.unique(np.minimum(lengths, ANCHOR)).tolist():  # shorter patterns: one round per length
-        members = np.flatnonzero(lengths == width if width < ANCHOR else lengths >= ANCHOR)
-        index = _Patterns([patterns[member] for member in members], width)
-        for first, chunk in _chunks(texts):
-            for text, pattern, start in index.find(chunk, proper=texts is patterns):
-                pairs = zip((text + first).tolist(), members[pattern].tolist(), start.tolist(), strict=True)
-                good = [texts[i].startswith(patterns[j], at) for i, j, at in pairs]
-                yield text[good] + first, members[pattern[good]]
-
-
-def _chunks(texts: list[str]) -> Iterator[tuple[int, list[str]]]:
-    """(number of the first, texts) of about _CHUNK letters at a time."""
-    first, letters = 0, 0
-    for last, text in enumerate(texts):
-        letters += len(text)
-        if letters >= _CHUNK:
-            yield first, texts[first : last + 1]
-            first, letters = last + 1, 0
-    if first < len(texts):
-        yield first, texts[first:]
-
-
-class _Letters:
-    """Several sequences in one array: windows as codes, stretches as hashes."""
-
-    def __init__(self, sequences: list[str]) -> None:
-        self.lengths = np.array([len(sequence) for sequence in sequences], dtype=np.int64)
-        self.ends = np.cumsum(self.lengths)
-        self.starts = self.ends - self.lengths
-        self.letters = np.frombuffer("".join(sequences).encode("ascii"), dtype=np.uint8)
-        powers = np.full(len(self.letters) + 1, _BASE, dtype=np.uint64)
-        inverses = np.full(len(self.letters) + 1, pow(_BASE, -1, 2**64), dtype=np.uint64)
-        powers[0] = inverses[0] = 1
-        self._inverses = np.multiply.accumulate(inverses)
-        self._sums = np.zeros(len(self.letters) + 1, dtype=np.uint64)
-        np.cumsum(_VALUES[self.letters] * np.multiply.accumulate(powers)[:-1], out=self._sums[1:])
-
-    def windows(self, width: int) -> np.ndarray:
-        """Codes of all windows of `width` <= 32 letters: uint64 [T - width + 1], those across sequences included."""
-        count = max(0, len(self.letters) - width + 1)
-        result = np.zeros(count, dtype=np.uint64)
-        power, span, done = _BITS[self.letters].astype(np.uint64), 1, 0  # power: windows of span = 1, 2, 4 .. letters
-        while count and done < width:
-            if width & span:
-                result = result << np.uint64(2 * span) | power[done : done + count]
-                done += span
-            power = power[:-span] << np.uint64(2 * span) | power[span:]
-            span *= 2
-        return result
-
-    def hashes(self, start: np.ndarray, length: np.ndarray) -> np.ndarray:
-        """Hash of each stretch, the same wherever it stands: uint64, modulo 2**64."""
-        return (self._sums[start + length] - self._sums[start]) * self._inverses[start]
-
-
-class _Lookup:
-    """Places of 64-bit keys in a sorted array; a bitmap answers most keys that are not there without a search."""
-
-    def __init__(self, keys: np.ndarray) -> None:
-        self.keys = keys
-        self._shift = np.uint64(64 - min(27, max(12, len(keys).bit_length() + 5)))
-        self._seen = np.zeros(1 << (64 - int(self._shift)), dtype=bool)
-        self._seen[self._slots(keys)] = True
-
-    def _slots(self, keys: np.ndarray) -> np.ndarray:
-        return (keys * _MIX >> self._shift).astype(np.int64)
-
-    def __call__(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(which of `keys` are known, their places): two int64 arrays of the same length."""
-        which = np.flatnonzero(self._seen[self._slots(keys)])
-        place = np.minimum(np.searchsorted(self.keys, keys[which]), len(self.keys) - 1)
-        found = self.keys[place] == keys[which]
-        return which[found], place[found]
-
-
-class _Patterns:
-    """Patterns of at least `width` letters, found by their first `width` letters."""
-
-    def __init__(self, patterns: list[str], width: int) -> None:
-        self.width = width
-        hashes, codes, lengths = [], [], []
-        for _, chunk in _chunks(patterns):
-            letters = _Letters(chunk)
-            hashes.append(letters.hashes(letters.starts, letters.lengths))
-            codes.append(letters.windows(width)[letters.starts])
-            lengths.append(letters.lengths)
-        whole = np.concatenate(hashes)
-        self.order = np.argsort(whole)
-        self.hashes = _Lookup(whole[self.order])
-        assert (np.diff(self.hashes.keys) > 0).all(), "two patterns with one 64-bit hash"
-        anchors, anchor = np.unique(np.concatenate(codes), return_inverse=True)
-        self.anchors = _Lookup(anchors)
-        length = np.concatenate(lengths)
-        self.scale = int(length.max()) + 1
-        self.choices = np.unique(anchor * self.scale + length)  # the lengths of each anchor's patterns, ascending
-        self.first = np.searchsorted(self.choices, np.arange(len(anchors)) * self.scale)
-
-    def find(self, texts: list[str], *, proper: bool) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """Yield (text, pattern, start in the text) where the hashes agree; `proper`: the pattern is shorter."""
-        letters = _Letters(texts)
-        position, anchor = self.anchors(letters.windows(self.width))
-        text = np.searchsorted(letters.ends, position, side="right")
-        room = letters.ends[text] - position
-        room = np.minimum(room - (proper & (position == letters.starts[text])), self.scale - 1)
-        begin = self.first[anchor]
-        count = np.searchsorted(self.choices, anchor * self.scale + room, side="right") - begin
-        limits = np.searchsorted(np.cumsum(count), np.arange(_BATCH, count.sum() + _BATCH, _BATCH), side="right")
-        done = 0
-        for limit in np.unique(np.append(limits, len(count))).tolist():
-            hit = np.repeat(np.arange(done, limit), count[done:limit])
-            within = np.arange(len(hit)) - np.repeat(
-                np.cumsum(count[done:limit]) - count[done:limit], count[done:limit]
-            )
-            length = self.choices[begin[hit] + within] - anchor[hit] * self.scale
-            which, place = self.hashes(letters.hashes(position[hit], length))
-            found = hit[which]
-            yield text[found], self.order[place], position[found] - letters.starts[text[found]]
-            done = limit

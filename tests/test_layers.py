@@ -15,7 +15,7 @@ MAY_IMPORT = {
 }
 ORDER = {
     "engine": "commandline html taxonomy names schema config images barcodes degrade captions sampling storage tars shards "
-    "containment splits datasets collate prepare stream pipeline "
+    "substrings containment splits datasets collate prepare stream pipeline "
     "ingest_report ingest_plan ingest_shard ingest description curation check main",
     "train": "config recipes models dist loss_masks loss_hierarchy losses metrics optim checkpoint tracking "
     "progress reference evaluation gradient_cache loop trainer export main evaluate",

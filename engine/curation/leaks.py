@@ -1,39 +1,26 @@
 """The same evidence on both sides: barcodes (identical, contained, overlapping) between splits and between sets.
 
-Legend: S sets, U different barcodes of all of them.
+Legend: asked rows are looked for among known rows.
 """
 
 from collections import Counter
-from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
 
-from engine.containment import MIN_OVERLAP, containment_groups, join_overlaps
+from engine.containment import MIN_OVERLAP, RELATIONS, barcode_groups, relations
 from engine.curation import Finding, SpecimenSet
 
 QUERIES = ("val", "test", "val_unseen", "test_unseen")
 """Splits that are asked about; what they share with any other split, or with another set, is a leak."""
-_LISTED = 200_000  # rows of a table
 
-Barcodes = tuple[list[str], list[np.ndarray], np.ndarray, np.ndarray]
-
-
-def group_barcodes(sets: Sequence[SpecimenSet]) -> Barcodes:
-    """The different barcodes of all sets; each set's specimens' places among them [N] (-1 = none); their groups [U] by
-    containment, and by containment and overlap."""
-    places: dict[str, int] = {}
-    where = []
-    for specimens in sets:
-        own = np.array([places.setdefault(one, len(places)) for one in specimens.unique] + [-1], dtype=np.int64)
-        where.append(own[specimens.place])
-    unique = list(places)
-    contained = containment_groups(unique)
-    return unique, where, contained, join_overlaps(unique, contained, MIN_OVERLAP)
+HOW = (*RELATIONS, "chain")
+_CHAIN = HOW.index("chain")
 
 
-def check_split_leaks(specimens: SpecimenSet, place: np.ndarray, contained: np.ndarray, related: np.ndarray) -> Finding:
+def check_split_leaks(specimens: SpecimenSet) -> Finding:
     """Specimens of query splits whose barcode another split of the same set has, in whole or in part."""
+    place, groups = specimens.place, barcode_groups(specimens.unique)
     split, names = specimens.codes("split")
     is_query = np.isin(split, [code for code, name in enumerate(names) if name in QUERIES])
     rows, kinds, partners = [], [], []
@@ -42,8 +29,9 @@ def check_split_leaks(specimens: SpecimenSet, place: np.ndarray, contained: np.n
             continue
         asked = np.flatnonzero((place >= 0) & (split == code))
         known = np.flatnonzero((place >= 0) & (split != code) & (~is_query | (split < code)))  # a pair of queries once
-        kind, partner = _matches(place, asked, known, contained, related)
-        found = kind >= 0
+        kind, partner = _relate(specimens, asked, specimens, known)
+        _add_chains(kind, partner, groups[place[asked]], groups[place[known]], known)
+        found = kind > 0
         rows.append(asked[found])
         kinds.append(kind[found])
         partners.append(partner[found])
@@ -55,55 +43,47 @@ def check_split_leaks(specimens: SpecimenSet, place: np.ndarray, contained: np.n
     facts = {f"{asked} in {other}, {how}": count for (asked, other, how), count in sorted(by_pair.items())}
     told = (
         "Their barcode stands in another split too: letter for letter (identical), one inside the other (contained), "
-        f"or as chained or overlapping reads of {MIN_OVERLAP} nucleotides and more (overlap). Scores of these "
-        "specimens measure memory."
+        f"or the end of one is the beginning of the other over {MIN_OVERLAP} nucleotides or more (overlap): scores of "
+        "these specimens measure memory. Not counted: chain, related only through barcodes between them."
     )
     title = "Barcodes that cross splits"
-    return Finding("split_leaks", title, len(row), "specimens", told, table, facts)
+    return Finding("split_leaks", title, int((kind != _CHAIN).sum()), "specimens", told, table, facts)
 
 
-def check_set_leaks(
-    one: SpecimenSet,
-    other: SpecimenSet,
-    places: tuple[np.ndarray, np.ndarray],
-    contained: np.ndarray,
-    related: np.ndarray,
-) -> Finding:
+def check_set_leaks(one: SpecimenSet, other: SpecimenSet) -> Finding:
     """Specimens of one set whose barcode another set has. Which split each is in decides whether it matters."""
-    place = np.concatenate(places)
-    count = len(places[0])
-    asked, known = np.flatnonzero(place[:count] >= 0), count + np.flatnonzero(places[1] >= 0)
-    kind, partner = _matches(place, asked, known, contained, related)
-    found = kind >= 0
-    table = _table(one, asked[found], other, partner[found] - count, kind[found])
+    asked, known = np.flatnonzero(one.place >= 0), np.flatnonzero(other.place >= 0)
+    kind, partner = _relate(one, asked, other, known)
+    found = kind > 0
+    table = _table(one, asked[found], other, partner[found], kind[found])
     by_pair = Counter(zip(table["split"].to_pylist(), table["other_split"].to_pylist(), strict=True))
     facts: dict[str, object] = {"specimens with a barcode": len(asked), "how": dict(Counter(table["how"].to_pylist()))}
     facts |= {f"{asked_split} in {other_split}": n for (asked_split, other_split), n in sorted(by_pair.items())}
     told = (
-        f"Specimens of {one.name} whose barcode {other.name} has too. Train on one and test on the other without them."
+        f"Specimens of {one.name} whose barcode {other.name} has too: train on one and test on the other without them."
     )
     title = f"Barcodes of {one.name} in {other.name}"
     return Finding("set_leaks", title, int(found.sum()), "specimens", told, table, facts, of_set=one.name)
 
 
-HOW = ("identical", "contained", "overlap")
-
-
-def _matches(
-    place: np.ndarray, asked: np.ndarray, known: np.ndarray, contained: np.ndarray, related: np.ndarray
+def _relate(
+    one: SpecimenSet, asked: np.ndarray, other: SpecimenSet, known: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """For each asked row: the strictest way (0.. of HOW, -1 = none) in which a known row shares its barcode, and the
-    first such row."""
-    kind = np.full(len(asked), -1)
-    partner = np.full(len(asked), -1)
-    for number, groups in reversed(list(enumerate((np.arange(len(contained)), contained, related)))):
-        held, first = np.unique(groups[place[known]], return_index=True)
-        own = groups[place[asked]]
-        at = np.minimum(np.searchsorted(held, own), max(len(held) - 1, 0))
-        if len(held):
-            hit = held[at] == own
-            kind[hit], partner[hit] = number, known[first[at[hit]]]
-    return kind, partner
+    """Per asked row the closest relation to a known row (a position in HOW), and that row (-1 = none)."""
+    numbers, inverse = np.unique(one.place[asked], return_inverse=True)
+    held, first = np.unique(other.place[known], return_index=True)
+    kind, partner = relations([one.unique[i] for i in numbers.tolist()], [other.unique[i] for i in held.tolist()])
+    rows = np.append(known[first], -1)[partner]
+    return kind[inverse], rows[inverse]
+
+
+def _add_chains(kind: np.ndarray, partner: np.ndarray, own: np.ndarray, groups: np.ndarray, known: np.ndarray) -> None:
+    """Mark, in place, rows without a direct relation whose group [asked] is among those of the known rows."""
+    held, first = np.unique(groups, return_index=True)
+    if len(held):
+        at = np.minimum(np.searchsorted(held, own), len(held) - 1)
+        chained = (kind == 0) & (held[at] == own)
+        kind[chained], partner[chained] = _CHAIN, known[first[at[chained]]]
 
 
 def _table(one: SpecimenSet, rows: np.ndarray, other: SpecimenSet, partners: np.ndarray, kind: np.ndarray) -> pa.Table:

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine import containment
-from engine.containment import barcode_groups, containment_groups, novel_mask, shared_stretch_groups
+from engine import containment, substrings
+from engine.containment import barcode_groups, containment_groups, novel_mask, relations, shared_stretch_groups
 
 
 def groups_by_hand(barcodes: list[str], related: Callable[[str, str], bool]) -> list[int]:
@@ -66,8 +66,8 @@ def related_barcodes(draw: st.DrawFn) -> list[str]:
 @given(related_barcodes(), st.integers(20, 3000), st.integers(1, 500))
 def test_equal_to_all_pairs_at_any_chunk_size(barcodes: list[str], chunk: int, batch: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(containment, "_CHUNK", chunk)
-        patch.setattr(containment, "_BATCH", batch)
+        patch.setattr(substrings, "_CHUNK", chunk)
+        patch.setattr(substrings, "_BATCH", batch)
         assert containment_groups(barcodes).tolist() == groups_by_hand(barcodes, contains)
         half = len(barcodes) // 2
         queries, references = barcodes[:half], barcodes[half:]
@@ -78,12 +78,35 @@ def test_equal_to_all_pairs_at_any_chunk_size(barcodes: list[str], chunk: int, b
 @given(related_barcodes(), st.integers(1, 60), st.integers(20, 3000), st.integers(1, 2000))
 def test_overlaps_and_stretches_equal_all_pairs(barcodes: list[str], width: int, chunk: int, windows: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(containment, "_CHUNK", chunk)
+        patch.setattr(substrings, "_CHUNK", chunk)
         patch.setattr(containment, "_PASS", windows)
         overlapping = partial(overlaps, width=width)
         assert barcode_groups(barcodes, width).tolist() == groups_by_hand(barcodes, overlapping)
         sharing = partial(share, width=width)
         assert shared_stretch_groups(barcodes, width).tolist() == groups_by_hand(barcodes, sharing)
+
+
+@settings(deadline=None, max_examples=40)
+@given(related_barcodes(), st.integers(1, 60))
+def test_relations_are_the_closest_of_all_pairs(barcodes: list[str], width: int) -> None:
+    half = len(barcodes) // 2
+    queries, references = barcodes[:half], barcodes[half:]
+    kinds, partners = relations(queries, references, width)
+    for query, kind, partner in zip(queries, kinds.tolist(), partners.tolist(), strict=True):
+        pairs = [relation(query, reference, width) for reference in references]
+        assert kind == max(pairs, default=0)
+        assert (partner == -1) if kind == 0 else pairs[partner] == kind
+
+
+def relation(query: str, reference: str, width: int) -> int:
+    """Position in RELATIONS."""
+    if not query or not reference:
+        return 0
+    if query == reference:
+        return 3
+    if query in reference or reference in query:
+        return 2
+    return int(overlaps(query, reference, width) or overlaps(reference, query, width))
 
 
 def test_overlap_needs_200_nucleotides_and_both_ends() -> None:
