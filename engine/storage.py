@@ -151,7 +151,7 @@ class Location:
         """
         if self.is_local:
             hidden = os.path.join(os.path.dirname(self.base), f".{self.name}.{os.getpid()}.part")
-            with _told(self):
+            with _told(self, hidden):
                 try:
                     with open(hidden, "wb", buffering=1 << 20) as file:
                         yield file
@@ -207,12 +207,12 @@ class Location:
 
 
 @contextlib.contextmanager
-def _told(place: Location) -> Iterator[None]:
-    """Give an OSError without a file name this one, and the first line of what a library said."""
+def _told(place: Location, hidden: str | None = None) -> Iterator[None]:
+    """Give an OSError without a file name (or with the hidden one) this place's, and one line of what was said."""
     try:
         yield
     except OSError as error:
-        if error.filename is not None:
+        if error.filename not in (None, hidden):
             raise
         text = error.strerror or (str(error).splitlines() or [type(error).__name__])[0]
         code = error.errno or (errno.ENOENT if isinstance(error, FileNotFoundError) else errno.EIO)
