@@ -303,7 +303,7 @@ def refusals(tmp_path: Path) -> list[tuple[dict[str, object], int, str]]:
         ({"image_text": "hf-hub:nobody/nothing"}, 64, "local-dir:"),
         ({"image_text": "hf-hub:not a name"}, 64, "local-dir:"),
         ({"image_text": f"local-dir:{tmp_path / 'nowhere'}"}, 32, "no such folder"),
-        ({"image_text": f"local-dir:{pickled}"}, 32, "open_clip_model.safetensors"),
+        ({"image_text": f"local-dir:{pickled}"}, 32, "open_clip_pytorch_model.bin do not fit"),  # no pickle at all
         ({"image_text": f"local-dir:{tmp_path / 'other'}"}, 32, "do not fit"),
         ({"image_text": f"local-dir:{tmp_path / 'broken'}"}, 32, "not an open_clip configuration"),
         ({"image_text": f"local-dir:{tmp_path / 'remote'}"}, 32, "trust_remote_code"),

@@ -2,8 +2,9 @@
 
 A name is one of ours (`taxafuse-tiny`), an architecture open_clip knows (`ViT-B-16`), `local-dir:PATH` or
 `hf-hub:OWNER/NAME`. All four become a `Source`: the model's JSON configuration and, perhaps, a file of weights.
-Weights from a folder or the hub are safetensors only; a hub name is looked up in the local Hugging Face cache and
-nothing is downloaded for it.
+A folder or a hub repository (BioCLIP, BioCLIP 2, ...) holds `open_clip_config.json` and one of `WEIGHTS_FILES`;
+pickled weights are read with `weights_only=True`. A hub name is looked up in the local Hugging Face cache and nothing
+is downloaded for it.
 """
 
 import json
@@ -24,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 OWN_CONFIGS = Path(__file__).parent
 CONFIG_FILE = "open_clip_config.json"
-WEIGHTS_FILE = "open_clip_model.safetensors"
+WEIGHTS_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")  # the first that is there is taken
 TRUNK = convnet.taxafuse_convnet.__name__
 
 
@@ -98,7 +99,7 @@ def _with_pretrained(name: str, model_cfg: dict[str, Any], pretrained: str) -> S
             reason = str(error).strip().splitlines()[0]
             raise ValueError(
                 f"model.pretrained: weights {pretrained!r} of {name} could not be downloaded ({reason}); "
-                f"without a network put {CONFIG_FILE} and {WEIGHTS_FILE} in a folder and use local-dir:PATH"
+                f"without a network put {CONFIG_FILE} and {WEIGHTS_FILES[0]} in a folder and use local-dir:PATH"
             ) from None
         # the activation belongs to the weights: open_clip itself only warns when the two differ
         model_cfg = model_cfg | {"quick_gelu": tag.get("quick_gelu", False)}
@@ -119,23 +120,28 @@ def _cached_snapshot(repository: str) -> Path:
     from huggingface_hub import constants, hf_hub_download
 
     try:
-        config = hf_hub_download(repository, CONFIG_FILE, local_files_only=True)
-        hf_hub_download(repository, WEIGHTS_FILE, local_files_only=True)
+        folder = Path(hf_hub_download(repository, CONFIG_FILE, local_files_only=True)).parent
     except Exception:  # not cached, or not a valid OWNER/NAME
+        folder = None
+    if folder is None or not _weights_in(folder):
         raise ValueError(
-            f"model.image_text: 'hf-hub:{repository}' needs {CONFIG_FILE} and {WEIGHTS_FILE} in the Hugging Face cache "
-            f"{constants.HF_HUB_CACHE}, nothing is downloaded; allowed instead: local-dir:PATH with these two files"
-        ) from None
-    return Path(config).parent
+            f"model.image_text: 'hf-hub:{repository}' needs {CONFIG_FILE} and {' or '.join(WEIGHTS_FILES)} in the "
+            f"Hugging Face cache {constants.HF_HUB_CACHE}, nothing is downloaded; allowed instead: local-dir:PATH with "
+            f"these two files"
+        )
+    return folder
+
+
+def _weights_in(folder: Path) -> Path | None:
+    return next((folder / name for name in WEIGHTS_FILES if (folder / name).is_file()), None)
 
 
 def _read_folder(name: str, folder: Path) -> Source:
-    for file in (CONFIG_FILE, WEIGHTS_FILE):
-        if not (folder / file).is_file():
-            present = (
-                ", ".join(sorted(path.name for path in folder.iterdir())[:8]) if folder.is_dir() else "no such folder"
-            )
-            raise ValueError(f"model.image_text: {name} has no {file}, got: {present or 'an empty folder'}")
+    weights = _weights_in(folder)
+    if weights is None or not (folder / CONFIG_FILE).is_file():
+        lacking = " or ".join(WEIGHTS_FILES) if weights is None else CONFIG_FILE
+        present = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) if folder.is_dir() else "no such folder"
+        raise ValueError(f"model.image_text: {name} has no {lacking}, got: {present or 'an empty folder'}")
     try:
         tree = json.loads((folder / CONFIG_FILE).read_text())
         model_cfg, preprocess = tree["model_cfg"], tree.get("preprocess_cfg", {})
@@ -151,7 +157,7 @@ def _read_folder(name: str, folder: Path) -> Source:
         model_cfg=model_cfg,
         mean=tuple(preprocess.get("mean") or open_clip.OPENAI_DATASET_MEAN),
         std=tuple(preprocess.get("std") or open_clip.OPENAI_DATASET_STD),
-        weights=str(folder / WEIGHTS_FILE),
+        weights=str(weights),
         folder=str(folder),
     )
 
