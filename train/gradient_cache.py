@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 
 from engine.collate import Batch
 from train.models.trimodal import Features
 
+Forward = Callable[[Batch], Features]
 ROWS = ("image", "image_view2", "dna", "text", "fused")
 
 
@@ -39,7 +39,7 @@ def _part(batch: Batch, rows: slice) -> Batch:
     return part  # type: ignore[return-value]
 
 
-def encode(forward: Any, parts: list[Batch], seed: Callable[[int], None]) -> Features:
+def encode(forward: Forward, parts: list[Batch], seed: Callable[[int], None]) -> Features:
     """Features of the whole batch [B, D] without a graph behind them; they collect gradient."""
     found = []
     with torch.no_grad():
@@ -58,13 +58,16 @@ def _whole(parts: list[Any]) -> Any:
     return None if parts[0] is None else torch.cat(parts).requires_grad_()
 
 
-def replay(forward: Any, parts: list[Batch], leaves: Features, seed: Callable[[int], None]) -> None:
-    """Backward through every part, from the gradients that the loss left in `leaves`."""
+def replay(forward: Forward, parts: list[Batch], leaves: Features, seed: Callable[[int], None],
+           quiet: Callable[[], contextlib.AbstractContextManager[None]]) -> None:  # fmt: skip
+    """Backward through every part, from the gradients that the loss left in `leaves`.
+
+    quiet: a context in which replicas are not averaged (DDP's no_sync); all parts but the last run in it.
+    """
     start = 0
     for number, part in enumerate(parts):
         last = number == len(parts) - 1
-        quiet = isinstance(forward, DistributedDataParallel) and not last
-        with forward.no_sync() if quiet else contextlib.nullcontext():
+        with contextlib.nullcontext() if last else quiet():
             seed(number)
             features = forward(part)
             rows = slice(start, start + len(part["valid"]))

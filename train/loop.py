@@ -7,6 +7,7 @@ Train, and by a sweep's trial. The state of a run is one number, the global step
 pure function of it and dropout is seeded by it.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import logging
@@ -31,7 +32,7 @@ from train import dist, gradient_cache
 from train.checkpoint import build
 from train.config import Config, LossConfig
 from train.losses import Targets, total_loss
-from train.models.trimodal import caption_tokenizer
+from train.models.trimodal import Features, caption_tokenizer
 from train.optim import build_optimizer
 
 log = logging.getLogger(__name__)
@@ -117,6 +118,9 @@ class Session:
         self.phases = phases(config, self.plan.steps_per_epoch)
         torch.manual_seed(config.run.seed)
         self.model = build(config, taxonomy).to(device)
+        if config.run.compile:
+            for tower in (self.model.image_encoder, self.model.text_encoder, self.model.dna_encoder):
+                tower.compile(dynamic=True)  # in place: names of parameters stay; rows of a batch vary
         self.tokenizer = caption_tokenizer(self.model)
         self.captions = CaptionTable(self.tokenizer, taxonomy)
         self._trainable = {name for name, p in self.model.named_parameters() if p.requires_grad}
@@ -180,6 +184,11 @@ class Session:
         """Dropout of this step on this worker; of a part of its rows with gradient caching."""
         torch.manual_seed(_step_seed(self.config.run.seed, self.step, dist.rank(), part))
 
+    def _features(self, batch: Batch) -> Features:
+        """Forward in the run's precision; weights, losses and optimizer stay float32."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.run.precision == "bf16"):
+            return self.forward(batch)
+
     def train_step(self, batch: Batch) -> dict[str, Tensor]:
         """One optimizer step on this worker's share of the global batch; returns the named loss terms.
 
@@ -196,7 +205,7 @@ class Session:
         rows = self.config.run.micro_batch_size
         parts = gradient_cache.split(batch, rows) if 0 < rows < len(batch["valid"]) else []
         self._seed(0)
-        features = gradient_cache.encode(self.forward, parts, self._seed) if parts else self.forward(batch)
+        features = gradient_cache.encode(self._features, parts, self._seed) if parts else self._features(batch)
         terms = total_loss(features, Targets.from_batch(batch), self.phase.loss)
         if not math.isfinite(dist.all_reduce_sum(terms["loss/total"]).item()):  # on any rank: all of them stop
             raise FloatingPointError(
@@ -206,7 +215,8 @@ class Session:
         self.optimizer.zero_grad(set_to_none=True)
         terms["loss/total"].backward()
         if parts:
-            gradient_cache.replay(self.forward, parts, features, self._seed)
+            quiet = getattr(self.forward, "no_sync", contextlib.nullcontext)
+            gradient_cache.replay(self._features, parts, features, self._seed, quiet)
         if self.config.optim.clip_norm:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optim.clip_norm)
         self.optimizer.step()

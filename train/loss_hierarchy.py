@@ -25,9 +25,10 @@ unlabelled ones stay in, as anchors and as candidates, with both views. `hierarc
 specimens are those of one worker; means over anchors, and which ranks occur, stay global.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -46,16 +47,21 @@ if TYPE_CHECKING:
 class _Views:
     """Anchors of this rank against candidates."""
 
-    anchors: Tensor  # [2B, D]
-    candidates: Tensor  # [2G, D]
+    anchors: Tensor  # [2B, D], over the root of the temperature
+    candidates: Tensor  # [2G, D], the same; the same tensor when this worker is alone
     labels: Tensor  # int64 [G, R]
     stays: Tensor  # bool [R, G]: the specimens that take part at each rank
     own_rows: Tensor  # int64 [B]: this rank's rows among the G
-    temperature: float
 
     @property
     def num_ranks(self) -> int:
         return self.labels.shape[1]
+
+    def places(self, anchor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Of anchors [A]: their specimens among the G, their own vectors and their other views among the 2G."""
+        view = anchor // len(self.own_rows)
+        row = self.own_rows[anchor % len(self.own_rows)]
+        return row, row + view * len(self.labels), row + (1 - view) * len(self.labels)
 
     def num_known(self) -> Tensor:
         """[R]: this rank's specimens that take part with a known label."""
@@ -86,13 +92,15 @@ def _views(world: World, config: LossConfig) -> _Views:
     gathered = config.hierarchy_gather
     columns, targets = (world.columns, world.all_targets) if gathered else (world.local, world.targets)
     own_rows = torch.arange(len(world.targets.bin), device=targets.bin.device) + (world.offset if gathered else 0)
+    root = config.hierarchy_temperature**-0.5
+    anchors = torch.cat([world.local["image"], world.local["image_view2"]]) * root
+    alone = columns is world.local
     return _Views(
-        anchors=torch.cat([world.local["image"], world.local["image_view2"]]),
-        candidates=torch.cat([columns["image"], columns["image_view2"]]),
+        anchors=anchors,
+        candidates=anchors if alone else torch.cat([columns["image"], columns["image_view2"]]) * root,
         labels=targets.labels,
         stays=_stays(targets, config),
         own_rows=own_rows,
-        temperature=config.hierarchy_temperature,
     )
 
 
@@ -121,10 +129,9 @@ def _log_sum(logits: Tensor, mask: Tensor) -> Tensor:
 
 def _levels(views: _Views, config: LossConfig, anchor: Tensor) -> list[_Level]:
     """Raw pair losses of some anchors at every rank, coarsest first. `anchor` int64 [A]: rows of `views.anchors`."""
-    num_rows, num_columns = len(views.own_rows), len(views.labels)
-    logits = views.anchors[anchor] @ views.candidates.T / views.temperature
-    row, view, place = views.own_rows[anchor % num_rows], anchor // num_rows, torch.arange(len(anchor))
-    itself, other_view = row + view * num_columns, row + (1 - view) * num_columns
+    logits = views.anchors[anchor] @ views.candidates.T
+    row, itself, other_view = views.places(anchor)
+    place = torch.arange(len(anchor), device=anchor.device)
     levels: list[_Level] = []
     over_all = None  # pair losses that ranks share while nothing is thinned out
     for labels, stays in zip(views.labels.T, views.stays, strict=True):
@@ -180,11 +187,12 @@ def _batch_maximum(views: _Views, config: LossConfig) -> Tensor:
     with torch.no_grad():
         _over_anchors(views, look)
     rows = _levels(views, config, where[:, 0])
-    values = torch.stack([level.pair_loss[rank, where[rank, 1]] for rank, level in enumerate(rows)])
+    again = torch.stack([level.pair_loss[rank, where[rank, 1]] for rank, level in enumerate(rows)])
+    # The value is that of the look, bit for bit, or a pair could fall below itself; the gradient is of the second.
+    values = torch.where(best.isfinite(), best, 0.0) + (again - again.detach())
     if not config.hierarchy_gather or dist.world_size() == 1:
         return values
-    num_rows, num_columns = len(views.own_rows), len(views.labels)
-    order = views.own_rows[where[:, 0] % num_rows] + where[:, 0] // num_rows * num_columns
+    _, order, _ = views.places(where[:, 0])
     all_values = dist.gather(values[None])  # [W, R]
     all_keys, all_places = dist.gather(torch.stack([best.double(), order.double()])[None]).unbind(dim=1)
     first = torch.where(all_keys == all_keys.amax(dim=0), all_places, torch.inf).argmin(dim=0, keepdim=True)
@@ -194,6 +202,36 @@ def _batch_maximum(views: _Views, config: LossConfig) -> Tensor:
 def _direction(count: int, config: LossConfig) -> list[int]:
     """Ranks in the order in which one bounds the next."""
     return list(range(count)) if config.rectify == "coarse_to_fine" else list(reversed(range(count)))
+
+
+class _LogSums(torch.autograd.Function):
+    """log of the sum of exp(a_i . c_j) over j != itself_i, j of each column set: [A], from [A, D] and [2G, D].
+
+    Touches the matrix of pairs as few times as there are: once for each of max, exp, sums, and once in backward.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, anchors: Tensor, candidates: Tensor, sets: Tensor, itself: Tensor) -> Tensor:
+        """sets: 0 or 1 [2G, S], in the features' type; itself: int64 [A]. Returns [A, S]."""
+        powers = anchors @ candidates.T
+        place = torch.arange(len(itself), device=itself.device)
+        powers[place, itself] = -torch.inf
+        largest = powers.amax(dim=1, keepdim=True)
+        powers.sub_(largest).exp_()
+        sums = powers @ sets
+        ctx.save_for_backward(anchors, candidates, sets, powers, sums)
+        ctx.alone = anchors is candidates
+        return largest + sums.log()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """An anchor that no set gives a partner has sums of 0; its gradient must be 0, too."""
+        anchors, candidates, sets, powers, sums = ctx.saved_tensors
+        share = torch.where(sums > 0, grads[0] / sums, 0.0)
+        pairs = powers * (share @ sets.T if sets.shape[1] > 1 else share * sets[:, 0])
+        if ctx.alone:  # one product instead of two
+            return (pairs + pairs.T) @ anchors, None, None, None
+        return pairs @ candidates, pairs.T @ anchors, None, None
 
 
 def _floors(views: _Views, occurs: Tensor, config: LossConfig) -> Tensor:
@@ -222,8 +260,58 @@ def _rectify_means(means: list[Tensor], values: Tensor, occurs: Tensor, config: 
     return _Rectified(rectified, torch.stack(clamped))
 
 
+def _is_summable(config: LossConfig, dtype: torch.dtype) -> bool:
+    """Whether no pair has to be looked at alone, so that sums over classes do.
+
+    Thinned out, the exponentials of all ranks share the anchor's largest logit, 2 / temperature above the smallest.
+    """
+    by_pair = config.rectify != "none" and config.rectify_unit == "pair"
+    fits = 2 / config.hierarchy_temperature < -math.log(torch.finfo(dtype).tiny) - 7
+    return config.denominator == "all" and not by_pair and (config.representatives == "all" or fits)
+
+
+def _positives(views: _Views, rank: int) -> tuple[Tensor, Tensor]:
+    """For every specimen [G]: the sum of both views of all those with its label at `rank` [G, D], and their number.
+
+    No label: its own two views.
+    """
+    labels, stays = views.labels[:, rank], views.stays[rank]
+    both = views.candidates[: len(labels)] + views.candidates[len(labels) :]
+    counted = stays & (labels >= 0)
+    _, code = torch.unique(labels, return_inverse=True)
+    num_codes = len(labels) + 1
+    sums = both.new_zeros(num_codes, both.shape[1]).index_add(0, code[counted], both[counted])
+    counts = torch.bincount(code[counted], minlength=num_codes)
+    return torch.where(counted[:, None], sums[code], both), 2 * torch.where(counted, counts[code], 1)
+
+
+def _sums_by_class(views: _Views, config: LossConfig) -> Tensor:
+    """`_sums` without floors, for `_is_summable` options: the sum over an anchor's positives of its cosines is its
+    cosine with their sum, so a rank costs B x D instead of B x G."""
+    thinned = config.representatives == "one_per_label"
+    sets = (views.stays if thinned else views.stays[:1]).repeat(1, 2).T.to(views.anchors.dtype)
+    positives = [_positives(views, rank) for rank in range(views.num_ranks)]
+
+    def part(anchor: Tensor) -> Tensor:
+        mine = views.anchors if len(anchor) == len(views.anchors) else views.anchors[anchor]
+        row, itself, _ = views.places(anchor)
+        log_sums = _LogSums.apply(mine, views.candidates, sets, itself)
+        columns = []
+        for rank, (sums, counts) in enumerate(positives):
+            stay, others = views.stays[rank][row], counts[row] - 1
+            near = (mine * (sums[row] - views.candidates[itself])).sum(dim=1)
+            loss = log_sums[:, rank if thinned else 0] - near / others
+            raw, num_pairs = torch.where(stay, loss, 0.0).sum(), (others * stay).sum()
+            columns.append(torch.stack([raw, raw, stay.sum(), num_pairs, raw.detach() * 0.0]))
+        return torch.stack(columns, dim=1)
+
+    return _over_anchors(views, part)
+
+
 def _sums(views: _Views, config: LossConfig, floors: Tensor | None) -> Tensor:
     """[5, R] over this rank's anchors: raw sum, sum with pairs clamped to `floors`, anchors, pairs, clamped pairs."""
+    if _is_summable(config, views.anchors.dtype):
+        return _sums_by_class(views, config)
 
     def part(anchor: Tensor) -> Tensor:
         columns = []

@@ -1,6 +1,7 @@
 """One worker's training, without Ray."""
 
 import copy
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,7 @@ def test_every_warm_up_has_a_schedule(warmup: float, steps: int) -> None:
         "loss.rank_heads_weight=1 loss.positives=bin optim.warmup=0.9 optim.clip_norm=0",
         "model.dna=kmer_transformer data.kmer_stride=4 data.random_offset=true data.orient=false",
         "data.kmer=8 data.lanes=1 data.window=8 data.partners=false data.caption_cut=1 optim.warmup=0",
+        "run.precision=bf16 model.dna=kmer_transformer data.kmer_stride=4",
         "data.augment.min_area=0 data.augment.rotate_degrees=90 data.augment.vertical_flip=1 data.rows_per_task=1",
     ],
 )
@@ -122,6 +124,27 @@ def test_every_option_trains_every_parameter(settings: str, simulated_shards: Pa
     session = small_session(small_config(simulated_shards, "run.epochs=1", *settings.split()))
     advance(session, session.total_steps)
     assert not [name for name, p in session.model.named_parameters() if p.requires_grad and p.grad is None]
+
+
+def test_bf16_trains_like_float32(simulated_shards: Path) -> None:
+    """Towers round to 8 bits of mantissa, losses and weights do not: the same loss within a few percent."""
+    curves = [
+        [terms["loss/total"] for terms in advance(small_session(small_config(simulated_shards, setting)), 7)]
+        for setting in ("run.precision=fp32", "run.precision=bf16")
+    ]
+    assert curves[0] != curves[1]
+    assert curves[1] == pytest.approx(curves[0], rel=0.03)
+
+
+def test_compiled_towers_train_alike(simulated_shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Traced like any, but run without the C++ compiler, which takes minutes."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    plain = advance(small_session(small_config(simulated_shards)), 2)
+    compiled = small_session(small_config(simulated_shards, "run.compile=true"))
+    assert [terms["loss/total"] for terms in advance(compiled, 2)] == pytest.approx(
+        [terms["loss/total"] for terms in plain], rel=1e-4
+    )
+    assert set(compiled.model.state_dict()) == set(small_session(compiled.config).model.state_dict())
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_step(simulated_shards: Path) -> None:
