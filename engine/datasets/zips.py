@@ -1,6 +1,6 @@
 """Photos inside zip archives, read in place: millions of members, many workers, nothing unpacked to disk.
 
-The driver reads each archive's directory once, into arrays of 29 bytes per member, and hands out references that say
+The driver reads each archive's directory once, into arrays of 40 bytes per member, and hands out references that say
 where a member lies; a worker needs one read of its bytes. Python's zipfile would hold about a kilobyte per member in
 every worker.
 """
@@ -15,8 +15,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from engine.datasets.lookup import NameIndex
 
 _ENTRY = struct.Struct("<4s6H3I5H2I")  # of the central directory, before name, extra field and comment
@@ -26,6 +24,7 @@ _END64 = struct.Struct("<4sQ2H2I4Q")
 _LOCAL = struct.Struct("<4s5H3I2H")
 _MAX_COMMENT = 1 << 16
 _STORED, _DEFLATED = 0, 8
+_FACTS = "HqqIH"  # archive, offset of the local header, compressed bytes, CRC-32, method
 
 Member = tuple[str, int, int, int, int]
 """name, offset of its local header, compressed bytes, CRC-32, method."""
@@ -41,18 +40,19 @@ class ZipMembers:
 
     def __init__(self, paths: Sequence[Path], name_of: Callable[[str], str | None]) -> None:
         self.paths = [str(path.resolve()) for path in paths]
-        names: list[str] = []
-        members = [array("q") for _ in range(5)]  # archive, offset, size, crc, method
-        for archive, path in enumerate(paths):
-            for member, *facts in _directory(path):
-                name = name_of(member)
-                if name is not None:
-                    names.append(name)
-                    for column, fact in zip(members, (archive, *facts), strict=True):
-                        column.append(fact)
-        self._members = [np.frombuffer(column, dtype=np.int64) for column in members]
-        self._index = NameIndex(names)
-        self.num_members = len(names)
+        self._members = [array(kind) for kind in _FACTS]
+
+        def names() -> Iterator[str]:
+            for archive, path in enumerate(paths):
+                for member, *facts in _directory(path):
+                    name = name_of(member)
+                    if name is not None:
+                        for column, fact in zip(self._members, (archive, *facts), strict=True):
+                            column.append(fact)
+                        yield name
+
+        self._index = NameIndex(names())
+        self.num_members = self._index.size
         self._open_files()
 
     def _open_files(self) -> None:
@@ -72,11 +72,10 @@ class ZipMembers:
 
     def refs(self, names: Sequence[str]) -> list[str | None]:
         """Return a reference for each name, None = no archive has it. Not after pickling."""
-        places = self._index.find(names)
-        facts = np.stack([column[places] for column in self._members], axis=1) if self.num_members else np.empty((0, 5))
+        places = self._index.find(names).tolist()
         return [
-            None if place < 0 else ":".join([*map(str, fact), name])
-            for name, place, fact in zip(names, places.tolist(), facts.tolist() or [()] * len(names), strict=True)
+            None if place < 0 else ":".join([*(str(column[place]) for column in self._members), name])
+            for name, place in zip(names, places, strict=True)
         ]
 
     def load(self, ref: str) -> bytes:
