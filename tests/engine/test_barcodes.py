@@ -20,6 +20,7 @@ from engine.barcodes import (
     clean,
     make_tokenizer,
     orient,
+    orient_batch,
     reverse_complement,
 )
 from engine.config import DataConfig
@@ -120,6 +121,11 @@ def test_orient_equals_its_definition(sequence: str) -> None:
     assert (orient(sequence)[1] == -1) == (best(reverse_complement(sequence)) > best(sequence))
 
 
+@given(st.lists(CLEAN, max_size=8))
+def test_orienting_many_equals_one_by_one(sequences: list[str]) -> None:
+    assert orient_batch(sequences) == [orient(sequence)[0] for sequence in sequences]
+
+
 def test_strands_of_real_barcodes(real_data: Path) -> None:
     table = pq.read_table(real_data / "bold" / "barcodes.parquet", columns=["barcode"])
     barcodes = [clean(raw) for raw in table["barcode"].to_pylist()[::40]]
@@ -209,6 +215,16 @@ def test_bpe_tokens(bpe_file: str) -> None:
     assert not batch[1].any()
     assert np.array_equal(tokenizer(MOTH, 3), tokenizer.encode([MOTH[3:]])[0])
     assert np.array_equal(tokenizer.encode([MOTH, MOTH], [0, 3]), np.stack([tokenizer(MOTH), tokenizer(MOTH, 3)]))
+
+
+@given(st.lists(CLEAN, max_size=6), st.lists(st.integers(0, 9), min_size=6))
+def test_bpe_in_a_batch_equals_one_by_one(bpe_file: str, barcodes: list[str], offsets: list[int]) -> None:
+    tokenizer = BpeTokenizer(bpe_file, 60)
+    batch = tokenizer.encode(barcodes, offsets[: len(barcodes)])
+    assert batch.shape == (len(barcodes), tokenizer.length) and batch.dtype == np.uint16
+    for row, barcode, offset in zip(batch, barcodes, offsets, strict=False):
+        assert np.array_equal(row, tokenizer(barcode, offset))
+        assert bool(row.any()) == bool(barcode[offset:]) and (np.diff((row > 0).astype(int)) <= 0).all()
 
 
 def test_make_tokenizer(tmp_path: Path) -> None:

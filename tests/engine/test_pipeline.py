@@ -1,8 +1,12 @@
 """From shards to batches: the same with and without Ray, in any batch, with damaged members named and masked."""
 
 import dataclasses
+import gc
 import logging
 import shutil
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +28,7 @@ from engine.pipeline import (
     training_batches,
 )
 from engine.sampling import Plan
+from engine.stream import ahead
 from engine.taxonomy import Taxonomy
 
 BUDGET = CpuBudget(execution_cpus=2.0, task_cpus=1.0, object_store_bytes=1e8)
@@ -176,3 +181,97 @@ def test_several_folders_are_mixed_in_every_window(data: DataConfig, tmp_path: P
     for folder in (data.shards[0], tmp_path / "small"):
         alone = load_index([folder])
         assert both.filter(pc.equal(both["folder"], str(folder)))["key"].equals(alone["key"])
+
+
+def store_bytes() -> int:
+    """Bytes in use of this node's object store."""
+    import ray
+    from ray._private.internal_api import get_memory_info_reply, get_state_from_address
+
+    reply = get_memory_info_reply(get_state_from_address(ray.get_runtime_context().gcs_address))
+    return int(reply.store_stats.object_store_bytes_used)
+
+
+def settled(most: int, threads: int) -> tuple[int, int]:
+    """Bytes and threads, once they are down to these or after 20 s."""
+    for _ in range(100):
+        gc.collect()
+        if store_bytes() <= most and threading.active_count() <= threads:
+            break
+        time.sleep(0.2)
+    return store_bytes(), threading.active_count()
+
+
+@pytest.mark.parametrize("how", ["close", "forgotten", "error"])
+def test_a_consumer_that_stops_early_leaves_no_thread_and_no_block(
+    how: str, data: DataConfig, ray_session: None
+) -> None:
+    """Blocks are 13 MB each; a leak of one of them, or of a prefetching thread, would show four times over."""
+    data = dataclasses.replace(data, image_size=184, rows_per_task=64)
+    specimens, plan, _ = opened(data)
+
+    def stream(last: int) -> Iterator[Batch]:
+        return training_batches(specimens, plan, data, (0, last), (0, 1), BUDGET)
+
+    assert len(list(stream(2))) == 2  # whatever Ray keeps after a first run that went to its end
+    gc.collect()
+    time.sleep(1)
+    before, threads = store_bytes(), threading.active_count()
+    for _ in range(4):
+        batches = stream(400)
+        first = next(batches)
+        assert first["image"].shape == (32, 184, 184, 3) and len(next(batches)["keys"]) == 32
+        if how == "close":
+            batches.close()  # type: ignore[attr-defined]
+        elif how == "error":
+            with pytest.raises(ZeroDivisionError):
+                for batch in batches:
+                    _ = len(batch["keys"]) / 0
+        del batches, first
+    left, alive = settled(before + 2**20, threads)
+    assert left <= before + 2**20
+    assert alive <= threads
+
+
+def test_working_ahead_keeps_order_errors_and_the_limit() -> None:
+    made: list[int] = []
+
+    def source(last: int) -> Iterator[int]:
+        try:
+            for i in range(last):
+                made.append(i)
+                yield i
+            raise KeyError("the end")
+        finally:
+            made.append(-1)
+
+    items = ahead(source(5), 2)
+    assert [next(items) for _ in range(5)] == [0, 1, 2, 3, 4]
+    with pytest.raises(KeyError, match="the end"):
+        next(items)
+    made.clear()
+    items = ahead(source(100), 2)
+    assert next(items) == 0
+    time.sleep(0.3)
+    assert max(made) <= 4  # one taken, two waiting, one in hand
+    items.close()  # type: ignore[attr-defined]
+    assert made[-1] == -1
+    assert not any(thread.name == "batches ahead" for thread in threading.enumerate())
+
+
+def test_the_order_of_an_epoch_is_made_when_it_is_reached(data: DataConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    specimens, plan, _ = opened(data)
+    asked: list[int] = []
+    original = Plan.worker_order
+
+    def recorded(self: Plan, epoch: int, rank: int, world_size: int) -> np.ndarray:
+        asked.append(epoch)
+        return original(self, epoch, rank, world_size)
+
+    monkeypatch.setattr(Plan, "worker_order", recorded)
+    batches = training_batches(specimens, plan, data, (0, 10**9), (0, 1), None)
+    for _ in range(plan.steps_per_epoch):
+        next(batches)
+    assert asked == [0]
+    next(batches)
+    assert asked == [0, 1]
