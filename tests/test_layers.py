@@ -17,7 +17,7 @@ ORDER = {
     "engine": "commandline html taxonomy names schema config images barcodes degrade captions sampling storage tars shards "
     "substrings containment splits datasets collate prepare stream pipeline "
     "ingest_report ingest_plan ingest_shard ingest description curation check main",
-    "train": "config recipes models dist loss_masks loss_hierarchy losses metrics optim checkpoint tracking "
+    "train": "config recipes models dist loss_masks loss_views loss_hierarchy losses metrics optim checkpoint tracking "
     "progress reference evaluation gradient_cache loop trainer export main evaluate",
 }
 

@@ -29,7 +29,8 @@ def split(batch: Batch, rows: int) -> list[Batch]:
 
 
 def _part(batch: Batch, rows: slice) -> Batch:
-    part: dict[str, Any] = {name: value[rows] for name, value in batch.items() if name != "text_tokens"}
+    values: dict[str, Any] = dict(batch)
+    part = {name: value[rows] for name, value in values.items() if name != "text_tokens"}
     if "text_tokens" in batch:
         used, index = torch.unique(part["text_index"], return_inverse=True)
         known = used >= 0  # -1, a row without a caption, is the smallest

@@ -26,9 +26,8 @@ specimens are those of one worker; means over anchors, and which ranks occur, st
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -37,35 +36,11 @@ from torch.nn import functional
 from engine.taxonomy import RANKS
 from train import dist
 from train.config import LossConfig
-from train.loss_masks import Targets, World, gather_world, over_parts
+from train.loss_masks import Targets, World, gather_world
+from train.loss_views import LogSums, Views, make_views, over_anchors
 
 if TYPE_CHECKING:
     from train.models.trimodal import Features
-
-
-@dataclass(frozen=True)
-class _Views:
-    """Anchors of this rank against candidates."""
-
-    anchors: Tensor  # [2B, D], over the root of the temperature
-    candidates: Tensor  # [2G, D], the same; the same tensor when this worker is alone
-    labels: Tensor  # int64 [G, R]
-    stays: Tensor  # bool [R, G]: the specimens that take part at each rank
-    own_rows: Tensor  # int64 [B]: this rank's rows among the G
-
-    @property
-    def num_ranks(self) -> int:
-        return self.labels.shape[1]
-
-    def places(self, anchor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Of anchors [A]: their specimens among the G, their own vectors and their other views among the 2G."""
-        view = anchor // len(self.own_rows)
-        row = self.own_rows[anchor % len(self.own_rows)]
-        return row, row + view * len(self.labels), row + (1 - view) * len(self.labels)
-
-    def num_known(self) -> Tensor:
-        """[R]: this rank's specimens that take part with a known label."""
-        return (self.stays.T & (self.labels >= 0))[self.own_rows].sum(dim=0)
 
 
 @dataclass(frozen=True)
@@ -88,46 +63,12 @@ class _Rectified(NamedTuple):
     clamped: Tensor  # [R]: whether the mean was replaced
 
 
-def _views(world: World, config: LossConfig) -> _Views:
-    gathered = config.hierarchy_gather
-    columns, targets = (world.columns, world.all_targets) if gathered else (world.local, world.targets)
-    own_rows = torch.arange(len(world.targets.bin), device=targets.bin.device) + (world.offset if gathered else 0)
-    root = config.hierarchy_temperature**-0.5
-    anchors = torch.cat([world.local["image"], world.local["image_view2"]]) * root
-    alone = columns is world.local
-    return _Views(
-        anchors=anchors,
-        candidates=anchors if alone else torch.cat([columns["image"], columns["image_view2"]]) * root,
-        labels=targets.labels,
-        stays=_stays(targets, config),
-        own_rows=own_rows,
-    )
-
-
-def _stays(targets: Targets, config: LossConfig) -> Tensor:
-    """bool [R, G]: who takes part at each rank; `one_per_label` thins out from the finest rank upwards."""
-    stays = [targets.has_image]
-    for labels in reversed(targets.labels.T[1:].unbind()):
-        thins = config.representatives == "one_per_label"
-        stays.append(_first_per_label(labels, stays[-1]) if thins else stays[-1])
-    return torch.stack(stays[::-1])
-
-
-def _first_per_label(labels: Tensor, stays: Tensor) -> Tensor:
-    """[G], bool [G] -> bool [G]: of those that stay, all unlabelled ones and the first of each label."""
-    row = torch.arange(len(labels), device=labels.device)
-    candidate = stays & (labels >= 0)
-    _, group = torch.unique(labels, return_inverse=True)
-    first = torch.full_like(row, len(row)).scatter_reduce_(0, group[candidate], row[candidate], "amin")
-    return stays & ((labels < 0) | (first[group] == row))
-
-
 def _log_sum(logits: Tensor, mask: Tensor) -> Tensor:
     # A finite fill, so that rows without any candidate have finite values and gradients.
     return logits.masked_fill(~mask, torch.finfo(logits.dtype).min / 4).logsumexp(dim=1, keepdim=True)
 
 
-def _levels(views: _Views, config: LossConfig, anchor: Tensor) -> list[_Level]:
+def _levels(views: Views, config: LossConfig, anchor: Tensor) -> list[_Level]:
     """Raw pair losses of some anchors at every rank, coarsest first. `anchor` int64 [A]: rows of `views.anchors`."""
     logits = views.anchors[anchor] @ views.candidates.T
     row, itself, other_view = views.places(anchor)
@@ -156,17 +97,7 @@ def _levels(views: _Views, config: LossConfig, anchor: Tensor) -> list[_Level]:
     return levels
 
 
-def _over_anchors(views: _Views, function: Callable[[Tensor], Tensor]) -> Tensor:
-    """Sum of `function(anchor)` over parts of the anchors."""
-    device = views.anchors.device
-
-    def part(start: int, stop: int) -> Tensor:
-        return function(torch.arange(start, stop, device=device))
-
-    return over_parts(part, len(views.anchors), len(views.candidates), device.type)
-
-
-def _batch_maximum(views: _Views, config: LossConfig) -> Tensor:
+def _batch_maximum(views: Views, config: LossConfig) -> Tensor:
     """[R]: the largest raw pair loss per rank, with the gradient of the first pair that reaches it.
 
     With `hierarchy_gather` over all workers' anchors, otherwise over this worker's. "First" is the order of one
@@ -185,7 +116,7 @@ def _batch_maximum(views: _Views, config: LossConfig) -> Tensor:
         return best.new_zeros(())
 
     with torch.no_grad():
-        _over_anchors(views, look)
+        over_anchors(views, look)
     rows = _levels(views, config, where[:, 0])
     again = torch.stack([level.pair_loss[rank, where[rank, 1]] for rank, level in enumerate(rows)])
     # The value is that of the look, bit for bit, or a pair could fall below itself; the gradient is of the second.
@@ -204,37 +135,7 @@ def _direction(count: int, config: LossConfig) -> list[int]:
     return list(range(count)) if config.rectify == "coarse_to_fine" else list(reversed(range(count)))
 
 
-class _LogSums(torch.autograd.Function):
-    """log of the sum of exp(a_i . c_j) over j != itself_i, j of each column set: [A], from [A, D] and [2G, D].
-
-    Touches the matrix of pairs as few times as there are: once for each of max, exp, sums, and once in backward.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, anchors: Tensor, candidates: Tensor, sets: Tensor, itself: Tensor) -> Tensor:
-        """sets: 0 or 1 [2G, S], in the features' type; itself: int64 [A]. Returns [A, S]."""
-        powers = anchors @ candidates.T
-        place = torch.arange(len(itself), device=itself.device)
-        powers[place, itself] = -torch.inf
-        largest = powers.amax(dim=1, keepdim=True)
-        powers.sub_(largest).exp_()
-        sums = powers @ sets
-        ctx.save_for_backward(anchors, candidates, sets, powers, sums)
-        ctx.alone = anchors is candidates
-        return largest + sums.log()
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """An anchor that no set gives a partner has sums of 0; its gradient must be 0, too."""
-        anchors, candidates, sets, powers, sums = ctx.saved_tensors
-        share = torch.where(sums > 0, grads[0] / sums, 0.0)
-        pairs = powers * (share @ sets.T if sets.shape[1] > 1 else share * sets[:, 0])
-        if ctx.alone:  # one product instead of two
-            return (pairs + pairs.T) @ anchors, None, None, None
-        return pairs @ candidates, pairs.T @ anchors, None, None
-
-
-def _floors(views: _Views, occurs: Tensor, config: LossConfig) -> Tensor:
+def _floors(views: Views, occurs: Tensor, config: LossConfig) -> Tensor:
     """[R]: what bounds the pairs of each rank from below (unit pair): the largest pair loss of the neighbour."""
     maxima = _batch_maximum(views, config)
     floors, floor = [maxima[0]] * views.num_ranks, torch.full_like(maxima[0], -torch.inf)
@@ -270,7 +171,7 @@ def _is_summable(config: LossConfig, dtype: torch.dtype) -> bool:
     return config.denominator == "all" and not by_pair and (config.representatives == "all" or fits)
 
 
-def _positives(views: _Views, rank: int) -> tuple[Tensor, Tensor]:
+def _positives(views: Views, rank: int) -> tuple[Tensor, Tensor]:
     """For every specimen [G]: the sum of both views of all those with its label at `rank` [G, D], and their number.
 
     No label: its own two views.
@@ -285,7 +186,7 @@ def _positives(views: _Views, rank: int) -> tuple[Tensor, Tensor]:
     return torch.where(counted[:, None], sums[code], both), 2 * torch.where(counted, counts[code], 1)
 
 
-def _sums_by_class(views: _Views, config: LossConfig) -> Tensor:
+def _sums_by_class(views: Views, config: LossConfig) -> Tensor:
     """`_sums` without floors, for `_is_summable` options: the sum over an anchor's positives of its cosines is its
     cosine with their sum, so a rank costs B x D instead of B x G."""
     thinned = config.representatives == "one_per_label"
@@ -295,7 +196,7 @@ def _sums_by_class(views: _Views, config: LossConfig) -> Tensor:
     def part(anchor: Tensor) -> Tensor:
         mine = views.anchors if len(anchor) == len(views.anchors) else views.anchors[anchor]
         row, itself, _ = views.places(anchor)
-        log_sums = _LogSums.apply(mine, views.candidates, sets, itself)
+        log_sums = LogSums.apply(mine, views.candidates, sets, itself)
         columns = []
         for rank, (sums, counts) in enumerate(positives):
             stay, others = views.stays[rank][row], counts[row] - 1
@@ -305,10 +206,10 @@ def _sums_by_class(views: _Views, config: LossConfig) -> Tensor:
             columns.append(torch.stack([raw, raw, stay.sum(), num_pairs, raw.detach() * 0.0]))
         return torch.stack(columns, dim=1)
 
-    return _over_anchors(views, part)
+    return over_anchors(views, part)
 
 
-def _sums(views: _Views, config: LossConfig, floors: Tensor | None) -> Tensor:
+def _sums(views: Views, config: LossConfig, floors: Tensor | None) -> Tensor:
     """[5, R] over this rank's anchors: raw sum, sum with pairs clamped to `floors`, anchors, pairs, clamped pairs."""
     if _is_summable(config, views.anchors.dtype):
         return _sums_by_class(views, config)
@@ -325,10 +226,10 @@ def _sums(views: _Views, config: LossConfig, floors: Tensor | None) -> Tensor:
             columns.append(torch.stack([raw, rectified, counts.gt(0).sum(), counts.sum(), clamped]))
         return torch.stack(columns, dim=1)
 
-    return _over_anchors(views, part)
+    return over_anchors(views, part)
 
 
-def _rank_terms(views: _Views, config: LossConfig) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _rank_terms(views: Views, config: LossConfig) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Each [R]: rectified mean (this worker's share x W), whether the rank occurs, global raw mean, clamped share."""
     occurs = dist.all_reduce_sum(views.num_known()) > 0
     by_pair = config.rectify != "none" and config.rectify_unit == "pair"
@@ -354,7 +255,7 @@ def hierarchy_loss(
     """
     with torch.autocast(device_type=features.image.device.type, enabled=False):
         world = world or gather_world(features, targets, ("image", "image_view2"))
-        terms, occurs, raw, clamped_share = _rank_terms(_views(world, config), config)
+        terms, occurs, raw, clamped_share = _rank_terms(make_views(world, config), config)
         weights = terms.new_tensor(config.rank_weights) * occurs
         loss = (terms * weights).sum() / weights.sum().clamp(min=torch.finfo(weights.dtype).tiny)
     metrics = {"hierarchy/loss": raw * occurs, "hierarchy/clamped_share": clamped_share * occurs}
