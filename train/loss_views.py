@@ -1,7 +1,7 @@
 """The two views of every specimen as vectors, and what HiR needs of them without looking at single pairs.
 
-Legend: B rows of this worker, G candidate rows, D embedding, R taxonomic ranks, A some anchors, S sets of columns. A row
-is two vectors, one per view, in the order [all first views; all second views].
+Legend: B rows of this worker, G candidate rows, D embedding, R taxonomic ranks, A some anchors, S sets of columns. A
+row is two vectors, one per view, in the order [all first views; all second views].
 """
 
 from collections.abc import Callable
