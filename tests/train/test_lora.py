@@ -293,6 +293,43 @@ def test_frozen_towers_and_their_last_blocks(tmp_path: Path) -> None:
     assert any(".blocks.2." in name for name in names) and any(".resblocks.1." in name for name in names)
 
 
+def test_a_frozen_text_tower_encodes_each_caption_once_and_forgets_with_its_weights(tmp_path: Path) -> None:
+    model = model_of(tmp_path, freeze_text=True).train()
+    seen: list[Tensor] = []
+    model.text_encoder.tower.transformer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    batch = batch_of(model, DATA)
+    first = model(batch).text
+    assert [len(x) for x in seen] == [1, 1, 1, 1]
+    order = torch.tensor([2, 0, 3])
+    batch |= {"text_tokens": batch["text_tokens"][order], "text_index": torch.arange(12) % 3}
+    again = model(batch).text
+    assert len(seen) == 4
+    caption = batch_of(model, DATA)["text_index"]
+    row = int((caption == 2).nonzero()[0])
+    assert torch.equal(again[0], first[row])  # the same bits, whatever batch it came in
+    with torch.no_grad():
+        torch.testing.assert_close(again[:3], model.encode_text(batch["text_tokens"]), atol=1e-6, rtol=0)
+        before = len(seen)
+        model.load_state_dict({k: v * 1.5 if "text_projection" in k else v for k, v in model.state_dict().items()})
+        model(batch)
+        with torch.autocast("cpu", torch.bfloat16):
+            model(batch)
+        assert len(seen) == before + 6  # other weights and another precision are other features
+
+
+def test_a_checkpoint_with_updates_is_built_again_from_its_architecture(tmp_path: Path) -> None:
+    config = ModelConfig(image_text=f"local-dir:{tmp_path / 'model'}", **SMALL_DNA, **LORA)
+    write_folder(tmp_path / "model", SHRUNK_VIT)
+    model = build_model(config, DATA, LossConfig(), NUM_TAXA).eval()
+    randomise(model)
+    architecture = json.loads(json.dumps(model.architecture))
+    (tmp_path / "model").rename(tmp_path / "gone")
+    again = build_model(config, DATA, LossConfig(), NUM_TAXA, architecture).eval()
+    again.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        assert torch.equal(again(batch_of(model, DATA)).fused, model(batch_of(model, DATA)).fused)
+
+
 def test_options_that_contradict_one_another_are_refused_in_one_line(tmp_path: Path) -> None:
     refused: list[tuple[dict[str, Any], str]] = [
         ({"unfreeze_image_blocks": 1}, "model.unfreeze_image_blocks: got 1 with model.freeze_image=false"),

@@ -3,12 +3,14 @@
 Shapes: U unique captions, T context, L longest caption of the call, D embedding.
 """
 
+from collections.abc import Callable
 from functools import lru_cache
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 from open_clip.transformer import TextTransformer, text_global_pool
 from torch import Tensor, nn
@@ -89,6 +91,8 @@ class TextEncoder(nn.Module):
         super().__init__()
         self.tower: Any = tower  # an open_clip text tower, of one of several classes
         self.frozen = False
+        self._remembered: dict[tuple[bytes, torch.dtype | None], Tensor] = {}
+        self.register_load_state_dict_post_hook(lambda *_: self._remembered.clear())
         self.context = int(tower.context_length) if hasattr(tower, "context_length") else 77
         # behind a causal mask nothing after the end token can reach it: rows are cut to the longest caption
         self._cuts = (
@@ -101,6 +105,28 @@ class TextEncoder(nn.Module):
     def train(self, mode: bool = True) -> "TextEncoder":
         """As `nn.Module.train`; a frozen tower stays in evaluation mode."""
         return super().train(mode and not self.frozen)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "TextEncoder":
+        """As `nn.Module._apply`: the weights move or change, so nothing encoded before is remembered."""
+        self._remembered.clear()
+        return super()._apply(fn, recurse)
+
+    @torch.compiler.disable
+    def remember(self, tokens: Tensor) -> Tensor:
+        """Of a frozen tower: unit features float32 [U, D], each caption encoded once and by itself.
+
+        By itself, because features of a batch differ in the last bits with its size: what a caption is must not depend
+        on when it was first met, or a resumed run would leave the path of an uninterrupted one.
+        """
+        assert self.frozen, "features of a tower that trains do not stay"
+        kind = tokens.device.type
+        precision = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        keys = [(row.tobytes(), precision) for row in tokens.cpu().numpy()]
+        with torch.no_grad():
+            for place, key in enumerate(keys):
+                if key not in self._remembered:
+                    self._remembered[key] = F.normalize(self(tokens[place : place + 1]).float(), dim=1)[0]
+            return torch.stack([self._remembered[key] for key in keys])
 
     def placeholder(self, tokens: Tensor) -> Tensor:
         """One row [1, T] that stands for no caption; without padding, which some towers' masks cannot bear alone."""

@@ -144,7 +144,7 @@ class Trimodal(nn.Module):
         else:
             tokens, index = batch["text_tokens"], batch["text_index"]
         if len(tokens):
-            unique = self.encode_text(tokens)
+            unique = self.text_encoder.remember(tokens) if self.text_encoder.frozen else self.encode_text(tokens)
         else:
             unique = self.encode_text(self.text_encoder.placeholder(tokens)) * 0.0
         known = valid & (index >= 0)
