@@ -37,6 +37,7 @@ from train.optim import build_optimizer
 
 log = logging.getLogger(__name__)
 
+ORDER = ("seed", "global_batch_size", "lanes", "window", "partners")  # with the rows they decide every later batch
 FUSION = ("fusion.", "rank_heads.")  # the parameters that post-hoc fusion trains
 
 
@@ -124,6 +125,9 @@ class Session:
         self.tokenizer = caption_tokenizer(self.model)
         self.captions = CaptionTable(self.tokenizer, taxonomy)
         self._trainable = {name for name, p in self.model.named_parameters() if p.requires_grad}
+        self._rows = hashlib.blake2b(
+            self.specimens.key.tobytes() + self.plan.labels.tobytes(), digest_size=8
+        ).hexdigest()
         self.step = 0
         self.history: list[dict[str, float]] = []  # one record an epoch; travels in the checkpoint
         self._enter(self.phases[0])
@@ -157,8 +161,8 @@ class Session:
             "history": self.history,
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
-            "plan": {"specimens": len(self.specimens.labels), "global_batch_size": self.plan.global_batch_size,
-                     "lanes": self.plan.lanes, "seed": self.plan.seed, "steps": self.total_steps},
+            "plan": {"specimens": len(self.specimens.labels), "rows": self._rows, "steps": self.total_steps,
+                     **{name: getattr(self.plan, name) for name in ORDER}},
         }  # fmt: skip
 
     def restore(self, weights: dict[str, Tensor], state: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ import os
 import shutil
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,19 +79,56 @@ def _report(session: Session, metrics: dict[str, float], keep: bool) -> None:
     if not (keep and dist.rank() == 0):
         ray.train.report(metrics)
         return
-    in_process = _in_process_folder(session.config)
-    with contextlib.nullcontext(in_process) if in_process else tempfile.TemporaryDirectory() as folder:
-        Path(folder).mkdir(parents=True, exist_ok=True)
+    with _checkpoint_folder(session) as folder:
         checkpoint.save(
-            Path(folder), session.model, session.config, session.taxonomy, step=session.step, state=session.state()
+            folder, session.model, session.config, session.taxonomy, step=session.step, state=session.state()
         )
+        if not session.config.run.num_workers:
+            folder = _keep_in_process(folder, session.step)
         ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
 
-def _in_process_folder(config: Config) -> Path | None:
-    """Where run.num_workers=0 keeps its checkpoint: Ray Train stores none there. None = Ray stores them."""
-    run = config.run
-    return None if run.num_workers else Path(run.storage).resolve() / run.name / "checkpoint_in_process"
+def _in_process_folder(config: Config) -> Path:
+    """Where run.num_workers=0 keeps its checkpoint: Ray Train stores none there."""
+    return Path(config.run.storage).resolve() / config.run.name / "checkpoint_in_process"
+
+
+@contextlib.contextmanager
+def _checkpoint_folder(session: Session) -> Iterator[Path]:
+    """A folder to write a checkpoint into: without Ray's workers one that stays, half written until it is renamed."""
+    if session.config.run.num_workers:
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder)
+        return
+    part = _in_process_folder(session.config) / "part"
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    yield part
+
+
+def _keep_in_process(part: Path, step: int) -> Path:
+    """Rename a written checkpoint to its step's name, then remove the earlier ones."""
+    kept = part.with_name(f"step-{step:09d}")
+    shutil.rmtree(kept, ignore_errors=True)
+    part.rename(kept)
+    for earlier in part.parent.glob("step-*"):
+        if earlier != kept:
+            shutil.rmtree(earlier)
+    return kept
+
+
+@contextlib.contextmanager
+def _last_checkpoint(config: Config) -> Iterator[Path | None]:
+    """The folder of the checkpoint to go on from, None for a new run."""
+    import ray.train
+
+    if not config.run.num_workers:
+        yield max(_in_process_folder(config).glob("step-*"), default=None)
+    elif previous := ray.train.get_checkpoint():
+        with previous.as_directory() as folder:
+            yield Path(folder)
+    else:
+        yield None
 
 
 def _validate(session: Session, index: pa.Table) -> dict[str, float]:
@@ -113,11 +151,11 @@ def train_loop(task: dict[str, Any]) -> None:
     config, taxonomy, index = job.open()
     torch.set_num_threads(job.threads)
     session = Session(config, index, taxonomy, ray.train.torch.get_device())
-    if previous := ray.train.get_checkpoint():
-        with previous.as_directory() as folder:
+    with _last_checkpoint(config) as folder:
+        if folder:
             loaded = checkpoint.load(folder)
-            session.restore(loaded.model.state_dict(), checkpoint.load_training_state(Path(folder)))
-        log.info("resumed at step %d of %d", session.step, session.total_steps)
+            session.restore(loaded.model.state_dict(), checkpoint.load_training_state(folder))
+            log.info("resumed at step %d of %d", session.step, session.total_steps)
     rank0 = dist.rank() == 0
     tracker = open_tracker(config, job.run_id if rank0 else "")
     every = session.plan.steps_per_epoch
@@ -227,6 +265,8 @@ def _fit(job: Job, config: Config, total_steps: int) -> Path:
     except ray.train.WorkerGroupError as error:
         mistakes = [failure for failure in error.worker_failures.values() if isinstance(failure, ValueError)]
         raise mistakes[0] if mistakes else error from None
+    if not run.num_workers:
+        return max(_in_process_folder(config).glob("step-*"))
     assert last is not None, "the last epoch always writes a checkpoint"
     return Path(last.path)
 

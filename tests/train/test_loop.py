@@ -90,6 +90,23 @@ def test_resuming_another_data_order_is_refused(simulated_shards: Path) -> None:
         other.restore(session.model.state_dict(), session.state())
 
 
+@pytest.mark.parametrize("change", ["data.window=64", "data.partners=false", "data.lanes=4", "run.seed=1"])
+def test_resuming_in_another_order_is_refused(simulated_shards: Path, change: str) -> None:
+    session, other = (small_session(small_config(simulated_shards, *more)) for more in ((), (change,)))
+    with pytest.raises(ValueError, match=rf"cannot resume: .*'{change.split('.')[1].split('=')[0]}'"):
+        other.restore(session.model.state_dict(), session.state())
+
+
+def test_resuming_on_other_rows_is_refused(simulated_shards: Path) -> None:
+    """As many specimens in another stored order, such as another layout's."""
+    session, other = (small_session(small_config(simulated_shards)) for _ in range(2))
+    state = copy.deepcopy(session.state())
+    other.restore(session.model.state_dict(), state)
+    state["plan"]["rows"] = "0" * 16
+    with pytest.raises(ValueError, match=r"cannot resume: .*'rows': '0000"):
+        other.restore(session.model.state_dict(), state)
+
+
 def test_resuming_with_another_length_is_refused(simulated_shards: Path) -> None:
     """The one-cycle schedule is made for a number of steps."""
     session, longer = (small_session(small_config(simulated_shards, f"run.epochs={n}")) for n in (1, 2))

@@ -1,0 +1,51 @@
+"""run.num_workers=0: a run that broke off goes on from its last checkpoint and ends where it would have ended."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.train.small import small_config
+from train import checkpoint, trainer
+from train.loop import Session
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return checkpoint.load(folder).model.state_dict()
+
+
+def test_an_interrupted_run_goes_on(
+    simulated_shards: Path, ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(trainer.progress, "log_to", lambda board, rank: None)  # it would take the log from caplog
+    settings = ["run.num_workers=0", "run.epochs=2", f"run.storage={tmp_path}", "model.dropout=0.1"]
+    whole = trainer.train(small_config(simulated_shards, *settings, "run.name=whole"))
+    config = small_config(simulated_shards, *settings, "run.name=broken")
+    step = Session.train_step
+
+    def breaks_off(self: Session, batch: Any) -> Any:
+        if self.step == 10:
+            raise RuntimeError("power cut")
+        return step(self, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Session, "train_step", breaks_off)
+        with pytest.raises(Exception, match="power cut"):
+            trainer.train(config)
+    kept = tmp_path / "broken" / "checkpoint_in_process"
+    assert [path.name for path in kept.iterdir()] == ["step-000000007"]
+    (kept / "part").mkdir()  # a checkpoint that was being written when the next cut came
+    with caplog.at_level(logging.INFO, "train"):
+        resumed = trainer.train(config)
+    assert "resumed at step 7 of 14" in caplog.text
+    assert resumed.steps == whole.steps == 14
+    assert [record["epoch"] for record in resumed.history] == [1.0, 2.0]
+    expected = weights(whole.model)
+    assert expected.keys() == weights(resumed.model).keys()
+    assert all(torch.equal(value, expected[name]) for name, value in weights(resumed.model).items())
+    again = trainer.train(config)  # a finished run is left as it is
+    assert again.steps == 14
+    assert all(torch.equal(value, expected[name]) for name, value in weights(again.model).items())
