@@ -26,7 +26,7 @@ body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(
 h1 { font-size: 1.6rem; line-height: 1.25; } h2 { font-size: 1.2rem; margin-top: 2.2rem;
   border-bottom: 1px solid var(--line); }
 table { border-collapse: collapse; margin: .8rem 0; font-variant-numeric: tabular-nums; font-size: .92rem; }
-th, td { padding: .25rem .7rem; text-align: left; vertical-align: top; overflow-wrap: anywhere; }
+th, td { padding: .25rem .7rem; text-align: left; vertical-align: top; overflow-wrap: break-word; }
 th { border-bottom: 1px solid var(--line); font-weight: 600; } tbody tr:nth-child(even) { background: var(--band); }
 td.n, th.n { text-align: right; white-space: nowrap; }
 .wide { overflow-x: auto; } .dim, figcaption { color: var(--dim); font-size: .9rem; }

@@ -113,7 +113,7 @@ def as_html(sets: Sequence[SpecimenSet], findings: Sequence[Finding]) -> str:
             ],
         )
     ]
-    sections += [_section(finding, several) for finding in findings if finding.count or finding.facts]
+    sections += [_section(finding, several) for finding in findings if finding.count or finding.table.num_rows]
     names = ", ".join(one.name for one in sets)
     lead = f"{names}. Full lists are in the CSV files beside this page."
     return html.page("What to look at before training", sections, lead)
