@@ -175,11 +175,12 @@ def _split_blocks(report: Mapping[str, Any]) -> list[str]:
         + [_share(row[rank], row["specimens"]) for rank in RANKS]
         for name, row in [*report["per_split"].items(), ("all", total)]
     ]
-    header = ["split", "specimens", "with photo", "with barcode", "with both", *(f"{rank} known" for rank in RANKS)]
+    header = ["split", "specimens", "photo", "barcode", "both", *RANKS]
     splits = report["splits"]
     note = f"{splits['given']:,} specimens came with a split, {splits['assigned']:,} were given one"
     note += f" ({splits['how']})." if splits["assigned"] else "."
-    return [html.table(header, rows), html.paragraph(note, dim=True)]
+    told = "Numbers of specimens that have a photo, a barcode, both; for ranks the share whose name is known. "
+    return [html.table(header, rows), html.paragraph(told + note, dim=True)]
 
 
 def _problem_blocks(report: Mapping[str, Any]) -> list[str]:
@@ -245,7 +246,7 @@ def _taxon_blocks(taxa: Mapping[str, Any]) -> list[str]:
     axes.grid(True, which="major", color="#dddddd", linewidth=0.6)
     if axes.get_lines():
         axes.legend(frameon=False)
-    header = ["rank", "taxa", "with one specimen", "median specimens", "most specimens"]
+    header = ["rank", "taxa", "with one specimen", "median", "most specimens"]
     largest = [
         html.folded(f"Most common: {rank}", html.table([rank, "specimens"], taxa[rank]["largest"]))
         for rank in RANKS
