@@ -107,7 +107,7 @@ FORMATS: Mapping[str, DatasetFormat] = {
                 parse=_mapping,
                 metavar="FIELD=COLUMN,...",
                 help="columns of other names, e.g. key=museum_no,barcode=coi (fields: key, image, barcode, order, "
-                "family, genus, species, split, bin_uri, country)",
+                "family, genus, species, split, bin_uri, country, latitude, longitude)",
             ),
         ),
     ),

@@ -6,7 +6,6 @@ are an error that names what was seen. A format's options belong to the format: 
 """
 
 import gzip
-import importlib
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -16,7 +15,8 @@ import h5py
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from engine.datasets import bioscan1m, bioscan5m, fasta, image_folders, table
+import engine.datasets
+from engine.datasets import FORMATS, SpecimenSource, bioscan1m, bioscan5m, fasta, image_folders, table
 from engine.datasets.barcodebert import split_of_file
 from engine.datasets.columns import match_columns
 from engine.datasets.delimited import read_header
@@ -25,17 +25,6 @@ from engine.datasets.photos import HDF5_SUFFIXES
 
 log = logging.getLogger(__name__)
 
-MODULES = {
-    "bioscan1m": "engine.datasets.bioscan1m",
-    "bioscan5m": "engine.datasets.bioscan5m",
-    "clibd-hdf5": "engine.datasets.clibd_hdf5",
-    "clibd-hir-csv": "engine.datasets.clibd_hir_csv",
-    "bold": "engine.datasets.bold",
-    "barcodebert": "engine.datasets.barcodebert",
-    "fasta": "engine.datasets.fasta",
-    "images": "engine.datasets.image_folders",
-    "table": "engine.datasets.table",
-}
 _OF_FILES = ("bold", "barcodebert", "clibd-hdf5", "fasta", "table")  # the others need the folder, for photos
 TABLE_SUFFIXES = (".csv", ".tsv", ".tab", ".txt", ".csv.gz", ".tsv.gz", ".tab.gz", ".txt.gz")
 PARQUET_SUFFIXES = (".parquet", ".pq")
@@ -134,7 +123,8 @@ def detect(paths: list[Path]) -> tuple[str, list[Path]]:
     photo = next((photo for folder in folders for photo in _photos(folder)), None)
     if photo and len(folders) == len(paths):
         return "images", [photo]
-    raise ValueError(f"auto: got {_what_was_seen(paths)}; allowed: files of {', '.join(MODULES)}")
+    known = ", ".join(sorted(set(FORMATS) - {"auto", "simulated"}))
+    raise ValueError(f"auto: got {_what_was_seen(paths)}; allowed: files of {known}")
 
 
 def _files(path: Path) -> Iterator[Path]:
@@ -176,11 +166,11 @@ def _what_was_seen(paths: list[Path]) -> str:
     return "; ".join(told)
 
 
-def open_dataset(paths: list[Path]) -> object:
+def open_dataset(paths: list[Path]) -> SpecimenSource:
     """Open files of whatever format they have. Raises ValueError when that cannot be told."""
     name, files = detect(paths)
     others = f" and {len(files) - 1} more" if len(files) > 1 else ""
     log.warning("auto: format %s, by %s%s", name, files[0], others)
     if name in _OF_FILES:
         paths = files
-    return importlib.import_module(MODULES[name]).open_dataset(paths)
+    return engine.datasets.open_dataset(name, paths)

@@ -44,10 +44,14 @@ class Hdf5File:
 
 
 class Hdf5Images:
-    """Encoded photos, one dataset each, in the group "bioscan_dataset" or at the top of a file."""
+    """Encoded photos, one dataset each, in the group "bioscan_dataset" or at the top of a file.
+
+    Raises ValueError when the file is no HDF5 file: once, and not for each of its photos.
+    """
 
     def __init__(self, path: Path) -> None:
         self.source = Hdf5File(path)
+        self.source.file()
 
     def load(self, name: str) -> bytes:
         """Return a photo's bytes. Raises ValueError when it is not there or nothing readable."""
@@ -59,7 +63,7 @@ class Hdf5Images:
             return _bytes_of(dataset)
         except KeyError:
             raise ValueError(f"missing image file: {where}") from None
-        except (OSError, TypeError, AttributeError) as error:
+        except (OSError, RuntimeError, TypeError, AttributeError) as error:
             reason = str(error).splitlines()[0]
             raise ValueError(f"image file cannot be read: {reason} ({where})") from None
 

@@ -48,6 +48,7 @@ class Photos:
     zips: ZipMembers | None = None
     hdf5: Hdf5Images | None = None
     folder: Path | None = None
+    is_flat: bool = False  # the folder has no folders of its own
 
     def refs(self, names: Sequence[str | None], subfolders: Sequence[str]) -> pa.Array:
         """Return references for `load`, null where the name is None.
@@ -66,7 +67,9 @@ class Photos:
     def _elsewhere(self, name: str, subfolder: str) -> str:
         if self.hdf5:
             return f"hdf5:{name}"
-        return f"file:{self.folder}/{subfolder}{name}" if self.folder else f"none:{name}"
+        if self.folder:
+            return f"file:{self.folder}/{name}" if self.is_flat else f"file:{self.folder}/{subfolder}{name}"
+        return f"none:{name}"
 
     def load(self, ref: str) -> bytes:
         """Return a photo's bytes. Raises ValueError when it is missing or cannot be read."""
@@ -121,6 +124,7 @@ def _open(archives: list[Path], folder: Path | None, layout: Layout, package: st
         ZipMembers(zips, name_of) if zips else None,
         Hdf5Images(hdf5[0]) if hdf5 else None,
         folder.resolve() if folder else None,
+        folder is not None and not any(map(layout.inside.fullmatch, _folder_names(folder))),
     )
     in_zips = f"{found.zips.num_members} members of {len(zips)} zips" if found.zips else None
     places = [str(place) for place in (in_zips, hdf5[0] if hdf5 else None, folder) if place]
@@ -150,10 +154,15 @@ def _folders(root: Path, layout: Layout, package: str) -> Iterator[Path]:
         if (place := root / folder / package).is_dir():
             yield place
     named = layout.package_of(root.name)
-    if (named or package) == package and any(map(layout.inside.fullmatch, _folder_names(root))):
+    if (named or package) == package and (any(map(layout.inside.fullmatch, _folder_names(root))) or _has_photo(root)):
         yield root
 
 
 def _folder_names(folder: Path) -> Iterator[str]:
     with os.scandir(folder) as entries:
         yield from (entry.name for entry in entries if entry.is_dir())
+
+
+def _has_photo(folder: Path) -> bool:
+    with os.scandir(folder) as entries:
+        return any(entry.name.lower().endswith((".jpg", ".jpeg")) for entry in entries)

@@ -124,7 +124,7 @@ def _directory(path: Path) -> Iterator[Member]:
                 if entry[0] != b"PK\1\2":
                     raise struct.error("no entry where one should be")
                 place += _ENTRY.size
-                name = data[place : place + name_size].decode("utf-8" if flags & 0x800 else "cp437")
+                name = data[place : place + name_size].decode("utf-8" if flags & 0x800 else "cp437", "replace")
                 place += name_size
                 if 0xFFFFFFFF in (packed, full, offset):
                     packed, offset = _large(data[place : place + extra_size], packed, full, offset)

@@ -3,6 +3,7 @@
 import pickle
 import shutil
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +150,29 @@ def test_bioscan5m_photos_in_several_zips(release5m: Release, tmp_path: Path) ->
     assert (~other["image"].str.startswith("zip:")).sum() == release5m.frame["split"].isin(["pretrain", "train"]).sum()
 
 
+def test_photos_in_one_flat_folder(release5m: Release, tmp_path: Path) -> None:
+    folder = tmp_path / "flat"
+    folder.mkdir()
+    for name, data in release5m.photos.items():
+        (folder / name).write_bytes(data)
+    ours, source = frame_of("bioscan5m", release5m.metadata, images=folder)
+    assert list(photos_of(ours, source).values()) == list(release5m.photos.values())
+
+
+@pytest.mark.parametrize("kind", ["zip", "hdf5"])
+def test_many_threads_read_one_archive(release1m: Release, tmp_path: Path, kind: str) -> None:
+    images = release1m.metadata.parent / "images" / "cropped_256"
+    if kind == "zip":
+        archive = fixtures.zipped(images, tmp_path / "cropped_256.zip", "x", zipfile.ZIP_DEFLATED)
+    else:
+        archive = fixtures.hdf5_of(release1m.photos, tmp_path / "cropped_256.hdf5")
+    ours, source = frame_of("bioscan1m", release1m.metadata, archive)
+    load = pickle.loads(pickle.dumps(source.load_image))  # nothing is open yet
+    refs = list(ours["image"]) * 30
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(load, refs)) == list(release1m.photos.values()) * 30
+
+
 def test_missing_and_damaged_photos_are_named(release5m: Release, tmp_path: Path) -> None:
     images = release5m.metadata.parents[2] / "images" / "cropped_256"
     keys = list(release5m.frame["processid"])
@@ -171,6 +195,9 @@ def test_missing_and_damaged_photos_are_named(release5m: Release, tmp_path: Path
     with pytest.raises(ValueError, match=r"cropped_256.zip, which cannot be read \(no directory at its end"):
         open_dataset("bioscan5m", [release5m.metadata, archive])
     hdf5 = fixtures.hdf5_of({"other.jpg": b"x"}, tmp_path / "photos.h5")
+    (tmp_path / "cut.h5").write_bytes(hdf5.read_bytes()[:100])
+    with pytest.raises(ValueError, match=r"hdf5: got .*cut.h5, which cannot be read"):
+        open_dataset("bioscan5m", [release5m.metadata, tmp_path / "cut.h5"])
     ours, source = frame_of("bioscan5m", release5m.metadata, hdf5)
     with pytest.raises(ValueError, match=f"missing image file: {keys[0]}.jpg in .*photos.h5"):
         source.load_image(ours["image"].iloc[0])
