@@ -130,6 +130,11 @@ def test_a_published_folder_is_loaded_and_ids_are_tokens_minus_one(kind: str, tm
         longer = torch.cat([tokens, torch.zeros(3, 40, dtype=torch.int64)], dim=1)
         torch.testing.assert_close(encoder(longer, longer > 0), encoder(tokens, tokens > 0), atol=1e-5, rtol=0)
         assert torch.isfinite(encoder(torch.zeros_like(tokens), torch.zeros_like(mask))).all()
+        seen: list[tuple[int, ...]] = []
+        encoder.bert.register_forward_pre_hook(lambda _, inputs: seen.append(tuple(inputs[0].shape)))
+        encoder(longer, longer > 0)
+        encoder(torch.zeros_like(longer), longer > 99)
+        assert seen == [(3, 32), (3, 32)]  # 12 tokens, not 52
 
 
 def test_a_checkpoint_of_a_published_tower_needs_no_folder(tmp_path: Path) -> None:

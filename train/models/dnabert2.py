@@ -136,6 +136,13 @@ def _initialise(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
+@torch.compiler.disable
+def _longest(mask: Tensor) -> int:
+    """Columns of [B, L] that hold all real tokens, rounded up to MULTIPLE; the one wait for the device of a call."""
+    last = int((mask.any(0) * torch.arange(1, mask.shape[1] + 1, device=mask.device)).amax())
+    return min(max(1, -(-last // MULTIPLE)) * MULTIPLE, mask.shape[1])
+
+
 class Dnabert2Encoder(nn.Module):
     """int64 tokens [B, L] of engine.barcodes (0 = padding, else a file's id + 1) and mask [B, L] -> [B, D].
 
@@ -153,8 +160,7 @@ class Dnabert2Encoder(nn.Module):
         self.bert.grad_checkpointing = enable
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        real = int(mask.any(0).nonzero().amax()) + 1 if mask.any() else 1
-        length = min(-(-real // MULTIPLE) * MULTIPLE, tokens.shape[1])
+        length = _longest(mask)
         tokens, mask = tokens[:, :length], mask[:, :length]
         hidden = self.bert((tokens - 1).clamp(min=0), mask)
         return self.project(masked_mean(hidden, mask))

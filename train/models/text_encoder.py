@@ -92,7 +92,6 @@ class TextEncoder(nn.Module):
         self.tower: Any = tower  # an open_clip text tower, of one of several classes
         self.frozen = False
         self._remembered: dict[tuple[bytes, torch.dtype | None], Tensor] = {}
-        self.register_load_state_dict_post_hook(lambda *_: self._remembered.clear())
         self.context = int(tower.context_length) if hasattr(tower, "context_length") else 77
         # behind a causal mask nothing after the end token can reach it: rows are cut to the longest caption
         self._cuts = (
@@ -110,6 +109,11 @@ class TextEncoder(nn.Module):
         """As `nn.Module._apply`: the weights move or change, so nothing encoded before is remembered."""
         self._remembered.clear()
         return super()._apply(fn, recurse)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        """As `nn.Module._load_from_state_dict`, which loading a state reaches in every module."""
+        self._remembered.clear()
+        super()._load_from_state_dict(*args, **kwargs)
 
     @torch.compiler.disable
     def remember(self, tokens: Tensor) -> Tensor:
