@@ -56,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
             name, help=entry.help, description=entry.help, epilog=EXAMPLES, formatter_class=raw
         )
         if entry.takes_paths:
-            command.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="file or folder")
+            command.add_argument("paths", nargs="+", type=_path, metavar="PATH", help="file or folder, or a URL")
         command.add_argument(
             "--out",
             required=True,
@@ -138,6 +138,10 @@ def _flag(option: Option) -> str:
     return "--" + option.name.replace("_", "-")
 
 
+def _path(text: str) -> Path | Location:
+    return Location.parse(text) if "://" in text else Path(text)
+
+
 def _parse_option(option: Option, text: str) -> Any:
     try:
         return option.parse(text)
@@ -181,7 +185,7 @@ def _ingest(arguments: argparse.Namespace) -> int:
         parallel=not arguments.serial,
         source={
             "format": arguments.format,
-            "paths": [Location.parse(path).shown if "://" in str(path) else str(path) for path in paths],
+            "paths": [path.shown if isinstance(path, Location) else str(path) for path in paths],
             "options": {option.name: text for option, text in given.items() if text is not None},
         },
     )

@@ -6,13 +6,14 @@ for, so that a format's own needs are nobody else's. To add a format: write the 
 
 import dataclasses
 import importlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import pyarrow as pa
 
 from engine.schema import SPECIMEN_SCHEMA
+from engine.storage import Location
 
 
 class SpecimenSource(Protocol):
@@ -195,8 +196,8 @@ FORMATS: Mapping[str, DatasetFormat] = {
 }
 
 
-def open_dataset(name: str, paths: list[Path], **options: Any) -> SpecimenSource:
-    """Open a dataset by the name of its format.
+def open_dataset(name: str, paths: Sequence[Path | Location], **options: Any) -> SpecimenSource:
+    """Open a dataset by the name of its format; its paths are local, or all of them URLs of one folder.
 
     Raises ValueError for an unknown format or option, a missing path, and for whatever the format finds wrong.
     """
@@ -213,5 +214,15 @@ def open_dataset(name: str, paths: list[Path], **options: Any) -> SpecimenSource
         raise ValueError(f"paths of format {name}: got {', '.join(map(str, paths))}, allowed: none")
     for path in paths:
         if not path.exists():
-            raise ValueError(f"path: got {path}, which does not exist; allowed: existing files or folders")
-    return importlib.import_module(entry.module).open_dataset(paths, **options)
+            raise ValueError(
+                f"path: got {getattr(path, 'shown', path)}, which does not exist; allowed: existing files or folders"
+            )
+    module = importlib.import_module(entry.module)
+    remote = [path for path in paths if isinstance(path, Location) and not path.is_local]
+    if remote and len(remote) < len(paths):
+        raise ValueError(f"paths: got {', '.join(map(str, paths))}, allowed: all of them local, or all of them URLs")
+    if remote:
+        from engine.datasets.remote import open_remote
+
+        return open_remote(remote, lambda local: module.open_dataset(local, **options))
+    return module.open_dataset([Path(str(path)) for path in paths], **options)

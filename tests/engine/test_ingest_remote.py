@@ -1,5 +1,6 @@
 """Ingest to an S3 server (and an fsspec file system): same bytes as locally, continued, verified, read for training."""
 
+import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -146,6 +147,35 @@ def test_an_fsspec_file_system(table: Path, tmp_path: Path) -> None:
     assert_same(Location.parse(url), tmp_path / "local")
     assert verify(url) == []
     Location.parse(url).delete()
+
+
+def test_specimens_behind_urls(
+    table: Path, tmp_path: Path, s3: str, ray_session: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Table and photos in a bucket, shards into another folder of it; photos that are not there are named."""
+    table.write_text(table.read_text() + "s99,gone.jpg,ACGT,train,Diptera,Muscidae,Musca\n")
+    private = Location.parse(s3.replace("s3://", "s3://test:secret@"))
+    for path in table.parent.iterdir():
+        (private / "in" / path.name).write_atomically(path.read_bytes())
+    arguments = ["--specimens-per-shard", "10"]
+    assert main(["ingest", "table", str(private / "in" / table.name), "--out", str(private / "out"), *arguments]) == 0
+    assert main(["ingest", "table", str(table), "--out", str(tmp_path / "local"), "--serial", *arguments]) == 0
+    out = Location.parse(s3) / "out"
+    for name in [*(f"{number:06d}.tar" for number in range(5)), "index.parquet"]:
+        assert (out / name).read_bytes() == (tmp_path / "local" / name).read_bytes(), name
+    report = json.loads((out / "report.json").read_bytes())
+    assert report["image_removed"]["by_reason"] == {"missing image file": 1} and report["written"]["specimens"] == 46
+    assert not any(b"secret" in (out / name).read_bytes() for name in out.list())
+    capsys.readouterr()
+    for path, told in (
+        (private / "in" / "none.csv", "which does not exist"),
+        (private / "in" / "0.jpg", "URL: got s3:"),
+    ):
+        assert main(["ingest", "table", str(path), "--out", str(tmp_path / "no")]) == 2
+        assert told in (error := capsys.readouterr().err) and "secret" not in error
+    (private / "bad" / "bad.csv").write_atomically(b"foo,bar\n1,2\n")
+    assert main(["ingest", "table", str(private / "bad"), "--out", str(tmp_path / "no"), "--serial"]) == 2
+    assert "bad.csv" in (error := capsys.readouterr().err) and "allowed names" in error
 
 
 def test_a_bucket_that_is_not_there_is_one_line(
