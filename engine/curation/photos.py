@@ -1,8 +1,9 @@
 """Photos that are the same photo: a 128-bit gradient hash finds candidates, their pixels decide.
 
-The hash says of an 9 x 9 grey thumbnail where it gets brighter to the right (64 bits) and downwards (64 bits). Pairs
+The hash says of a 9 x 9 grey thumbnail where it gets brighter to the right (64 bits) and downwards (64 bits). Pairs
 that differ in at most 7 bits agree in one of eight 16-bit bands, so bands are the buckets that are searched. Found are
-copies, other JPEG qualities, other sizes, slight changes of brightness; not mirrored, turned or cropped ones.
+copies, other JPEG qualities and sizes, changes of brightness and contrast, grey ones; not mirrored, turned or cropped
+ones.
 
 Legend: P photos, H hash bytes.
 """
@@ -22,7 +23,7 @@ from engine.shards import ShardReader
 
 HASH_BYTES = 16
 MAX_BITS = 7
-MAX_DIFFERENCE = 0.12  # root mean square difference of two thumbnails, as a share of their contrast
+MAX_DIFFERENCE = 0.15  # root mean square difference of two thumbnails of contrast 1
 _SIDE = 32
 _CROWD = 200  # members of a bucket up to which all pairs are compared; beyond, each with its next 200 in order of hash
 
@@ -54,16 +55,15 @@ def hash_photos(directory: str, photos: Sequence[Photo]) -> list[bytes]:
 
 
 def thumbnail(data: bytes) -> np.ndarray:
-    """float32 [32, 32, 3]: the photo squeezed into a small square."""
-    return cv2.resize(images.decode(data, _SIDE), (_SIDE, _SIDE), interpolation=cv2.INTER_AREA).astype(np.float32)
+    """float32 [32, 32]: the photo in grey, squeezed into a small square, mean 0, standard deviation 1."""
+    grey = cv2.cvtColor(images.decode(data, _SIDE), cv2.COLOR_RGB2GRAY)
+    small = cv2.resize(grey, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA).astype(np.float32)
+    return (small - small.mean()) / max(float(small.std()), 1.0)
 
 
 def difference(one: np.ndarray, other: np.ndarray) -> float:
-    """Root mean square difference of two thumbnails, each without its mean, as a share of the mean of their standard
-    deviations: 0 = the same up to brightness, about 1.4 = unrelated."""
-    one, other = one - one.mean(axis=(0, 1)), other - other.mean(axis=(0, 1))
-    contrast = max((float(one.std()) + float(other.std())) / 2, 1.0)
-    return float(np.sqrt(((one - other) ** 2).mean())) / contrast
+    """Root mean square difference of two thumbnails: 0 = the same up to brightness and contrast, 1.4 = unrelated."""
+    return float(np.sqrt(((one - other) ** 2).mean()))
 
 
 def likely_pairs(hashes: np.ndarray) -> np.ndarray:
