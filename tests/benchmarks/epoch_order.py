@@ -71,22 +71,21 @@ def main() -> None:
     options = parser.parse_args()
     labels = bioscan_labels(options.specimens)
     cases = [(window, 1) for window in options.windows] + [(options.windows[0], 8)]
-    wall, cpu, memory = ({case: [] for case in cases} for _ in range(3))
+    found: dict[tuple[int, int], list[tuple[float, float, float]]] = {case: [] for case in cases}
     theirs: dict[int, list[float]] = {count: [] for count in QUADRATIC}
     with tempfile.TemporaryDirectory() as folder:
         file = str(Path(folder) / "labels.npy")
         np.save(file, labels)
         for epoch in range(options.rounds):
             for case in cases:
-                found = ours(file, case[0], epoch, case[1])
-                for store, value in zip((wall, cpu, memory), found, strict=True):
-                    store[case].append(value)
+                found[case].append(ours(file, case[0], epoch, case[1]))
             for count in QUADRATIC:
                 theirs[count].append(quadratic_seconds(labels, count, epoch))
     print(f"{options.specimens} specimens, {options.rounds} rounds: median [range]; {os.cpu_count()} cores")
     for case in cases:
         name = f"window {case[0]}" + (f", one of {case[1]} workers" if case[1] > 1 else "")
-        print(f"{name:32s} wall {told(wall[case])}  CPU {told(cpu[case])}  peak {max(memory[case]) / 2**30:.2f} GiB")
+        wall, cpu, memory = (list(values) for values in zip(*found[case], strict=True))
+        print(f"{name:32s} wall {told(wall)}  CPU {told(cpu)}  peak {max(memory) / 2**30:.2f} GiB")
     medians = [statistics.median(theirs[count]) for count in QUADRATIC]
     power, factor = np.polyfit(np.log(QUADRATIC), np.log(medians), 1)
     for count in QUADRATIC:
