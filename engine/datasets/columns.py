@@ -29,6 +29,7 @@ class FileSource:
         return {**self.__dict__, "skipped": []}
 
 
+_LONGEST = max(map(len, MISSING))
 _LIMITS = {"latitude": 90.0, "longitude": 180.0}  # degrees
 _ROWS = 1 << 15  # of a parquet file read at once
 
@@ -36,7 +37,8 @@ _ROWS = 1 << 15  # of a parquet file read at once
 def tidy(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """Trim a text column and null what means "missing"."""
     trimmed = pc.utf8_trim_whitespace(pc.cast(column, pa.large_string()))
-    return pc.if_else(pc.is_in(pc.utf8_lower(trimmed), pa.array(MISSING, pa.large_string())), None, trimmed)
+    start = pc.utf8_lower(pc.utf8_slice_codeunits(trimmed, 0, _LONGEST + 1))  # of a barcode only its first letters
+    return pc.if_else(pc.is_in(start, pa.array(MISSING, pa.large_string())), None, trimmed)
 
 
 def _coordinate(column: pa.ChunkedArray, limit: float) -> pa.ChunkedArray:
