@@ -8,10 +8,11 @@ Cases: copy = 256-pixel JPEGs (25 kB), whose bytes are copied; png = the same as
 JPEGs to a longer side of 256. Contestants, each in a process of its own, in a new order every round:
     ours    engine.ingest through Ray Data, 2 CPUs; Ray and its workers run before the clock starts
     alone   the same call without Ray, in one process
-    loop    webdataset.ShardWriter fed by a loop that reads the files; pixels by PIL (`thumbnail`, which lets libjpeg
-            shrink while decoding; quality 95)
-All write 1000 specimens a shard with photo, barcode and labels; ours also makes index, checksums and report, which the
-loop does not. Files are in the page cache. CPU is that of the process and all its children.
+    loop    webdataset.ShardWriter fed by a loop that reads the files; pixels by PIL: open, convert("RGB"), resize
+            (its default, bicubic), save with quality 95
+    draft   shrink only: the loop with PIL's `thumbnail`, which lets libjpeg shrink while it decodes
+All write shards of photo, barcode and labels, equally many specimens each; ours also makes index, checksums and report,
+which the loop does not. Files are in the page cache. CPU is that of the process and all its children.
 
 Memory: the driver's peak (VmHWM) and the peak of its anonymous part, the rest being files and shared memory.
 """
@@ -37,11 +38,12 @@ from engine.datasets import open_dataset
 from engine.ingest import IngestOptions, ingest
 from tests.benchmarks.engine_ops import photo
 
-CONTESTANTS = ("ours", "alone", "loop")
-SPECIMENS = {"copy": 16_000, "png": 4_000, "shrink": 4_000}
+CONTESTANTS = {"copy": ("ours", "alone", "loop"), "png": ("ours", "alone", "loop")}
+CONTESTANTS["shrink"] = ("ours", "alone", "loop", "draft")
+SPECIMENS = {"copy": 16_000, "png": 4_000, "shrink": 1_000}
+PER_SHARD = {"copy": 1000, "png": 250, "shrink": 125}
 NUM_FILES = {"copy": 512, "png": 512, "shrink": 128}
 MAX_SIDE = {"copy": None, "png": None, "shrink": 256}
-PER_SHARD = 1000
 
 
 def make_source(folder: Path, case: str, specimens: int) -> Path:
@@ -65,7 +67,7 @@ def make_source(folder: Path, case: str, specimens: int) -> Path:
 
 def run_ours(table: Path, case: str, out: Path, parallel: bool) -> tuple[float, float]:
     """Wall and CPU seconds of one ingest."""
-    options = {"max_side": MAX_SIDE[case], "specimens_per_shard": PER_SHARD, "overwrite": True}
+    options: dict[str, Any] = {"max_side": MAX_SIDE[case], "specimens_per_shard": PER_SHARD[case], "overwrite": True}
     if parallel:
         import ray
 
@@ -79,7 +81,7 @@ def run_ours(table: Path, case: str, out: Path, parallel: bool) -> tuple[float, 
     return time.perf_counter() - start, cpu_seconds() - cpu
 
 
-def run_loop(table: Path, case: str, out: Path) -> tuple[float, float]:
+def run_loop(table: Path, case: str, out: Path, draft: bool) -> tuple[float, float]:
     """Wall and CPU seconds of the plain loop."""
     import csv
 
@@ -87,13 +89,17 @@ def run_loop(table: Path, case: str, out: Path) -> tuple[float, float]:
     from PIL import Image
 
     start, cpu = time.perf_counter(), cpu_seconds()
-    with table.open() as file, webdataset.ShardWriter(f"{out}/%06d.tar", maxcount=PER_SHARD, verbose=0) as writer:
+    with table.open() as file, webdataset.ShardWriter(f"{out}/%06d.tar", maxcount=PER_SHARD[case], verbose=0) as writer:
         for row in csv.DictReader(file):
             data = (table.parent / row["image"]).read_bytes()
             if case != "copy":
-                image = Image.open(io.BytesIO(data)).convert("RGB") if case == "png" else Image.open(io.BytesIO(data))
-                if (side := MAX_SIDE[case]) is not None:
-                    image.thumbnail((side, side))
+                opened, side = Image.open(io.BytesIO(data)), MAX_SIDE[case]
+                if draft and side:
+                    opened.thumbnail((side, side))
+                image = opened.convert("RGB")
+                if not draft and side:
+                    scale = side / max(image.size)
+                    image = image.resize((round(image.width * scale), round(image.height * scale)))
                 buffer = io.BytesIO()
                 image.save(buffer, "JPEG", quality=95)
                 data = buffer.getvalue()
@@ -122,8 +128,8 @@ def cpu_seconds() -> float:
 def one(contestant: str, case: str, table: Path) -> None:
     """The body of a contestant's process."""
     with tempfile.TemporaryDirectory(dir=table.parent.parent) as out:
-        if contestant == "loop":
-            wall, cpu = run_loop(table, case, Path(out))
+        if contestant in ("loop", "draft"):
+            wall, cpu = run_loop(table, case, Path(out), contestant == "draft")
         else:
             wall, cpu = run_ours(table, case, Path(out), contestant == "ours")
     print(json.dumps({"wall": wall, "cpu": cpu}))
@@ -134,9 +140,9 @@ def compare(case: str, rounds: int, specimens: int, scratch: Path) -> dict[str, 
     folder = scratch / case
     folder.mkdir()
     table = make_source(folder, case, specimens)
-    results: dict[str, list[dict[str, float]]] = {name: [] for name in CONTESTANTS}
+    results: dict[str, list[dict[str, float]]] = {name: [] for name in CONTESTANTS[case]}
     for number in range(rounds):
-        for name in random.Random(number).sample(CONTESTANTS, len(CONTESTANTS)):
+        for name in random.Random(number).sample(CONTESTANTS[case], len(CONTESTANTS[case])):
             command = [
                 sys.executable,
                 "-m",
@@ -153,7 +159,7 @@ def compare(case: str, rounds: int, specimens: int, scratch: Path) -> dict[str, 
     for name, runs in results.items():
         wall, cpu = ([run[what] for run in runs] for what in ("wall", "cpu"))
         print(f"  {name:<6} {spread([specimens / one for one in wall])} specimens/s, {spread(cpu)} CPU s")
-    for other in ("alone", "loop"):
+    for other in CONTESTANTS[case][1:]:
         pairs = zip(results["ours"], results[other], strict=True)
         print(f"  ours / {other}: {spread([theirs['wall'] / own['wall'] for own, theirs in pairs], 2)} times (pairs)")
     return {"case": case, "specimens": specimens, "results": results}
@@ -196,7 +202,7 @@ def main() -> None:
     parser.add_argument("--table", type=Path, help="for memory: specimens to read instead of generated ones")
     parser.add_argument("--out", type=Path, help="JSON of all measurements")
     parser.add_argument("--scratch", type=Path, help="folder for what is written (default: a temporary one)")
-    parser.add_argument("--one", choices=CONTESTANTS, help=argparse.SUPPRESS)
+    parser.add_argument("--one", choices=CONTESTANTS["shrink"], help=argparse.SUPPRESS)
     parser.add_argument("--source", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
