@@ -13,7 +13,9 @@ import pytest
 
 from engine.datasets import open_dataset, read_all
 from engine.datasets.bioscan5m import chunk_of
+from engine.ingest import IngestOptions, ingest
 from engine.schema import SPECIMEN_SCHEMA
+from engine.shards import ShardReader, read_index, verify
 from engine.taxonomy import RANKS
 from tests.engine import datasets_fixtures as fixtures
 from tests.engine.datasets_fixtures import Release
@@ -254,3 +256,35 @@ def test_bioscan_errors(release1m: Release, release5m: Release, tmp_path: Path) 
         open_dataset("bioscan1m", [release1m.metadata], images=tmp_path / "nowhere")
     plain, _ = frame_of("bioscan1m", release1m.metadata, split_column="none", max_nucleotides=0)
     assert plain["image"].isna().all() and plain["split"].isna().all() and plain["barcode"].str.len().max() == 700
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip", "hdf5", "clibd"])
+def test_ingest_through_ray_copies_photos_and_names_missing_ones(tmp_path: Path, kind: str, ray_session: None) -> None:
+    if kind == "clibd":
+        made = fixtures.clibd_hdf5(tmp_path / "clibd.hdf5", {"train_seen": list(range(1, 30)), "val_seen": [31, 35]})
+        photos = {key: specimen["photo"] or None for key, specimen in made.items()}
+        source = open_dataset("clibd-hdf5", [tmp_path / "clibd.hdf5"])
+    else:
+        release = fixtures.bioscan1m(tmp_path / "one")
+        photos = dict(zip(release.frame["sampleid"], release.photos.values(), strict=True))
+        gone = release.frame.iloc[4]
+        photos[gone["sampleid"]] = None
+        images = release.metadata.parent / "images" / "cropped_256"
+        (images / f"part{gone['chunk_number']}" / gone["image_file"]).unlink()
+        held = {name: data for name, data in release.photos.items() if name != gone["image_file"]}
+        place = {
+            "folder": lambda: release.root,
+            "zip": lambda: fixtures.zipped(images, tmp_path / "cropped_256.zip", "bioscan/images/cropped_256"),
+            "hdf5": lambda: fixtures.hdf5_of(held, tmp_path / "cropped_256.hdf5"),
+        }[kind]()
+        source = open_dataset("bioscan1m", [release.metadata], images=place)
+    report = ingest(source, tmp_path / "out", IngestOptions(specimens_per_shard=8))
+    assert verify(tmp_path / "out") == []
+    reader, got = ShardReader(tmp_path / "out"), {}
+    for row in read_index(tmp_path / "out").to_pylist():
+        has = row["image_offset"] >= 0
+        got[row["key"]] = reader.read(row["shard"], row["image_offset"], row["image_size"]) if has else None
+    assert got == photos
+    missing = sorted(key for key, data in photos.items() if data is None)
+    assert missing and sorted(one["key"] for one in report["image_removed"]["named"]) == missing
+    assert report["image_removed"]["by_reason"] == {"missing image file": len(missing)}
