@@ -8,6 +8,7 @@ more than 24 different barcodes crowds out what is farther away; a fragment is c
 Legend: U different barcodes, K neighbours of each, D = 96 directions, C cells.
 """
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -18,9 +19,10 @@ EXACT = 20_000  # different barcodes up to which there is one cell
 _DIRECTIONS = 96
 _CELL = 300  # barcodes per cell, on average
 _PROBES = 8
+_KEPT = 256  # cells whose 7-mers are kept while near cells are looked at: about 160 MB
 _SAMPLE = 20_000
 _COARSE, _FINE = 5, 7  # lengths of k-mers
-_LETTERS = np.full(256, 4, dtype=np.int64)
+_LETTERS = np.full(256, 4, dtype=np.int32)
 _LETTERS[np.frombuffer(b"ACGT", dtype=np.uint8)] = np.arange(4)
 
 
@@ -28,13 +30,15 @@ def nearest(sequences: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """Return the neighbours of clean, oriented, different barcodes: places int64 [U, K] (-1 = none) and estimated
     distances float32 [U, K], shares of differing nucleotides (1 - s**(1/7) of the share s of 7-mers in common)."""
     features = _features(sequences)
-    cells, members = _cells(features)
+    cells, members, tour = _cells(features)
     places = np.full((len(sequences), K), -1, dtype=np.int64)
     distances = np.ones((len(sequences), K), dtype=np.float32)
+    bits_of = functools.lru_cache(_KEPT)(lambda cell: _bits([sequences[number] for number in members[cell].tolist()]))
     with tqdm(total=len(sequences), desc="nearest barcodes", unit="barcode", disable=None) as progress:
-        for own, around in zip(members, cells, strict=True):
-            candidates = np.concatenate([members[cell] for cell in around.tolist()])
-            bits = _bits([sequences[number] for number in candidates.tolist()])
+        for cell in tour:
+            own, around = members[cell], cells[cell].tolist()
+            candidates = np.concatenate([members[one] for one in around])
+            bits = np.concatenate([bits_of(one) for one in around])
             where = np.searchsorted(candidates, own) if len(around) == 1 else np.arange(len(own))
             for start in range(0, len(own), 1024):
                 rows = own[start : start + 1024]
@@ -49,7 +53,7 @@ def nearest(sequences: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _codes(sequences: Sequence[str]) -> np.ndarray:
-    """uint8-valued int64 [B, L]: 0..3, 4 = N or padding."""
+    """int32 [B, L]: 0..3, 4 = N or padding."""
     width = max(map(len, sequences))
     text = "".join([sequence.ljust(width, "N") for sequence in sequences]).encode()
     return _LETTERS[np.frombuffer(text, dtype=np.uint8)].reshape(len(sequences), width)
@@ -61,7 +65,7 @@ def _kmers(sequences: Sequence[str], length: int) -> tuple[np.ndarray, np.ndarra
     count = codes.shape[1] - length + 1
     if count < 1:
         return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
-    number = np.zeros((len(sequences), count), dtype=np.int64)
+    number = np.zeros((len(sequences), count), dtype=np.int32)
     good = np.ones_like(number, dtype=bool)
     for place in range(length):
         column = codes[:, place : place + count]
@@ -96,10 +100,11 @@ def _features(sequences: Sequence[str]) -> np.ndarray:
     return result
 
 
-def _cells(features: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Cells to look into for each cell, itself first: int64 [C, probes]; and the members of each, ascending."""
+def _cells(features: np.ndarray) -> tuple[np.ndarray, list[np.ndarray], list[int]]:
+    """Cells to look into for each cell, itself first: int64 [C, probes]; the members of each, ascending; and an order
+    of the cells in which near ones follow each other."""
     if len(features) <= EXACT:
-        return np.zeros((1, 1), dtype=np.int64), [np.arange(len(features))]
+        return np.zeros((1, 1), dtype=np.int64), [np.arange(len(features))], [0]
     rng = np.random.Generator(np.random.PCG64(1))
     count = len(features) // _CELL
     sample = features[rng.permutation(len(features))[: 30 * count]]
@@ -113,10 +118,20 @@ def _cells(features: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
     cell = _closest(features, centres)
     order = np.argsort(cell, kind="stable")
     members = np.split(order, np.cumsum(np.bincount(cell, minlength=count))[:-1])
-    distance = ((centres**2).sum(axis=1)[None] - 2 * centres @ centres.T).astype(np.float64)
+    distance = (centres**2).sum(axis=1)[None] - 2 * centres @ centres.T
     np.fill_diagonal(distance, -np.inf)
-    around = np.argsort(distance, axis=1, kind="stable")[:, : _PROBES + 1]
-    return around, members
+    around = np.argpartition(distance, _PROBES, axis=1)[:, : _PROBES + 1]
+    around = np.take_along_axis(around, np.argsort(np.take_along_axis(distance, around, 1), axis=1, kind="stable"), 1)
+    return around, members, _tour(distance)
+
+
+def _tour(distance: np.ndarray) -> list[int]:
+    """Visit the nearest cell that was not visited, again and again. `distance` [C, C] is used up."""
+    tour = [0]
+    for _ in range(len(distance) - 1):
+        distance[:, tour[-1]] = np.inf
+        tour.append(int(distance[tour[-1]].argmin()))
+    return tour
 
 
 def _closest(rows: np.ndarray, centres: np.ndarray) -> np.ndarray:
