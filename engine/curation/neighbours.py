@@ -120,7 +120,7 @@ def _cells(features: np.ndarray) -> tuple[np.ndarray, list[np.ndarray], list[int
     members = np.split(order, np.cumsum(np.bincount(cell, minlength=count))[:-1])
     distance = (centres**2).sum(axis=1)[None] - 2 * centres @ centres.T
     np.fill_diagonal(distance, -np.inf)
-    around = np.argpartition(distance, _PROBES, axis=1)[:, : _PROBES + 1]
+    around = np.argpartition(distance, min(_PROBES, count - 1), axis=1)[:, : _PROBES + 1]
     around = np.take_along_axis(around, np.argsort(np.take_along_axis(distance, around, 1), axis=1, kind="stable"), 1)
     return around, members, _tour(distance)
 
