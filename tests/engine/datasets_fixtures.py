@@ -77,7 +77,7 @@ def bioscan1m(root: Path, count: int = 24) -> Release:
     rows = []
     for n in range(count):
         order, family, genus, species = LINEAGES[n % len(LINEAGES)]
-        row = dict.fromkeys(COLUMNS_1M.split(), "x")
+        row: dict[str, object] = dict.fromkeys(COLUMNS_1M.split(), "x")
         row |= {"sampleid": f"BIOUG{n:05d}-A01", "processid": f"GMC{n}-20", "name": order, "class": "Insecta"}
         row |= {"uri": f"BOLD:AAA{n:04d}" if n % 5 else "not_classified", "nucraw": barcode(n, 700 if n == 3 else 40)}
         row |= {"order": order, "family": family or "not_classified", "genus": genus or "not_classified"}
@@ -182,8 +182,8 @@ def clibd_hdf5(path: Path, groups: dict[str, list[int]], identifier: str = "samp
             to.create_dataset("language_tokens_input_ids", data=np.zeros((len(numbers), 20), dtype=np.int64))
             for name, cells in columns.items():
                 kind = h5py.string_dtype() if name == "barcode" else None  # CLIBD's are fixed, h5py's default is not
-                data = cells if kind else np.array([cell.encode() for cell in cells], dtype="S")
-                to.create_dataset(name, data=data, dtype=kind)
+                fixed = np.array([cell.encode() for cell in cells], dtype="S")
+                to.create_dataset(name, data=cells if kind else fixed, dtype=kind)
             for row, n in enumerate(numbers):
                 made[f"id{n}"] = {name: cells[row] for name, cells in columns.items()} | {"photo": photos[row]}
     return made
