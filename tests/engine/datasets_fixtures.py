@@ -5,14 +5,17 @@ import hashlib
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 import pandas as pd
 import simplejpeg
 
+from engine.datasets import open_dataset, read_all
 from engine.datasets.bioscan1m import SPLIT_COLUMNS
-from engine.schema import SPLITS
+from engine.schema import SPECIMEN_SCHEMA, SPLITS
+from engine.taxonomy import RANKS
 
 COLUMNS_1M = (
     "sampleid processid uri name phylum class order family subfamily tribe genus species subspecies nucraw "
@@ -33,6 +36,7 @@ LINEAGES = (
     ("Coleoptera", None, None, None),
     ("Hymenoptera", "Formicidae", None, "Formica rufa"),
 )
+FLY = ("Diptera", "Chironomidae", "Chironomus", "Chironomus plumosus")
 CLIBD_GROUPS = (
     "no_split",
     "train_seen",
@@ -187,3 +191,20 @@ def clibd_hdf5(path: Path, groups: dict[str, list[int]], identifier: str = "samp
             for row, n in enumerate(numbers):
                 made[f"id{n}"] = {name: cells[row] for name, cells in columns.items()} | {"photo": photos[row]}
     return made
+
+
+def read(format_name: str, *paths: Path, **options: Any) -> tuple[pd.DataFrame, Any]:
+    source = open_dataset(format_name, list(paths), **options)
+    table = read_all(source)
+    assert table.schema.equals(SPECIMEN_SCHEMA)
+    return table.to_pandas().set_index("key", drop=False), source
+
+
+def names_of(frame: pd.DataFrame, key: str) -> tuple[str | None, ...]:
+    return tuple(None if pd.isna(name) else name for name in frame.loc[key, list(RANKS)])
+
+
+def write(path: Path, text: str | bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path

@@ -14,11 +14,10 @@ import pytest
 from engine.datasets import open_dataset, read_all
 from engine.datasets.bioscan5m import chunk_of
 from engine.ingest import IngestOptions, ingest
-from engine.schema import SPECIMEN_SCHEMA
 from engine.shards import ShardReader, read_index, verify
 from engine.taxonomy import RANKS
 from tests.engine import datasets_fixtures as fixtures
-from tests.engine.datasets_fixtures import Release
+from tests.engine.datasets_fixtures import Release, read
 
 OUR_SPLITS = {  # as the package declares them, and CLIBD's other groups: keys together, single records held out
     "no_split": "pretrain",
@@ -41,13 +40,6 @@ def release1m(tmp_path: Path) -> Release:
 @pytest.fixture
 def release5m(tmp_path: Path) -> Release:
     return fixtures.bioscan5m(tmp_path / "five")
-
-
-def frame_of(format_name: str, *paths: Path, **options: Any) -> tuple[pd.DataFrame, Any]:
-    source = open_dataset(format_name, list(paths), **options)
-    table = read_all(source)
-    assert table.schema.equals(SPECIMEN_SCHEMA)
-    return table.to_pandas().set_index("key", drop=False), source
 
 
 def photos_of(frame: pd.DataFrame, source: Any) -> dict[str, bytes]:
@@ -78,7 +70,7 @@ def test_bioscan1m_reads_what_its_package_reads(
     options: dict[str, Any] = {"split_column": column}
     if column == "clibd":
         options = {"partitions": release1m.metadata.parent / "CLIBD_partitioning"}
-    ours, source = frame_of("bioscan1m", release1m.root, **options)
+    ours, source = read("bioscan1m", release1m.root, **options)
     theirs = oracle(monkeypatch, "BIOSCAN1M", release1m.root, split="all", partitioning_version=column)
     metadata = theirs.metadata.set_index("sampleid", drop=False)
     assert list(ours["key"]) == list(metadata["sampleid"]) and not source.skipped
@@ -93,7 +85,7 @@ def test_bioscan1m_reads_what_its_package_reads(
 def test_the_packages_aliases_name_the_same_clibd_specimens(
     release1m: Release, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ours, _ = frame_of("bioscan1m", release1m.root, partitions=release1m.metadata.parent / "CLIBD_partitioning")
+    ours, _ = read("bioscan1m", release1m.root, partitions=release1m.metadata.parent / "CLIBD_partitioning")
     for alias in ("pretrain", "train", "val", "test", "all_keys"):
         theirs = oracle(monkeypatch, "BIOSCAN1M", release1m.root, split=alias, partitioning_version="clibd")
         mine = ours[ours["split"] == ("key_unseen" if alias == "all_keys" else alias)]
@@ -101,7 +93,7 @@ def test_the_packages_aliases_name_the_same_clibd_specimens(
 
 
 def test_bioscan5m_reads_what_its_package_reads(release5m: Release, monkeypatch: pytest.MonkeyPatch) -> None:
-    ours, source = frame_of("bioscan5m", release5m.root)
+    ours, source = read("bioscan5m", release5m.root)
     theirs = oracle(monkeypatch, "BIOSCAN5M", release5m.root, split="all")
     metadata = theirs.metadata.set_index("processid", drop=False)
     assert list(ours["key"]) == list(metadata["processid"]) and not source.skipped
@@ -120,7 +112,7 @@ def test_bioscan5m_reads_what_its_package_reads(release5m: Release, monkeypatch:
 @pytest.mark.parametrize("top", [True, False])
 def test_bioscan1m_photos_in_hdf5(release1m: Release, tmp_path: Path, form: str, top: bool) -> None:
     file = fixtures.hdf5_of(release1m.photos, tmp_path / "cropped_256.hdf5", form, top)
-    ours, source = frame_of("bioscan1m", release1m.metadata, file)
+    ours, source = read("bioscan1m", release1m.metadata, file)
     assert ours["image"].str.startswith("hdf5:").all()
     assert list(photos_of(ours, source).values()) == list(release1m.photos.values())
 
@@ -130,7 +122,7 @@ def test_bioscan1m_photos_in_hdf5(release1m: Release, tmp_path: Path, form: str,
 def test_bioscan1m_photos_in_a_zip(release1m: Release, tmp_path: Path, method: int, prefix: str) -> None:
     images = release1m.metadata.parent / "images" / "cropped_256"
     archive = fixtures.zipped(images, tmp_path / "cropped_256.zip", prefix, method)
-    ours, source = frame_of("bioscan1m", release1m.metadata, archive)
+    ours, source = read("bioscan1m", release1m.metadata, archive)
     assert ours["image"].str.startswith("zip:").all()
     assert list(photos_of(ours, source).values()) == list(release1m.photos.values())
 
@@ -146,9 +138,9 @@ def test_bioscan5m_photos_in_several_zips(release5m: Release, tmp_path: Path) ->
     fixtures.zipped(images, folder / "BIOSCAN_5M_cropped_256_eval.zip", "bioscan5m/images/cropped_256")
     fixtures.zipped(images, folder / "BIOSCAN_5M_original_256_eval.zip", "bioscan5m/images/original_256")
     shutil.copy(release5m.metadata, folder)
-    ours, source = frame_of("bioscan5m", folder)
+    ours, source = read("bioscan5m", folder)
     assert [photos_of(ours, source)[row.key] for row in ours.itertuples()] == list(release5m.photos.values())
-    other, _ = frame_of("bioscan5m", folder, package="original_256")
+    other, _ = read("bioscan5m", folder, package="original_256")
     assert (~other["image"].str.startswith("zip:")).sum() == release5m.frame["split"].isin(["pretrain", "train"]).sum()
 
 
@@ -157,7 +149,7 @@ def test_photos_in_one_flat_folder(release5m: Release, tmp_path: Path) -> None:
     folder.mkdir()
     for name, data in release5m.photos.items():
         (folder / name).write_bytes(data)
-    ours, source = frame_of("bioscan5m", release5m.metadata, images=folder)
+    ours, source = read("bioscan5m", release5m.metadata, images=folder)
     assert list(photos_of(ours, source).values()) == list(release5m.photos.values())
 
 
@@ -168,7 +160,7 @@ def test_many_threads_read_one_archive(release1m: Release, tmp_path: Path, kind:
         archive = fixtures.zipped(images, tmp_path / "cropped_256.zip", "x", zipfile.ZIP_DEFLATED)
     else:
         archive = fixtures.hdf5_of(release1m.photos, tmp_path / "cropped_256.hdf5")
-    ours, source = frame_of("bioscan1m", release1m.metadata, archive)
+    ours, source = read("bioscan1m", release1m.metadata, archive)
     load = pickle.loads(pickle.dumps(source.load_image))  # nothing is open yet
     refs = list(ours["image"]) * 30
     with ThreadPoolExecutor(8) as pool:
@@ -180,14 +172,14 @@ def test_missing_and_damaged_photos_are_named(release5m: Release, tmp_path: Path
     keys = list(release5m.frame["processid"])
     gone, bent = (next(images.rglob(f"{key}.jpg")) for key in keys[:2])
     gone.unlink()
-    ours, source = frame_of("bioscan5m", release5m.root)
+    ours, source = read("bioscan5m", release5m.root)
     with pytest.raises(ValueError, match=f"missing image file: .*{keys[0]}.jpg"):
         source.load_image(ours["image"].iloc[0])
     archive = fixtures.zipped(images, tmp_path / "cropped_256.zip", "x")
     data = bytearray(archive.read_bytes())
     data[data.index(release5m.photos[bent.name]) + 20] ^= 255
     archive.write_bytes(data)
-    ours, source = frame_of("bioscan5m", release5m.metadata, archive)
+    ours, source = read("bioscan5m", release5m.metadata, archive)
     with pytest.raises(ValueError, match=f"missing image file: {keys[0]}.jpg in .*cropped_256.zip"):
         source.load_image(ours["image"].iloc[0])
     with pytest.raises(ValueError, match=f"damaged, its checksum differs .*{keys[1]}.jpg"):
@@ -200,7 +192,7 @@ def test_missing_and_damaged_photos_are_named(release5m: Release, tmp_path: Path
     (tmp_path / "cut.h5").write_bytes(hdf5.read_bytes()[:100])
     with pytest.raises(ValueError, match=r"hdf5: got .*cut.h5, which cannot be read"):
         open_dataset("bioscan5m", [release5m.metadata, tmp_path / "cut.h5"])
-    ours, source = frame_of("bioscan5m", release5m.metadata, hdf5)
+    ours, source = read("bioscan5m", release5m.metadata, hdf5)
     with pytest.raises(ValueError, match=f"missing image file: {keys[0]}.jpg in .*photos.h5"):
         source.load_image(ours["image"].iloc[0])
 
@@ -213,8 +205,8 @@ def test_an_old_metadata_file_and_chunks_that_lost_their_zeros(release5m: Releas
     old["family_name"] = old["family_name"].replace("", "no_data")
     path = release5m.metadata.with_suffix(".tsv")
     old.to_csv(path, sep="\t", index=False)
-    new, _ = frame_of("bioscan5m", release5m.metadata, release5m.root)
-    ours, _ = frame_of("bioscan5m", path, release5m.root)
+    new, _ = read("bioscan5m", release5m.metadata, release5m.root)
+    ours, _ = read("bioscan5m", path, release5m.root)
     pd.testing.assert_frame_equal(ours, new)
 
 
@@ -231,7 +223,7 @@ def test_clibd_partitions_that_do_not_fit(release1m: Release) -> None:
     folder = release1m.metadata.parent / "CLIBD_partitioning"
     lines = (folder / "val_seen.txt").read_text().splitlines()
     (folder / "val_seen.txt").write_text("\r\n".join([*lines[1:], "BIOUG-unknown", "BIOUG-unknown"]))
-    ours, source = frame_of("bioscan1m", release1m.root, partitions=folder)
+    ours, source = read("bioscan1m", release1m.root, partitions=folder)
     assert lines[0] not in ours.index and len(ours) == len(release1m.frame) - 1
     assert source.skipped == [
         (lines[0], "in none of the partition files"),
@@ -240,7 +232,7 @@ def test_clibd_partitions_that_do_not_fit(release1m: Release) -> None:
     ]
     (folder / "no_split.txt").unlink()
     with pytest.raises(ValueError, match=r"--partitions: got .* without no_split.txt; allowed: a folder with"):
-        frame_of("bioscan1m", release1m.root, partitions=folder)
+        read("bioscan1m", release1m.root, partitions=folder)
 
 
 def test_bioscan_errors(release1m: Release, release5m: Release, tmp_path: Path) -> None:
@@ -254,7 +246,7 @@ def test_bioscan_errors(release1m: Release, release5m: Release, tmp_path: Path) 
         open_dataset("bioscan1m", [tmp_path])
     with pytest.raises(ValueError, match=r"--images: got .*nowhere without photos"):
         open_dataset("bioscan1m", [release1m.metadata], images=tmp_path / "nowhere")
-    plain, _ = frame_of("bioscan1m", release1m.metadata, split_column="none", max_nucleotides=0)
+    plain, _ = read("bioscan1m", release1m.metadata, split_column="none", max_nucleotides=0)
     assert plain["image"].isna().all() and plain["split"].isna().all() and plain["barcode"].str.len().max() == 700
 
 
