@@ -54,7 +54,7 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor, bias: Tensor) -> Tensor:
         batch, length, width = x.shape
         q, k, v = self.Wqkv(x).view(batch, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         return mixed.transpose(1, 2).reshape(batch, length, width)
 
 
@@ -122,7 +122,9 @@ class Bert(nn.Module):
         return bias[None].masked_fill(hidden[:, None, None, :], -math.inf)
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        x, bias = self.embeddings(tokens), self.bias(mask)
+        x = self.embeddings(tokens)
+        kind = x.device.type  # in the precision of the attention, and converted to it once, not in every layer
+        bias = self.bias(mask).to(torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype)
         for layer in self.encoder["layer"]:  # type: ignore[attr-defined]
             x = run_block(layer, self.grad_checkpointing, x, bias)
         return x
