@@ -182,14 +182,20 @@ def test_no_room_is_one_line_and_the_next_run_continues(
     assert contents(out) == contents(tmp_path / "whole")
 
 
-def test_no_room_in_ray_tasks(table: Path, tmp_path: Path, ray_session: None) -> None:
-    """A place for the fifth shard that cannot be written: a folder with its name."""
+def test_a_place_that_cannot_be_written_in_ray_tasks(table: Path, tmp_path: Path, ray_session: None) -> None:
+    """A folder stands where a shard should go: one line; the others are whole or not there; without it all goes on."""
     run(table, tmp_path / "whole")
     out = tmp_path / "out"
-    (out / "000005.tar").mkdir(parents=True)
-    (out / "000005.tar" / "file").touch()
-    with pytest.raises(ValueError, match=r"--out: got .*000005.tar, which cannot be written"):
-        run(table, out, overwrite=True, parallel=True, max_side=None)
+    (out / "000005.tar" / "mine").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"^--out: got .*/000005.tar, which cannot be written .*Is a directory"):
+        run(table, out, overwrite=True, parallel=True)
+    assert (out / "000005.tar" / "mine").is_dir() and not (out / "manifest.json").exists()
+    (out / "000005.tar" / "mine").rmdir()
+    (out / "000005.tar").rmdir()
+    for path in out.glob("*.tar"):
+        assert path.read_bytes() == (tmp_path / "whole" / path.name).read_bytes()
+    run(table, out, parallel=True)
+    assert contents(out) == contents(tmp_path / "whole")
 
 
 def test_a_killed_worker_is_replaced(table: Path, tmp_path: Path, ray_session: None) -> None:
