@@ -33,6 +33,7 @@ PROBLEMS = {
     "strand": "stored on the other strand (training turns it, no harm)",
 }
 HARMLESS = frozenset({"strand"})
+_SEVERE = ("unlike", "frameshift", "stop", "long", "n", "short", "strand")  # the order of the table
 
 
 def _codon_tables() -> tuple[np.ndarray, np.ndarray]:
@@ -98,6 +99,7 @@ def check_coi(specimens: SpecimenSet) -> Finding:
                     "stops": measured["stops"],
                     "codon_score": round(measured["score"], 2),
                     "shift_gain": measured["gain"],
+                    "shift_at": measured["at"],
                 }
     return _finding(specimens, rows)
 
@@ -133,7 +135,7 @@ def _finding(specimens: SpecimenSet, rows: dict[int, dict[str, object]]) -> Find
             strict=True,
         )
     ]
-    table.sort(key=lambda row: (str(row["problems"]), str(row["key"])))
+    table.sort(key=lambda row: (min(_SEVERE.index(one) for one in str(row["problems"]).split()), str(row["key"])))
     counts = Counter(problem for row in table for problem in str(row["problems"]).split())
     harmful = sum(bool(set(str(row["problems"]).split()) - HARMLESS) for row in table)
     facts = {name: counts[name] for name in PROBLEMS}
