@@ -110,6 +110,7 @@ class RunConfig:
     use_gpu: bool = False
     threads: Annotated[int, Field(ge=0)] = 0  # torch threads per worker; 0 = cores / workers
     checkpoint_every: Positive = 1  # epochs between checkpoints
+    checkpoint_steps: Annotated[int, Field(ge=0)] = 0  # steps between further ones, for epochs of hours; 0 = none
     validate_every: Positive = 5  # epochs between validations; the last epoch is always validated
     keep_checkpoints: Positive = 2
     max_failures: Annotated[int, Field(ge=-1)] = 3  # restarts of the workers before giving up; -1 = no limit

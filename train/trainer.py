@@ -179,6 +179,8 @@ def train_loop(task: dict[str, Any]) -> None:
         if session.step % every == 0:
             _end_epoch(session, index, epoch_meter, tracker)
             epoch_meter = Meter()
+        elif config.run.checkpoint_steps and session.step % config.run.checkpoint_steps == 0:
+            _report(session, {"epoch": session.epoch, "step": float(session.step)}, keep=True)
     tracker.close()
 
 

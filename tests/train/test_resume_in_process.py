@@ -1,4 +1,7 @@
-"""run.num_workers=0: a run that broke off goes on from its last checkpoint and ends where it would have ended."""
+"""run.num_workers=0: a run that broke off goes on from its last checkpoint and ends where it would have ended.
+
+Checkpoints at the ends of epochs, or within them.
+"""
 
 import logging
 from pathlib import Path
@@ -16,14 +19,15 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return checkpoint.load(folder).model.state_dict()
 
 
+@pytest.mark.parametrize(("settings", "kept_step"), [((), 7), (("run.checkpoint_steps=3",), 9)])
 def test_an_interrupted_run_goes_on(
-    simulated_shards: Path, ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    settings: tuple[str, ...], kept_step: int, simulated_shards: Path, ray_session: None, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
     monkeypatch.setattr(trainer.progress, "log_to", lambda board, rank: None)  # it would take the log from caplog
-    settings = ["run.num_workers=0", "run.epochs=2", f"run.storage={tmp_path}", "model.dropout=0.1"]
-    whole = trainer.train(small_config(simulated_shards, *settings, "run.name=whole"))
-    config = small_config(simulated_shards, *settings, "run.name=broken")
+    common = ["run.num_workers=0", "run.epochs=2", f"run.storage={tmp_path}", "model.dropout=0.1"]
+    whole = trainer.train(small_config(simulated_shards, *common, "run.name=whole"))
+    config = small_config(simulated_shards, *common, *settings, "run.name=broken")
     step = Session.train_step
 
     def breaks_off(self: Session, batch: Any) -> Any:
@@ -36,11 +40,11 @@ def test_an_interrupted_run_goes_on(
         with pytest.raises(Exception, match="power cut"):
             trainer.train(config)
     kept = tmp_path / "broken" / "checkpoint_in_process"
-    assert [path.name for path in kept.iterdir()] == ["step-000000007"]
+    assert [path.name for path in kept.iterdir()] == [f"step-{kept_step:09d}"]
     (kept / "part").mkdir()  # a checkpoint that was being written when the next cut came
     with caplog.at_level(logging.INFO, "train"):
         resumed = trainer.train(config)
-    assert "resumed at step 7 of 14" in caplog.text
+    assert f"resumed at step {kept_step} of 14" in caplog.text
     assert resumed.steps == whole.steps == 14
     assert [record["epoch"] for record in resumed.history] == [1.0, 2.0]
     expected = weights(whole.model)
