@@ -31,11 +31,11 @@ from engine.taxonomy import RANKS, Taxonomy
 
 log = logging.getLogger(__name__)
 
-MAX_TASKS = 2000  # of one execution; beyond that the bookkeeping of finished tasks begins to cost
+FIRST_TASKS, MAX_TASKS = 64, 512  # of the first execution, and of a later one: starting costs 1 ms for each task
 MIN_TASK_CPU = 0.25  # a data task with less than a quarter of a core would starve the step
 STORE_SHARE = 0.5  # of the object store goes to the data executions; the rest is Ray's and the user's
 STORE_PER_CPU = 2**28  # bytes of blocks in flight for each CPU of an execution; more would only wait for their turn
-TASK_BYTES = 2**26  # of one task's photos: several blocks per CPU fit into its share of the store
+BLOCKS_PER_CPU = 4  # that fit into this: one in the making, one done, two on their way
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,8 @@ def cpu_budget(cluster: Mapping[str, float], num_workers: int, worker_cpus: floa
             f"{MIN_TASK_CPU:g} is needed - lower run.num_workers or add CPU nodes"
         )
     store = min(cluster.get("object_store_memory", 2e9) * STORE_SHARE / executions, max(2, share) * STORE_PER_CPU)
-    return CpuBudget(execution_cpus=share, task_cpus=min(1.0, share), object_store_bytes=store)
+    tasks = max(1, round(share))  # at 1.99 CPUs two tasks of 0.995: of two tasks of one CPU each, one would wait
+    return CpuBudget(execution_cpus=share, task_cpus=min(1.0, share / tasks), object_store_bytes=store)
 
 
 def load_index(shards: Sequence[str | Path]) -> pa.Table:
@@ -130,10 +131,10 @@ class _Make:
         return Prepare(specimens, self.data, self.seed, training=self.training)
 
     def rows_per_task(self, specimens: Specimens, budget: CpuBudget) -> int:
-        """As configured, but no more than fit into a task's share of the object store (4 blocks for each CPU)."""
+        """As configured, but no more than fit into a task's share of the object store."""
         row = 2 * 3 * self.data.image_size**2 if bool((specimens.image_size > 0).any()) else 1
-        share = budget.object_store_bytes / (4 * max(1.0, budget.execution_cpus))
-        return max(1, min(self.data.rows_per_task, int(min(TASK_BYTES, share) // row)))
+        share = budget.object_store_bytes / (BLOCKS_PER_CPU * max(1.0, budget.execution_cpus))
+        return max(1, min(self.data.rows_per_task, int(share // row)))
 
 
 @dataclass
@@ -150,14 +151,14 @@ class _Span:
 
 def _spans(epochs: Iterable[tuple[int, np.ndarray]], rows_per_task: int) -> Iterator[_Span]:
     """Cut the rows of each epoch into tasks, and those into executions, as they are asked for."""
-    span = _Span()
+    span, most = _Span(), FIRST_TASKS
     for epoch, rows in epochs:
         for first in range(0, len(rows), rows_per_task):
             span.rows.append(rows[first : first + rows_per_task])
             span.epochs.append(epoch)
-            if len(span.rows) == MAX_TASKS:
+            if len(span.rows) == most:
                 yield span
-                span = _Span()
+                span, most = _Span(), min(MAX_TASKS, 4 * most)
     if span.rows:
         yield span
 

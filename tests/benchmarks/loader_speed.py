@@ -107,12 +107,17 @@ def alone(folder: Path, batch_size: int, store: int) -> Iterator[Any]:
 def _loader(folder: Path, batch_size: int, collate: Callable[[list[tuple]], Any]) -> Iterator[Any]:
     """Batches of webdataset + DataLoader with two workers; `collate` runs there, on lists of (key, jpg, dna)."""
     import webdataset
-    from torch.utils.data import DataLoader
+    from torch.utils.data import DataLoader, IterableDataset
+
+    class Endless(IterableDataset):
+        def __iter__(self) -> Iterator[Any]:
+            while True:
+                yield from dataset
 
     shards = sorted(str(path) for path in folder.glob("*.tar"))
-    dataset = webdataset.WebDataset(shards, shardshuffle=len(shards), repeat=True, seed=SEED, empty_check=False)
+    dataset = webdataset.WebDataset(shards, shardshuffle=len(shards), seed=SEED, empty_check=False)
     dataset = dataset.to_tuple("__key__", "jpg", "dna").batched(batch_size, collation_fn=collate, partial=False)
-    yield from DataLoader(dataset, batch_size=None, num_workers=2, prefetch_factor=2, persistent_workers=True)
+    yield from DataLoader(Endless(), batch_size=None, num_workers=2, prefetch_factor=2, persistent_workers=True)
 
 
 def same(folder: Path, batch_size: int, store: int) -> Iterator[Any]:
@@ -256,11 +261,11 @@ def _spread(values: list[float]) -> str:
 def report(results: dict[str, list[dict[str, float]]]) -> None:
     """Medians and ranges of the contestants, and of the ratios round by round."""
     print(f"{'contestant':12s} {'each/s':>9s}  {'range':>17s} {'CPU-ms each':>12s} {'first batch s':>14s}")
-    for name, rounds in results.items():
+    for name, rounds in ((name, rounds) for name, rounds in results.items() if rounds):
         cpu, first = (statistics.median(r[key] for r in rounds) for key in ("cpu_ms", "first_s"))
         print(f"{name:12s} {_spread([r['per_s'] for r in rounds])} {cpu:12.3f} {first:14.1f}")
     for name, factor in (("same", 1), ("jitter", 1), ("plain", 1), ("alone", 2)):
-        if name in results and "ours" in results:
+        if results[name] and results["ours"]:
             ratios = [a["per_s"] / (factor * b["per_s"]) for a, b in zip(results["ours"], results[name], strict=False)]
             print(f"ours / {factor if factor > 1 else ''} {name:10s} {_spread(ratios)}  ({len(ratios)} rounds)")
 
@@ -283,7 +288,7 @@ def main() -> None:
     if options.run:
         print(json.dumps(measure(options.run, options)), flush=True)
         os._exit(0)  # endless loaders have nothing to tidy up
-    results: dict[str, list[dict[str, float]]] = {name: [] for name in options.contestants}
+    results: dict[str, list[dict[str, float]]] = {name: [] for name in CONTESTANTS}
     if options.out and options.out.exists():
         results |= json.loads(options.out.read_text())
     with tempfile.TemporaryDirectory() as folder:
@@ -294,7 +299,9 @@ def main() -> None:
                 print(f"{name:26s} {milliseconds:8.4f} CPU-ms each")
             return
         for number in range(options.rounds):
-            for name in random.Random(number).sample(options.contestants, len(options.contestants)):
+            for name in random.Random(number + len(results["ours"])).sample(
+                options.contestants, len(options.contestants)
+            ):
                 flags = [f"--{key.replace('_', '-')}={getattr(options, key)}"
                          for key in ("batch_size", "warm_up", "seconds", "store_mb")]  # fmt: skip
                 command = [sys.executable, "-m", "tests.benchmarks.loader_speed", "--run", name, "--shards", folder]

@@ -143,8 +143,9 @@ def test_specimens_without_photos_send_no_pixels(data: DataConfig) -> None:
 def test_cpu_budget_shares_what_is_left() -> None:
     cluster = {"CPU": 2.0, "object_store_memory": 8e8}
     one, four = cpu_budget(cluster, 1, 0.01), cpu_budget(cluster, 4, 0.01)
-    assert one.task_cpus == 1.0
     assert one.execution_cpus == pytest.approx(1.99)
+    assert int(one.execution_cpus / one.task_cpus + 1e-9) == 2  # both cores work
+    assert cpu_budget({"CPU": 3.4}, 0, 0.01).task_cpus == 1.0
     assert four.execution_cpus == four.task_cpus == pytest.approx(0.49)
     assert 4 * four.object_store_bytes == one.object_store_bytes
 
