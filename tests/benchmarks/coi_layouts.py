@@ -83,11 +83,12 @@ def runs(options: argparse.Namespace, shards: dict[str, Path]) -> Iterator[tuple
             done[seed, tuple(case)] = found
     cases = list(product(shards, options.windows, (True, False)))
     for seed in range(options.seeds):
+        if any((seed, case) not in done for case in cases):
+            if not options.new_runs:
+                return
+            options.new_runs -= 1
         for case in cases:
             if (seed, case) not in done:
-                if not options.new_runs:
-                    return
-                options.new_runs -= 1
                 layout, window, partners = case
                 settings = [
                     f"data.shards={shards[layout]}", f"data.window={window}", f"data.partners={partners}".lower(),
@@ -108,7 +109,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--batch", type=int, default=512)
-    parser.add_argument("--new-runs", type=int, default=10**6, help="stop before one more; a later call goes on")
+    parser.add_argument("--new-runs", type=int, default=10**6, help="most seeds to measure now; a later call goes on")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
