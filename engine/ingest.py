@@ -30,7 +30,7 @@ from tqdm import tqdm
 from engine.datasets import SpecimenSource
 from engine.ingest_plan import LAYOUTS, STATE_NAME, Layout, Plan, scan, write_plan
 from engine.ingest_report import ProblemLog, Tally, build_report, report_page
-from engine.ingest_shard import ShardWriter, read_done
+from engine.ingest_shard import REQUESTS, ShardWriter, read_done
 from engine.schema import INDEX_SCHEMA
 from engine.shards import FORMAT_VERSION, INDEX_NAME, MANIFEST_NAME, PAGE_NAME, REPORT_NAME, file_sha256, shard_name
 from engine.splits import SplitOptions
@@ -296,8 +296,8 @@ def _finish(folder: Location, plan: Plan, options: IngestOptions) -> None:
 
 def _all_done(folder: Location, plan: Plan) -> Iterator[tuple[pa.Table, dict[str, Any]]]:
     """What became of each shard, in order; a few are read ahead, which remote folders need."""
-    state, step = folder / STATE_NAME, 16
-    with ThreadPoolExecutor(1 if folder.is_local else step) as pool:
-        for first in range(0, plan.num_shards, step):
-            numbers = range(first, min(first + step, plan.num_shards))
+    state = folder / STATE_NAME
+    with ThreadPoolExecutor(1 if folder.is_local else REQUESTS) as pool:
+        for first in range(0, plan.num_shards, REQUESTS):
+            numbers = range(first, min(first + REQUESTS, plan.num_shards))
             yield from pool.map(lambda number: read_done(state, number), numbers)

@@ -11,6 +11,7 @@ import json
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pyarrow as pa
@@ -26,6 +27,7 @@ from engine.storage import Location
 from engine.tars import write_shard
 from engine.taxonomy import RANKS
 
+REQUESTS = 16  # to a remote file system at once
 _KEY = b"taxafuse"  # of the metadata
 
 
@@ -62,7 +64,10 @@ class ShardWriter:
     def unfinished(self) -> list[int]:
         """Numbers of the shards that are not there as this plan wants them."""
         sizes, done = self.state.parent.sizes(), self.state.sizes()
-        return [number for number in range(self.num_shards) if not self._is_done(number, sizes, done)]
+        numbers = range(self.num_shards)
+        with ThreadPoolExecutor(1 if self.state.is_local else REQUESTS) as pool:
+            is_done = pool.map(lambda number: self._is_done(number, sizes, done), numbers)
+            return [number for number, there in zip(numbers, is_done, strict=True) if not there]
 
     def _is_done(self, number: int, sizes: dict[str, int], done: dict[str, int]) -> bool:
         if done_name(number) not in done:
