@@ -13,6 +13,8 @@ import pyarrow.csv as pa_csv
 
 _BLOCK_SIZE = 1 << 23  # bytes of text parsed at once, some 10^4 rows; a record (with quoted newlines) must fit
 
+_MAX_LINES = 200  # that a record may go over
+
 Picker = Callable[[list[str]], Mapping[str, str]]
 """Gets a header's names, returns the fields to read, {field: column name}. May raise ValueError."""
 
@@ -67,6 +69,86 @@ class CleanText(io.RawIOBase):
         super().close()
 
 
+class WholeRecords(io.RawIOBase):
+    """Delimited text without the lines that open a quote which no later line closes, streamed.
+
+    Such a line would swallow all that follow. A record may go over several lines if together they have the header's
+    number of columns.
+
+    Args:
+        source: clean text, see `CleanText`; its first line passes as it is.
+        delimiter: between values.
+        num_columns: of the header.
+        leave_out: is told each line that is left out.
+    """
+
+    def __init__(self, source: BinaryIO, delimiter: str, num_columns: int, leave_out: Callable[[str], None]) -> None:
+        self._source, self._delimiter, self._num_columns, self._leave_out = source, delimiter, num_columns, leave_out
+        self._ready = source.readline()
+        self._rest = b""  # a line without its end
+        self._waiting: list[bytes] = []  # lines whose quote is open
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        at_end = False
+        while not self._ready and not at_end:
+            chunk = self._source.read(1 << 20)
+            at_end = not chunk
+            self._ready = self._whole(chunk, at_end)
+        size = min(len(buffer), len(self._ready))
+        buffer[:size] = self._ready[:size]
+        self._ready = self._ready[size:]
+        return size
+
+    def _whole(self, chunk: bytes, at_end: bool) -> bytes:
+        data = self._rest + chunk
+        cut = len(data) if at_end else data.rfind(b"\n") + 1
+        data, self._rest = data[:cut], data[cut:]
+        if not self._waiting and b'"' not in data:
+            return data
+        lines, self._waiting = self._waiting + data.splitlines(keepends=True), []
+        good: list[bytes] = []
+        place = 0
+        while place < len(lines):
+            if b'"' not in lines[place] or self._record(lines[place : place + 1]):
+                good.append(lines[place])
+                place += 1
+                continue
+            last = self._closing_line(lines, place)
+            if last is None and not at_end and len(lines) < place + _MAX_LINES:
+                self._waiting = lines[place:]
+                break
+            if last is not None and len(self._record(lines[place : last + 1])) == self._num_columns:
+                good += lines[place : last + 1]
+                place = last + 1
+            else:
+                self._leave_out(lines[place].decode(errors="replace").rstrip("\n"))
+                place += 1
+        return b"".join(good)
+
+    def _closing_line(self, lines: list[bytes], first: int) -> int | None:
+        """The first line with which the record that begins at `first` is whole."""
+        following = range(first + 1, min(first + _MAX_LINES, len(lines)))
+        ends = (place for place in following if b'"' in lines[place] and self._record(lines[first : place + 1]))
+        return next(ends, None)
+
+    def _record(self, lines: list[bytes]) -> list[str]:
+        """The values of lines that are one record, [] when they are several or a quote is open at their end."""
+        text = [line.decode(errors="replace").rstrip("\n") + "\n" for line in lines]
+        try:
+            records = list(csv.reader(text, delimiter=self._delimiter, strict=len(text) > 1))
+        except csv.Error:
+            return []
+        is_open = bool(records) and bool(records[0]) and records[0][-1].endswith("\n")
+        return [] if len(records) != 1 or is_open else records[0]
+
+    def close(self) -> None:
+        self._source.close()
+        super().close()
+
+
 def read_delimited(path: Path, delimiters: str, quoted: bool, pick: Picker) -> Iterator[Rows]:
     """Read some columns of a delimited text file, all as text, some 10^4 rows at a time.
 
@@ -94,8 +176,13 @@ def read_delimited(path: Path, delimiters: str, quoted: bool, pick: Picker) -> I
         bad_rows.append((f"{path.name} row {row.text[:40]!r}", reason))
         return "skip"
 
+    def unclosed(line: str) -> None:
+        bad_rows.append((f"{path.name} row {line[:40]!r}", "unclosed quote"))
+
     try:
-        with io.BufferedReader(CleanText(path), buffer_size=1 << 20) as file:
+        clean = cast(BinaryIO, io.BufferedReader(CleanText(path), buffer_size=1 << 20))
+        whole = io.BufferedReader(WholeRecords(clean, delimiter, len(header), unclosed), 1 << 20) if quoted else clean
+        with whole as file:
             reader = pa_csv.open_csv(
                 file,
                 pa_csv.ReadOptions(column_names=numbered, skip_rows=1, block_size=_BLOCK_SIZE, use_threads=False),

@@ -60,7 +60,7 @@ def same_labels(ours: pd.DataFrame, theirs: pd.DataFrame, columns: dict[str, str
 def oracle(monkeypatch: pytest.MonkeyPatch, name: str, root: Path, **options: Any) -> Any:
     cls = getattr(bioscan_dataset, name)
     monkeypatch.setattr(cls, "_check_integrity", lambda self, verbose=1: True)  # checksums of the real release
-    return cls(str(root), output_format="dict", target_format="text", **options)
+    return cls(str(root), output_format="dict", target_type="order", **options)
 
 
 @pytest.mark.parametrize("column", ["large_diptera_family", "small_insect_order", "clibd"])
