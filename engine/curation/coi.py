@@ -4,7 +4,7 @@ Legend: B barcodes of a batch, L positions, F = 3 frames of the coding strand; s
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +20,7 @@ MIN_SCORE = 1.0  # mean codon score of the best frame: 999 of 1,000 of bold have
 SHIFT_GAIN = 250  # score that a change of frame must gain to be one: 995 of 1,000 of bold gain less than 91
 _STOPS = ("TAA", "TAG")  # of the invertebrate mitochondrial code, table 5
 _BATCH = 4096
+_LETTERS_AT_ONCE = 1 << 22
 _LETTERS = np.full(256, 4, dtype=np.uint8)
 _LETTERS[np.frombuffer(b"ACGT", dtype=np.uint8)] = np.arange(4)
 
@@ -83,9 +84,7 @@ def check_coi(specimens: SpecimenSet) -> Finding:
     order = np.argsort([len(sequence) for sequence in specimens.unique], kind="stable")
     rows: dict[int, dict[str, object]] = {}
     sequences, strands = specimens.oriented
-    batches = range(0, len(order), _BATCH)
-    for start in tqdm(batches, desc="reading frames", unit="batch", disable=None):
-        numbers = order[start : start + _BATCH].tolist()
+    for numbers in _batches(specimens.unique, order):
         read = read_frames([sequences[number] for number in numbers])
         for i, number in enumerate(numbers):
             sequence = sequences[number]
@@ -102,6 +101,19 @@ def check_coi(specimens: SpecimenSet) -> Finding:
                     "shift_at": measured["at"],
                 }
     return _finding(specimens, rows)
+
+
+def _batches(sequences: list[str], order: np.ndarray) -> Iterator[list[int]]:
+    """Numbers of sequences of like length (`order`: short ones first), about _LETTERS_AT_ONCE letters at a time."""
+    with tqdm(total=len(order), desc="reading frames", unit="barcode", disable=None) as progress:
+        start = 0
+        while start < len(order):
+            most = order[start : start + _BATCH]
+            width = len(sequences[most[-1]])
+            batch = most[: max(1, _LETTERS_AT_ONCE // width)].tolist()
+            yield batch
+            start += len(batch)
+            progress.update(len(batch))
 
 
 def _problems(sequence: str, strand: int, measured: dict[str, float]) -> list[str]:

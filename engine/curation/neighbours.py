@@ -21,6 +21,7 @@ _CELL = 300  # barcodes per cell, on average
 _PROBES = 8
 _KEPT = 256  # cells whose 7-mers are kept while near cells are looked at: about 160 MB
 _SAMPLE = 20_000
+_MOST_LETTERS = 2000  # of a barcode are looked at: COI has 1,540, a mitogenome would only cost
 _COARSE, _FINE = 5, 7  # lengths of k-mers
 _LETTERS = np.full(256, 4, dtype=np.int32)
 _LETTERS[np.frombuffer(b"ACGT", dtype=np.uint8)] = np.arange(4)
@@ -29,6 +30,7 @@ _LETTERS[np.frombuffer(b"ACGT", dtype=np.uint8)] = np.arange(4)
 def nearest(sequences: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """Return the neighbours of clean, oriented, different barcodes: places int64 [U, K] (-1 = none) and estimated
     distances float32 [U, K], shares of differing nucleotides (1 - s**(1/7) of the share s of 7-mers in common)."""
+    sequences = [sequence[:_MOST_LETTERS] for sequence in sequences]
     features = _features(sequences)
     cells, members, tour = _cells(features)
     places = np.full((len(sequences), K), -1, dtype=np.int64)
