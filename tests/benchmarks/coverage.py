@@ -154,7 +154,11 @@ def plot(rows: list[Row], path: Path) -> None:
                 if row.layout == "any":
                     style = {SHUFFLED: ":", WHOLE: "-", AUTHORS: "--"}[row.order]
                     panel.axhline(row.coverage[rank], color="gray", linestyle=style, linewidth=1, label=row.order)
-            panel.set(xscale="log", ylim=(0, 102), title=f"{key[0]}, batch {key[1]}: {RANKS[rank]}")
+            ticks = [int(window) for window, _ in points]
+            panel.set(ylim=(0, 102), title=f"{key[0]}, batch {key[1]}: {RANKS[rank]}")
+            panel.set_xscale("log", base=2)
+            panel.set_xticks(ticks, [f"{tick // 1024}k" for tick in ticks])
+            panel.minorticks_off()
             panel.title.set_fontsize(9)
     axes[0, 0].legend(fontsize=7)
     axes[0, 0].set_ylabel("anchors with a positive, %")
