@@ -241,6 +241,9 @@ def _taxon_blocks(taxa: Mapping[str, Any]) -> list[str]:
         axes.loglog(places, np.repeat(sizes, 2), color=colour, linewidth=1.6, label=f"{rank} ({last[-1]:,})")
         median = sizes[np.searchsorted(last, (last[-1] + 1) // 2)]
         rows.append([rank, int(last[-1]), int(numbers[sizes == 1].sum()), int(median), int(sizes[0])])
+    if axes.get_lines():
+        html.plain_ticks(axes.xaxis)
+        html.plain_ticks(axes.yaxis)
     axes.set_xlabel("taxa, the most common first")
     axes.set_ylabel("specimens of the taxon")
     axes.grid(True, which="major", color="#dddddd", linewidth=0.6)
@@ -270,8 +273,11 @@ def _length_blocks(lengths: Iterable[tuple[int, int]]) -> list[str]:
     bins = list(range(int(values[0]), int(values[-1]) + 2 * width, width))
     axes.hist(values, bins=bins, weights=counts, color=html.COLOURS[0])
     axes.set_yscale("log")
+    html.plain_ticks(axes.yaxis)
+    html.plain_ticks(axes.xaxis)
     axes.set_xlabel("nucleotides of the cleaned barcode")
     axes.set_ylabel("specimens")
+    axes.set_axisbelow(True)
     axes.grid(True, axis="y", color="#dddddd", linewidth=0.6)
     header = ["shortest", "5%", "25%", "median", "75%", "95%", "longest"]
     caption = (
