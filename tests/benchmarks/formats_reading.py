@@ -87,7 +87,7 @@ def main() -> None:
     parser.add_argument("--make", type=int, metavar="ROWS", help="write such a release into the folder and read that")
     parser.add_argument("--photos", type=int, default=PHOTOS_KEPT, help="that --make writes (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="default: %(default)s")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     if arguments.make:
         make_bioscan5m(arguments.paths[0], arguments.make, arguments.photos)
     before, started = peak_mib(), time.perf_counter()
