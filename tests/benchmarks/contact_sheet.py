@@ -1,6 +1,8 @@
-"""Draw the contact sheet of the simulated insects: a strip per family, its species from left to right.
+"""Draw the contact sheet of the simulated insects: a strip per family, its species from left to right; or, with
+--shards, what the loader makes of stored photos: clean and blurred for evaluation, then two views in two epochs.
 
 python -m tests.benchmarks.contact_sheet --coarse --out tests/golden/simulated_contact_sheet.png
+python -m tests.benchmarks.contact_sheet --shards FOLDER --tile 224 --columns 4 --out views.png
 """
 
 import argparse
@@ -10,8 +12,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from engine.config import DataConfig
 from engine.datasets import simulated_photos
 from engine.datasets.simulated import SimulatedSource, open_dataset
+from engine.pipeline import load_index
+from engine.prepare import Prepare, Specimens
+from engine.taxonomy import RANKS, Taxonomy
 
 
 def _strip(photos: Sequence[np.ndarray], title: str, tile: int) -> np.ndarray:
@@ -49,6 +55,19 @@ def contact_sheet(source: SimulatedSource, columns: int, tile: int, nuisance: fl
     return np.vstack([sheet, np.pad(row, ((0, 0), (0, sheet.shape[1] - row.shape[1]), (0, 0)), constant_values=255)])
 
 
+def loader_sheet(shards: Path, photos: int, side: int) -> np.ndarray:
+    """A row for each of some photos spread over the shards: evaluation, blurred, views 1 and 2 of epochs 0 and 1."""
+    index = load_index([shards])
+    specimens = Specimens.from_index(index, Taxonomy.build({rank: index[rank] for rank in RANKS}))
+    stored = np.flatnonzero(specimens.image_size > 0)
+    rows = stored[np.linspace(0, len(stored) - 1, photos).astype(int)]
+    data = DataConfig(image_size=side)
+    clean = Prepare(specimens, data, 0, training=False)(rows, 0)
+    views = [Prepare(specimens, data, 0, training=True)(rows, epoch) for epoch in (0, 1)]
+    tiles = [clean["image"], clean["image_noisy"], *(v[name] for v in views for name in ("image", "image_view2"))]
+    return np.concatenate([np.concatenate(list(tile), axis=0) for tile in tiles], axis=1)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="PNG to write")
@@ -57,7 +76,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--tile", type=int, default=72, help="side of a photo, pixels")
     parser.add_argument("--nuisance", type=float, default=0.0, help="0 = plates, 1 = as the training sees them")
     parser.add_argument("--coarse", action="store_true", help="16 levels a channel: a third of the file size")
+    parser.add_argument("--shards", type=Path, help="draw the loader's views of these photos instead")
     options = parser.parse_args(arguments)
+    if options.shards:
+        sheet = loader_sheet(options.shards, options.columns, options.tile)
+        cv2.imwrite(str(options.out), sheet[..., ::-1])
+        return
     sheet = contact_sheet(open_dataset([], seed=options.seed), options.columns, options.tile, options.nuisance)
     sheet = (sheet & 0xF0) + (sheet >> 4) if options.coarse else sheet
     cv2.imwrite(str(options.out), sheet[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 9])

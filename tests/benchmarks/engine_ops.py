@@ -8,15 +8,19 @@ their range. Photos: 256 x 256 JPEGs, quality 90, about 20 kB each. Barcodes: 65
 
 import argparse
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 
 import cv2
 import numpy as np
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from tokenizers.trainers import BpeTrainer
 
 from engine import barcodes, captions, containment, degrade, images
 from engine.config import AugmentConfig
-from engine.schema import rng_for
+from engine.schema import rng_for, uniforms_for
 
 NUM_PHOTOS, NUM_BARCODES = 64, 512
 
@@ -77,19 +81,34 @@ def photo_operations() -> dict[str, tuple[Callable[[], object], int]]:
     }
 
 
+def byte_pairs(sequences: list[str]) -> barcodes.BpeTokenizer:
+    """A byte-pair tokenizer of DNABERT-2's size, trained on these barcodes."""
+    tokenizer = Tokenizer(BPE(unk_token="[UNK]"))
+    trainer = BpeTrainer(vocab_size=4096, special_tokens=["[UNK]"], show_progress=False)
+    tokenizer.train_from_iterator(sequences, trainer)
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save(f"{folder}/bpe.json")
+        return barcodes.BpeTokenizer(f"{folder}/bpe.json", 660)
+
+
 def barcode_operations() -> dict[str, tuple[Callable[[], object], int]]:
     rng = np.random.default_rng(0)
     sequences = ["".join(rng.choice(list("ACGT"), 658)) for _ in range(NUM_BARCODES)]
     names = ("Diptera", "Chironomidae", "Chironomus", "Chironomus plumosus")
     separate, overlapping = barcodes.KmerTokenizer(5, 5, 660), barcodes.KmerTokenizer(6, 1, 660)
     labels = np.tile(np.arange(4), (NUM_BARCODES, 1))
+    keys = [f"KEY{i:06d}" for i in range(NUM_BARCODES)]
+    pairs = byte_pairs(sequences)
     return {
         "rng_for": (lambda: [rng_for(0, 0, sequence[:10], "x") for sequence in sequences], NUM_BARCODES),
+        "uniforms_for, 24 numbers, batch": (lambda: uniforms_for(0, 0, keys, "views", 24), NUM_BARCODES),
         "clean": (lambda: [barcodes.clean(sequence) for sequence in sequences], NUM_BARCODES),
         "orient": (lambda: [barcodes.orient(sequence) for sequence in sequences], NUM_BARCODES),
+        "orient, batch": (lambda: barcodes.orient_batch(sequences), NUM_BARCODES),
         "5-mers apart, batch": (lambda: separate.encode(sequences), NUM_BARCODES),
         "5-mers apart, one by one": (lambda: [separate(sequence) for sequence in sequences], NUM_BARCODES),
         "6-mers overlapping, batch": (lambda: overlapping.encode(sequences), NUM_BARCODES),
+        "byte pairs, 4096 tokens, batch": (lambda: pairs.encode(sequences), NUM_BARCODES),
         "degrade_barcode": (lambda: [degrade.degrade_barcode(s, rng) for s in sequences], NUM_BARCODES),
         "fragment": (lambda: [degrade.fragment(s, rng, 200) for s in sequences], NUM_BARCODES),
         "caption": (lambda: [captions.caption(names) for _ in sequences], NUM_BARCODES),
