@@ -34,12 +34,16 @@ from typing import Any
 import cv2
 import numpy as np
 
+from engine import images
 from engine.datasets import open_dataset
 from engine.ingest import IngestOptions, ingest
 from tests.benchmarks.engine_ops import photo
 
-CONTESTANTS = {"copy": ("ours", "alone", "loop"), "png": ("ours", "alone", "loop")}
-CONTESTANTS["shrink"] = ("ours", "alone", "loop", "draft")
+CONTESTANTS: dict[str, tuple[str, ...]] = {
+    "copy": ("ours", "alone", "loop"),
+    "png": ("ours", "alone", "loop"),
+    "shrink": ("ours", "alone", "loop", "draft"),
+}
 SPECIMENS = {"copy": 16_000, "png": 4_000, "shrink": 1_000}
 PER_SHARD = {"copy": 1000, "png": 250, "shrink": 125}
 NUM_FILES = {"copy": 512, "png": 512, "shrink": 128}
@@ -51,7 +55,7 @@ def make_source(folder: Path, case: str, specimens: int) -> Path:
     for number in range(NUM_FILES[case]):
         data = photo(number, 1024 if case == "shrink" else 256)
         if case == "png":
-            data = cv2.imencode(".png", cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR))[1].tobytes()
+            data = cv2.imencode(".png", images.decode(data)[..., ::-1])[1].tobytes()
         (folder / f"{number}.{'png' if case == 'png' else 'jpg'}").write_bytes(data)
     names = sorted(path.name for path in folder.iterdir())
     rng = np.random.default_rng(0)
@@ -67,18 +71,23 @@ def make_source(folder: Path, case: str, specimens: int) -> Path:
 
 def run_ours(table: Path, case: str, out: Path, parallel: bool) -> tuple[float, float]:
     """Wall and CPU seconds of one ingest."""
-    options: dict[str, Any] = {"max_side": MAX_SIDE[case], "specimens_per_shard": PER_SHARD[case], "overwrite": True}
-    if parallel:
-        import ray
-
-        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-        small = table.with_name("warm.csv")
-        with table.open() as file:
-            small.write_text("".join(line for line, _ in zip(file, range(41), strict=False)))
-        ingest(open_dataset("table", [small]), out, IngestOptions(**{**options, "specimens_per_shard": 2}))
     start, cpu = time.perf_counter(), cpu_seconds()
-    ingest(open_dataset("table", [table]), out, IngestOptions(parallel=parallel, **options))
+    options = IngestOptions(
+        max_side=MAX_SIDE[case], specimens_per_shard=PER_SHARD[case], overwrite=True, parallel=parallel
+    )
+    ingest(open_dataset("table", [table]), out, options)
     return time.perf_counter() - start, cpu_seconds() - cpu
+
+
+def start_ray(table: Path, out: Path) -> None:
+    """Start Ray with two CPUs, and its workers with a small ingest."""
+    import ray
+
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=40)
+    small = table.with_name("warm.csv")
+    with table.open() as file:
+        small.write_text("".join(line for line, _ in zip(file, range(41), strict=False)))
+    ingest(open_dataset("table", [small]), out, IngestOptions(specimens_per_shard=2, overwrite=True))
 
 
 def run_loop(table: Path, case: str, out: Path, draft: bool) -> tuple[float, float]:
@@ -126,13 +135,18 @@ def cpu_seconds() -> float:
 
 
 def one(contestant: str, case: str, table: Path) -> None:
-    """The body of a contestant's process."""
-    with tempfile.TemporaryDirectory(dir=table.parent.parent) as out:
-        if contestant in ("loop", "draft"):
-            wall, cpu = run_loop(table, case, Path(out), contestant == "draft")
-        else:
-            wall, cpu = run_ours(table, case, Path(out), contestant == "ours")
-    print(json.dumps({"wall": wall, "cpu": cpu}))
+    """The body of a contestant's process: one measurement for every line that comes in."""
+    with tempfile.TemporaryDirectory(dir=table.parent.parent) as folder:
+        out = Path(folder)
+        if contestant == "ours":
+            start_ray(table, out)
+        print("ready", flush=True)
+        for _ in sys.stdin:
+            if contestant in ("loop", "draft"):
+                wall, cpu = run_loop(table, case, out, contestant == "draft")
+            else:
+                wall, cpu = run_ours(table, case, out, contestant == "ours")
+            print(json.dumps({"wall": wall, "cpu": cpu}), flush=True)
 
 
 def compare(case: str, rounds: int, specimens: int, scratch: Path) -> dict[str, Any]:
@@ -140,29 +154,36 @@ def compare(case: str, rounds: int, specimens: int, scratch: Path) -> dict[str, 
     folder = scratch / case
     folder.mkdir()
     table = make_source(folder, case, specimens)
-    results: dict[str, list[dict[str, float]]] = {name: [] for name in CONTESTANTS[case]}
+    names = CONTESTANTS[case]
+    command = [sys.executable, "-m", "tests.benchmarks.ingest_speed", case, "--source", str(table), "--one"]
+    processes = {
+        name: subprocess.Popen([*command, name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for name in names
+    }
+    results: dict[str, list[dict[str, float]]] = {name: [] for name in names}
+    for name in names:
+        assert answer(processes[name]) == "ready"
     for number in range(rounds):
-        for name in random.Random(number).sample(CONTESTANTS[case], len(CONTESTANTS[case])):
-            command = [
-                sys.executable,
-                "-m",
-                "tests.benchmarks.ingest_speed",
-                case,
-                "--one",
-                name,
-                "--source",
-                str(table),
-            ]
-            done = subprocess.run(command, check=True, capture_output=True, text=True)
-            results[name].append(json.loads(done.stdout.splitlines()[-1]))
+        for name in random.Random(number).sample(names, len(names)):
+            print("go", file=processes[name].stdin, flush=True)
+            results[name].append(json.loads(answer(processes[name])))
+        print(case, "round", number, {name: round(runs[-1]["wall"], 2) for name, runs in results.items()}, flush=True)
+    for process in processes.values():
+        process.communicate()
     print(f"{case}: {specimens} specimens, {rounds} rounds")
     for name, runs in results.items():
         wall, cpu = ([run[what] for run in runs] for what in ("wall", "cpu"))
         print(f"  {name:<6} {spread([specimens / one for one in wall])} specimens/s, {spread(cpu)} CPU s")
-    for other in CONTESTANTS[case][1:]:
+    for other in names[1:]:
         pairs = zip(results["ours"], results[other], strict=True)
         print(f"  ours / {other}: {spread([theirs['wall'] / own['wall'] for own, theirs in pairs], 2)} times (pairs)")
     return {"case": case, "specimens": specimens, "results": results}
+
+
+def answer(process: subprocess.Popen[str]) -> str:
+    """The next line that is meant for us (libraries may print others)."""
+    assert process.stdout is not None
+    return next(line.strip() for line in process.stdout if line.startswith(("ready", "{")))
 
 
 def spread(values: list[float], digits: int = 1) -> str:
