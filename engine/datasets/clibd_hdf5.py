@@ -85,7 +85,7 @@ class ClibdHdf5Source(FileSource):
         if int(length) <= 0:
             raise ValueError(f"missing image file: length 0 ({where})")
         try:
-            data = file.file()[group]["image"][int(row), : int(length)]
+            data = file.member(f"{group}/image")[int(row), : int(length)]
         except (OSError, KeyError, ValueError, IndexError) as error:
             raise ValueError(f"image file cannot be read: {str(error).splitlines()[0]} ({where})") from None
         if len(data) != int(length):

@@ -17,6 +17,7 @@ class Hdf5File:
     def __init__(self, path: Path) -> None:
         self.path = str(path.resolve())
         self._opened: tuple[int, h5py.File] | None = None
+        self._members: dict[str, Any] = {}
         self._lock = threading.Lock()
 
     def __getstate__(self) -> str:
@@ -32,8 +33,16 @@ class Hdf5File:
             with self._lock:
                 opened = self._opened
                 if opened is None or opened[0] != os.getpid():
+                    self._members = {}
                     opened = self._opened = (os.getpid(), self._open())
         return opened[1]
+
+    def member(self, name: str) -> Any:
+        """Return a group or data set, kept open: to find it takes as long as to read a photo. Raises KeyError."""
+        file = self.file()
+        if name not in self._members:
+            self._members[name] = file[name]
+        return self._members[name]
 
     def _open(self) -> h5py.File:
         try:
@@ -51,16 +60,13 @@ class Hdf5Images:
 
     def __init__(self, path: Path) -> None:
         self.source = Hdf5File(path)
-        self.source.file()
+        self.group = TOP_GROUP if TOP_GROUP in self.source.file() else "/"
 
     def load(self, name: str) -> bytes:
         """Return a photo's bytes. Raises ValueError when it is not there or nothing readable."""
         where = f"{name} in {self.source.path}"
-        file = self.source.file()
         try:
-            group = file.get(TOP_GROUP, file)
-            dataset = group[name]
-            return _bytes_of(dataset)
+            return _bytes_of(self.source.member(self.group)[name])
         except KeyError:
             raise ValueError(f"missing image file: {where}") from None
         except (OSError, RuntimeError, TypeError, AttributeError) as error:
