@@ -91,10 +91,11 @@ def test_partner_order_permutes_inside_windows(count: int, window: int, seed: in
     assert np.array_equal(order // window, np.arange(count) // window)
 
 
+@pytest.mark.parametrize("num_species", [60, 400])
 @pytest.mark.parametrize("rank", range(4))
-def test_nobody_with_a_relative_in_the_window_stands_alone(rank: int) -> None:
+def test_nobody_with_a_relative_in_the_window_stands_alone(rank: int, num_species: int) -> None:
     """The partner at a rank stands within the unit made there: of 3 at species, 9 at genus, 27, 81 at most."""
-    labels = random_labels(900, 5, num_species=60)
+    labels = random_labels(900, 5, num_species)
     order = partner_order(labels, 300, np.random.default_rng(0))
     for window in np.split(order, 3):
         column = labels[window, rank]
