@@ -12,11 +12,13 @@ from tqdm import tqdm
 
 from engine import barcodes
 from engine.curation import Finding, SpecimenSet
+from engine.curation.peptides import motif_share
 
 MIN_LENGTH = 300  # nucleotides; shorter ones do not settle species well
 MAX_LENGTH = 1600  # all of COI has about 1,540
 MAX_N = 0.01  # share, as BOLD's barcode standard
-MIN_SCORE = 1.0  # mean codon score of the best frame: 999 of 1,000 of bold have 2.0 or more, shuffled ones at most 0.0
+MIN_MOTIFS = 0.12  # share of peptides that COI barcodes have, see `engine.curation.peptides`
+_JUDGED = 150  # nucleotides; shorter ones have too few peptides
 SHIFT_GAIN = 250  # score that a change of frame must gain to be one: 995 of 1,000 of bold gain less than 91
 _STOPS = ("TAA", "TAG")  # of the invertebrate mitochondrial code, table 5
 _BATCH = 4096
@@ -30,7 +32,7 @@ PROBLEMS = {
     "n": f"more than {MAX_N:.0%} N",
     "stop": "a stop codon (TAA, TAG) in its best reading frame: a pseudogene (NUMT), a misread base, a primer left on",
     "frameshift": "the reading frame changes within it: an insertion or deletion that is no multiple of 3",
-    "unlike": "its codons are not those of COI: another gene, vector, bacterium",
+    "unlike": "its peptides are not those of the COI barcode region: another gene, another part of COI, a bacterium",
     "strand": "stored on the other strand (training turns it, no harm)",
 }
 HARMLESS = frozenset({"strand"})
@@ -54,7 +56,8 @@ def read_frames(sequences: Sequence[str]) -> dict[str, np.ndarray]:
     """What the reading frames of clean, oriented barcodes say, one value per barcode [B].
 
     Returns:
-        frame: 0..2, of the highest score; score: mean codon score in it; stops: stop codons in it;
+        motifs: share of peptides that COI has; frame: 0..2, of the highest score; score: mean codon score in it;
+        stops: stop codons in it;
         gain: what the best single change of frame would add to the sum of scores (0 or more); at: where, nucleotide.
     """
     lengths = np.array([len(sequence) for sequence in sequences])
@@ -70,7 +73,9 @@ def read_frames(sequences: Sequence[str]) -> dict[str, np.ndarray]:
     row = np.arange(len(sequences))
     best = total[row, frame]
     two = summed.max(axis=2) + (total[:, None] - summed).max(axis=2)  # best start up to a codon + best end after it
+    chosen = codons.reshape(len(sequences), -1, 3)[row, :, frame]
     return {
+        "motifs": motif_share(chosen, (lengths - frame) // 3),
         "frame": frame,
         "score": best / np.maximum(lengths // 3, 1),
         "stops": stops[row, frame],
@@ -96,6 +101,7 @@ def check_coi(specimens: SpecimenSet) -> Finding:
                     "length": len(sequence),
                     "n_share": sequence.count("N") / len(sequence),
                     "stops": measured["stops"],
+                    "motif_share": round(measured["motifs"], 3),
                     "codon_score": round(measured["score"], 2),
                     "shift_gain": measured["gain"],
                     "shift_at": measured["at"],
@@ -118,7 +124,7 @@ def _batches(sequences: list[str], order: np.ndarray) -> Iterator[list[int]]:
 
 def _problems(sequence: str, strand: int, measured: dict[str, float]) -> list[str]:
     length = len(sequence)
-    unlike = measured["score"] + measured["gain"] / max(length // 3, 1) < MIN_SCORE  # even with its frame mended
+    unlike = measured["motifs"] < MIN_MOTIFS and length >= _JUDGED
     shifted = not unlike and measured["gain"] > SHIFT_GAIN
     tests = {
         "short": length < MIN_LENGTH,

@@ -12,7 +12,7 @@ import pytest
 import simplejpeg
 
 from engine import barcodes
-from engine.curation import SpecimenSet
+from engine.curation import SpecimenSet, peptides
 from engine.curation.coi import check_coi, read_frames
 from engine.curation.labels import check_bins, check_shared_barcodes
 from engine.curation.leaks import check_set_leaks, check_split_leaks
@@ -26,9 +26,12 @@ CODONS = ["".join(letters) for letters in itertools.product("ACGT", repeat=3)]
 WEIGHTS = np.exp(barcodes.CODON_SCORES / 10.0)
 
 
-def coi_like(rng: np.random.Generator, codons: int = 218) -> str:
-    """A sequence of codons as frequent as in COI, without stops."""
-    return "".join(rng.choice(CODONS, codons, p=WEIGHTS / WEIGHTS.sum()))
+def coi_like(rng: np.random.Generator, codons: int = 220) -> str:
+    """Peptides of COI in codons as frequent as in COI."""
+    acids = "".join(rng.choice(peptides.MOTIFS, codons // 4 + 1))[:codons]
+    of_acid = {acid: [i for i, other in enumerate(peptides._TABLE5) if other == acid] for acid in set(acids)}
+    chosen = [rng.choice(of_acid[acid], p=WEIGHTS[of_acid[acid]] / WEIGHTS[of_acid[acid]].sum()) for acid in acids]
+    return "".join(CODONS[i] for i in chosen)
 
 
 def mutate(rng: np.random.Generator, sequence: str, count: int) -> str:
