@@ -122,7 +122,10 @@ def detect(paths: list[Path]) -> tuple[str, list[Path]]:
     folders = [path for path in paths if path.is_dir()]
     photo = next((photo for folder in folders for photo in _photos(folder)), None)
     if photo and len(folders) == len(paths):
-        return "images", [photo]
+        folder = next(folder for folder in folders if photo.is_relative_to(folder))
+        inside = photo.relative_to(folder).parts[:-1]
+        if not inside or image_folders.guess_labels(inside):  # else "data/moths/images", where something else lies too
+            return "images", [photo]
     known = ", ".join(sorted(set(FORMATS) - {"auto", "simulated"}))
     raise ValueError(f"auto: got {_what_was_seen(paths)}; allowed: files of {known}")
 

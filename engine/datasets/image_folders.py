@@ -3,23 +3,29 @@
 One folder per taxon ("Chironomus_plumosus", "Chironomidae"), or nested ones, of which --ranks says what each level is
 ("order,family,genus,species", "split,species", "-" for a level without meaning). Without --ranks: a first level of
 split names is the split; the other levels are the finest ranks, the last one the species if it is of two words or in
-lower case below a genus, else by its ending. iNaturalist's long folder names (00012_Animalia_.._Genus_species) are
-taken apart. The record id is the path inside the folder.
+lower case below a genus, else by its ending. Taxa are capitalised: "photos" or "musca_domestica" is none, unless
+--ranks says so, and a warning counts the photos below such folders. iNaturalist's long names of folders
+(00012_Animalia_.._Genus_species) are taken apart. The record id is the path inside the folder.
 """
 
 import dataclasses
+import functools
+import logging
 import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from engine.datasets.columns import FileSource, read_image_file, specimens_of
 from engine.datasets.delimited import Rows
 from engine.datasets.split_names import SPLIT_ALIASES
 from engine.schema import SPLITS
 from engine.taxonomy import RANKS
+
+log = logging.getLogger(__name__)
 
 PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp")
 LEVELS = (*RANKS, "split", "-")
@@ -36,9 +42,14 @@ class ImageFoldersSource(FileSource):
     def batches(self) -> Iterator[pa.Table]:
         """Look through all folders. Raises ValueError when one has no photo."""
         self.skipped.clear()
+        without = 0
         for path in self.paths:
             for specimens, _ in specimens_of(self._read(path), path, self.skipped):
+                known = [pc.is_valid(specimens[rank]) for rank in RANKS]
+                without += specimens.num_rows - int(pc.sum(functools.reduce(pc.or_, known)).as_py() or 0)
                 yield specimens
+        if without:
+            log.warning("%d photos lie in folders that name no taxon; --ranks says what folders are", without)
 
     def load_image(self, ref: str) -> bytes:
         """Return a photo's bytes. Raises ValueError when it is missing."""
@@ -70,6 +81,9 @@ class ImageFoldersSource(FileSource):
         if len(folders) != len(self.ranks):
             return None
         labels = {rank: _name(folder) for rank, folder in zip(self.ranks, folders, strict=True) if rank != "-"}
+        for rank, name in labels.items():
+            if rank in RANKS and (rank != "species" or " " in name):
+                labels[rank] = name[:1].upper() + name[1:]
         if "split" in labels:
             labels["split"] = _split_of(labels["split"]) or labels["split"]
         return _with_genus(labels)
@@ -85,13 +99,17 @@ def guess_labels(folders: Sequence[str]) -> dict[str, str]:
     if long := _INATURALIST.fullmatch(folders[-1]):
         return labels | dict(zip(RANKS, (*long.groups()[:3], f"{long[3]} {_name(long[4])}"), strict=True))
     names = [_name(folder) for folder in folders]
+    if not (names[-1][:1].isupper() or (len(names) > 1 and names[-2][:1].isupper() and " " not in names[-1])):
+        return labels
     last = names[-1]
-    if " " in last or (last[:1].islower() and len(names) > 1):
+    if " " in last or last[:1].islower():
         finest = "species"
     else:
         finest = "family" if last.endswith("idae") else "order" if last.endswith("ptera") else "genus"
     ranks = RANKS[: RANKS.index(finest) + 1]
-    return _with_genus(labels | dict(zip(reversed(ranks), reversed(names), strict=False)))
+    named = dict(zip(reversed(ranks), reversed(names), strict=False))
+    above = [rank for rank, name in named.items() if rank != finest and not name[:1].isupper()]  # "photos"
+    return _with_genus(labels | {rank: name for rank, name in named.items() if rank not in above})
 
 
 def _with_genus(labels: dict[str, str]) -> dict[str, str]:

@@ -140,3 +140,5 @@ def test_real_folders(real_data: Path) -> None:
     for folder, name in (("bold/tsv", "bold"), ("bold", "table"), ("coi", "table"), ("moths", "table")):
         assert detect([real_data / folder])[0] == name
     assert detect([real_data / "moths" / "images"])[0] == "images"
+    with pytest.raises(ValueError, match=r"with README.md, bold, coi, moths; allowed"):
+        detect([real_data])

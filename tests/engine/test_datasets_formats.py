@@ -1,6 +1,7 @@
 """BOLD v5, FASTA, BarcodeBERT and photo folders in their layouts; the ways cells say "missing"."""
 
 import gzip
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -251,6 +252,9 @@ def test_fasta_with_a_taxonomy_table_and_bad_records(tmp_path: Path) -> None:
             "00012_Animalia_Arthropoda_Insecta_Diptera_Chironomidae_Chironomus_plumosus",
             dict(zip(RANKS, FLY, strict=True)),
         ),
+        ("photos/Chironomus/plumosus", {"genus": "Chironomus", "species": FLY[3]}),
+        ("moths/images", {}),
+        ("test/my_photos", {"split": "test"}),
         ("", {}),
     ],
 )
@@ -258,7 +262,7 @@ def test_folder_names(place: str, expected: dict[str, str]) -> None:
     assert guess_labels([part for part in place.split("/") if part]) == expected
 
 
-def test_image_folders(tmp_path: Path) -> None:
+def test_image_folders(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     root = tmp_path / "photos"
     for place in ("b/Diptera/x1/Musca_domestica/1.jpg", "a/Diptera/x1/Musca_domestica/2.PNG", "a/Diptera/flat.jpg"):
         write(root / place, fixtures.photo(1))
@@ -272,8 +276,16 @@ def test_image_folders(tmp_path: Path) -> None:
         ("a/notes.txt", "no photo: suffix .txt"),
     ]
     assert source.load_image(ours["image"].iloc[0]) == fixtures.photo(1)
+    write(tmp_path / "low" / "musca_domestica" / "1.jpg", fixtures.photo(1))
+    low, _ = read("images", tmp_path / "low", ranks=("species",))
+    assert names_of(low, "musca_domestica/1.jpg") == (None, None, "Musca", "Musca domestica")
     two, _ = read("images", root / "a", root / "b")
     assert sorted(two["key"])[-1] == "b/Diptera/x1/Musca_domestica/1.jpg"
+    (root / "a" / "photos").mkdir()
+    write(root / "a" / "photos" / "1.jpg", fixtures.photo(1))
+    with caplog.at_level(logging.WARNING):
+        assert len(read("images", root / "a")[0]) == 3
+    assert "1 photos lie in folders that name no taxon" in caplog.text
     with pytest.raises(ValueError, match=r"--ranks: got 'tribe', allowed: order, family, genus, species, split, -"):
         read("images", root, ranks=("tribe",))
     with pytest.raises(ValueError, match=r"notes.txt, which is no folder"):
