@@ -26,6 +26,7 @@ import torch
 
 from engine.pipeline import CpuBudget, cpu_budget, evaluation_batches, label_columns, load_index, select_split
 from engine.sampling import Plan
+from engine.storage import Location
 from engine.taxonomy import Taxonomy
 from train import checkpoint, dist, evaluation, progress
 from train.config import Config, from_dict, to_dict
@@ -303,7 +304,7 @@ def export(source: Path, target: Path) -> Path:
 
 def absolute_paths(config: Config) -> Config:
     """The same run with absolute paths: workers run in another directory than the driver."""
-    shards = tuple(str(Path(folder).resolve()) for folder in config.data.shards)
+    shards = tuple(str(Location.parse(folder)) for folder in config.data.shards)
     return dataclasses.replace(
         config,
         data=dataclasses.replace(config.data, shards=shards),

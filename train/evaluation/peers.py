@@ -20,6 +20,7 @@ from engine.config import DataConfig
 from engine.pipeline import CpuBudget, label_columns
 from engine.schema import rng_for
 from engine.shards import ShardReader
+from engine.storage import Location
 from engine.taxonomy import Taxonomy
 from train.evaluation.predict import Encoded, encode_split, only
 
@@ -121,7 +122,7 @@ def colour_features(index: pa.Table, data: DataConfig) -> tuple[np.ndarray, np.n
         if not size:
             continue
         try:
-            photo = images.decode(reader.read(f"{folder}/{shard}", offset, size))
+            photo = images.decode(reader.read(str(Location.parse(folder) / shard), offset, size))
         except (ValueError, OSError):  # named already by the pipeline
             continue
         view = images.evaluation_view(photo, data.image_size)

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from engine import barcodes
 from engine.pipeline import label_columns
 from engine.shards import ShardReader
+from engine.storage import Location
 from engine.taxonomy import RANKS, Taxonomy
 
 log = logging.getLogger(__name__)
@@ -30,7 +31,7 @@ def read_barcodes(index: pa.Table) -> list[str]:
         sequence = ""
         try:
             if size:
-                raw = reader.read(f"{folder}/{shard}", offset, size)
+                raw = reader.read(str(Location.parse(folder) / shard), offset, size)
                 sequence = barcodes.clean(raw.decode("ascii", "replace"))
         except (ValueError, OSError) as error:
             log.warning("specimen %s: barcode: %s", key, error)
