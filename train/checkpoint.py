@@ -8,6 +8,7 @@ training_state.pt   optimizer and schedule; read with weights_only=True, absent 
 """
 
 import json
+import shutil
 import subprocess
 from dataclasses import dataclass
 from functools import cache
@@ -159,3 +160,25 @@ def load(path: str | Path) -> Checkpoint:
 def load_training_state(folder: Path) -> dict[str, Any]:
     """Optimizer, schedule and step of a checkpoint written during training."""
     return torch.load(folder / STATE, map_location="cpu", weights_only=True)
+
+
+def keep(part: Path, step: int) -> Path:
+    """Rename a folder with a written checkpoint to its step's name, then remove the earlier ones beside it."""
+    kept = part.with_name(f"step-{step:09d}")
+    shutil.rmtree(kept, ignore_errors=True)
+    part.rename(kept)
+    for earlier in part.parent.glob("step-*"):
+        if earlier != kept:
+            shutil.rmtree(earlier)
+    return kept
+
+
+def newest(run: Path, *patterns: str) -> Path | None:
+    """The checkpoint of the most steps among these of a run's folder; None where there is none to go on from."""
+    folders = [folder for pattern in patterns for folder in run.glob(pattern) if (folder / STATE).is_file()]
+    return max(folders, key=step_of, default=None)
+
+
+def step_of(folder: Path) -> int:
+    """The global step at which a checkpoint was written."""
+    return int(read_json(folder / META)["step"])

@@ -39,6 +39,7 @@ log = logging.getLogger(__name__)
 # CPU step of the quickstart 1.5 times as fast (0.31 s instead of 0.48 s, page faults 115,000 -> 200).
 KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40), "MALLOC_TOP_PAD_": str(2**26)}
 RECORD = "run.json"  # in the run's folder: its MLflow run and its configuration, for --resume
+IN_PROCESS = "checkpoint_in_process"  # in the run's folder: where run.num_workers=0 keeps its checkpoint
 SHOWN_RANKS = ("family", "species")  # of the validation, in the line of an epoch
 CPU_PER_WORKER = {False: 0.01, True: 1.0}  # by use_gpu: a CPU worker's own threads share the cores with its data tasks
 
@@ -85,13 +86,12 @@ def _report(session: Session, metrics: dict[str, float], keep: bool) -> None:
             folder, session.model, session.config, session.taxonomy, step=session.step, state=session.state()
         )
         if not session.config.run.num_workers:
-            folder = _keep_in_process(folder, session.step)
+            folder = checkpoint.keep(folder, session.step)
         ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
 
-def _in_process_folder(config: Config) -> Path:
-    """Where run.num_workers=0 keeps its checkpoint: Ray Train stores none there."""
-    return Path(config.run.storage).resolve() / config.run.name / "checkpoint_in_process"
+def _run_folder(config: Config) -> Path:
+    return Path(config.run.storage).resolve() / config.run.name
 
 
 @contextlib.contextmanager
@@ -101,35 +101,27 @@ def _checkpoint_folder(session: Session) -> Iterator[Path]:
         with tempfile.TemporaryDirectory() as folder:
             yield Path(folder)
         return
-    part = _in_process_folder(session.config) / "part"
+    part = _run_folder(session.config) / IN_PROCESS / "part"
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     yield part
 
 
-def _keep_in_process(part: Path, step: int) -> Path:
-    """Rename a written checkpoint to its step's name, then remove the earlier ones."""
-    kept = part.with_name(f"step-{step:09d}")
-    shutil.rmtree(kept, ignore_errors=True)
-    part.rename(kept)
-    for earlier in part.parent.glob("step-*"):
-        if earlier != kept:
-            shutil.rmtree(earlier)
-    return kept
-
-
 @contextlib.contextmanager
 def _last_checkpoint(config: Config) -> Iterator[Path | None]:
-    """The folder of the checkpoint to go on from, None for a new run."""
+    """The folder of the checkpoint to go on from, None for a new run; with or without Ray's workers, before and now."""
     import ray.train
 
     if not config.run.num_workers:
-        yield max(_in_process_folder(config).glob("step-*"), default=None)
-    elif previous := ray.train.get_checkpoint():
+        yield checkpoint.newest(_run_folder(config), f"{IN_PROCESS}/step-*", "checkpoint_*")
+        return
+    # not Ray's own here: a worker could see one that the others do not see yet
+    newest = checkpoint.newest(_run_folder(config), f"{IN_PROCESS}/step-*")
+    if previous := ray.train.get_checkpoint():
         with previous.as_directory() as folder:
-            yield Path(folder)
+            yield newest if newest and checkpoint.step_of(newest) > checkpoint.step_of(Path(folder)) else Path(folder)
     else:
-        yield None
+        yield newest
 
 
 def _validate(session: Session, index: pa.Table) -> dict[str, float]:
@@ -269,9 +261,11 @@ def _fit(job: Job, config: Config, total_steps: int) -> Path:
         mistakes = [failure for failure in error.worker_failures.values() if isinstance(failure, ValueError)]
         raise mistakes[0] if mistakes else error from None
     if not run.num_workers:
-        return max(_in_process_folder(config).glob("step-*"))
-    assert last is not None, "the last epoch always writes a checkpoint"
-    return Path(last.path)
+        kept = checkpoint.newest(_run_folder(config), f"{IN_PROCESS}/step-*", "checkpoint_*")
+    else:
+        kept = Path(last.path) if last else None
+    assert kept, "the last epoch always writes a checkpoint"
+    return kept
 
 
 def start_ray() -> None:
