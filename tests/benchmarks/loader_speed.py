@@ -198,11 +198,22 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, float]:
     first = time.perf_counter() - began
     while time.perf_counter() - began - first < options.warm_up:
         next(batches)
-    started, spent, rows = time.perf_counter(), cpu_seconds(), 0
+    started, spent, rows, most = time.perf_counter(), cpu_seconds(), 0, 0.0
     while time.perf_counter() - started < options.seconds:
         rows += len(next(batches)["keys"])
+        if name == "ours":
+            most = max(most, store_megabytes())
     seconds, spent = time.perf_counter() - started, cpu_seconds() - spent
-    return {"per_s": rows / seconds, "cpu_ms": spent / rows * 1e3, "first_s": first}
+    return {"per_s": rows / seconds, "cpu_ms": spent / rows * 1e3, "first_s": first, "store_mb": most}
+
+
+def store_megabytes() -> float:
+    """What Ray's object store of this node holds now."""
+    import ray
+    from ray._private.internal_api import get_memory_info_reply, get_state_from_address
+
+    reply = get_memory_info_reply(get_state_from_address(ray.get_runtime_context().gcs_address))
+    return float(reply.store_stats.object_store_bytes_used) / 2**20
 
 
 def stages(folder: Path, batch_size: int, repeats: int) -> dict[str, float]:
@@ -264,6 +275,8 @@ def report(results: dict[str, list[dict[str, float]]]) -> None:
     for name, rounds in ((name, rounds) for name, rounds in results.items() if rounds):
         cpu, first = (statistics.median(r[key] for r in rounds) for key in ("cpu_ms", "first_s"))
         print(f"{name:12s} {_spread([r['per_s'] for r in rounds])} {cpu:12.3f} {first:14.1f}")
+    if results["ours"]:
+        print(f"object store, most: {max(r.get('store_mb', 0.0) for r in results['ours']):.0f} MiB")
     for name, factor in (("same", 1), ("jitter", 1), ("plain", 1), ("alone", 2)):
         if results[name] and results["ours"]:
             ratios = [a["per_s"] / (factor * b["per_s"]) for a, b in zip(results["ours"], results[name], strict=False)]
