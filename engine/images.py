@@ -7,7 +7,6 @@ owns one core calls `single_thread()` once, otherwise N workers start N x cores 
 
 import enum
 import math
-import struct
 from collections.abc import Sequence
 
 import cv2
@@ -15,13 +14,13 @@ import numpy as np
 import simplejpeg
 
 from engine.config import AugmentConfig
+from engine.image_headers import file_header, jpeg_segments
 
 MAX_PIXELS = 100_000_000  # a photo beyond this is refused before decoding (300 MB as RGB)
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as in JPEG
 VIEW_DRAWS = 12  # random numbers of one training view
 _SHRINK = 1.2  # beyond this factor linear interpolation would alias: average areas instead
 _HARMLESS = ("extraneous bytes before marker", "Invalid SOS parameters")  # libjpeg warnings that lose no pixel
-_ORIENTATION, _TIFF_WIDTH, _TIFF_HEIGHT = 0x0112, 0x0100, 0x0101
 
 
 def single_thread() -> None:
@@ -47,7 +46,7 @@ def decode(data: bytes, min_side: int = 0) -> np.ndarray:
         raise ValueError("photo: got 0 bytes, allowed: an image file")
     if data[:2] == b"\xff\xd8":
         return _decode_jpeg(data, min_side)
-    width, height, orientation = _header(data)
+    width, height, orientation = file_header(data)
     _check_size(width, height)
     return _turn(_decode_other(data), orientation)
 
@@ -164,7 +163,7 @@ def to_jpeg(data: bytes, max_side: int | None = None) -> tuple[bytes, Change]:
     if data[:2] == b"\xff\xd8":
         width, height, colours = _jpeg_header(data)
         _check_size(width, height)
-        orientation, scan = _jpeg_segments(data)
+        orientation, scan = jpeg_segments(data)
         if max_side is not None and max(width, height) > max_side:
             if data.rfind(b"\xff\xd9") < scan:
                 raise ValueError("truncated JPEG (no end marker)")
@@ -205,7 +204,7 @@ def _decode_jpeg(data: bytes, min_side: int) -> np.ndarray:
         image = simplejpeg.decode_jpeg(data, target, min_height=min_side, min_width=min_side, strict=False)
     if colours == "CMYK":  # stored inverted, as Adobe does: 255 = no ink
         image = cv2.multiply(image[..., :3], cv2.merge([image[..., 3]] * 3), scale=1 / 255)
-    return _turn(image, _jpeg_segments(data)[0])
+    return _turn(image, jpeg_segments(data)[0])
 
 
 def _check_size(width: int, height: int) -> None:
@@ -234,85 +233,6 @@ def _decode_other(data: bytes) -> np.ndarray:
         return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
     alpha = image[..., 3:].astype(np.float32) / 255
     return np.rint(image[..., 2::-1] * alpha + 255 * (1 - alpha)).astype(np.uint8)
-
-
-def _header(data: bytes) -> tuple[int, int, int]:
-    """Width, height and the EXIF orientation still to be applied of a file that is not a JPEG, without decoding it."""
-    try:
-        if data[:8] == b"\x89PNG\r\n\x1a\n":
-            if b"IEND" not in data[-64:]:
-                raise ValueError("truncated PNG (no end marker)")
-            return *struct.unpack_from(">II", data, 16), _orientation_after(data, b"eXIf", 4)
-        if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-            if len(data) < struct.unpack_from("<I", data, 4)[0]:
-                raise ValueError("truncated WebP")
-            return *_webp_size(data), _orientation_after(data, b"EXIF", 8)
-        if data[:4] in (b"II*\0", b"MM\0*"):
-            tags = _tiff_tags(data)
-            return tags.get(_TIFF_WIDTH, 0), tags.get(_TIFF_HEIGHT, 0), 1  # OpenCV turns TIFF, and only TIFF, itself
-        if data[:2] == b"BM":
-            width, height = struct.unpack_from("<ii", data, 18)
-            return width, abs(height), 1
-        if data[:6] in (b"GIF87a", b"GIF89a"):
-            return *struct.unpack_from("<HH", data, 6), 1
-    except struct.error:
-        raise ValueError("image truncated in its header") from None
-    raise ValueError(f"photo: unknown format (starts with {data[:8]!r}), allowed: JPEG, PNG, WebP, TIFF, BMP, GIF")
-
-
-def _webp_size(data: bytes) -> tuple[int, int]:
-    """Canvas of the three kinds of WebP (RFC 9649, section 2)."""
-    if data[12:16] == b"VP8X":
-        return 1 + int.from_bytes(data[24:27], "little"), 1 + int.from_bytes(data[27:30], "little")
-    if data[12:16] == b"VP8L":
-        (bits,) = struct.unpack_from("<I", data, 21)
-        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
-    width, height = struct.unpack_from("<HH", data, 26)
-    return width & 0x3FFF, height & 0x3FFF
-
-
-def _orientation_after(data: bytes, chunk: bytes, skip: int) -> int:
-    """The orientation in the EXIF chunk of a PNG or WebP; 1 without one."""
-    place = data.find(chunk)
-    if place < 0:
-        return 1
-    block = data[place + skip :]
-    return _tiff_tags(block.removeprefix(b"Exif\0\0")).get(_ORIENTATION, 1)
-
-
-def _jpeg_segments(data: bytes) -> tuple[int, int]:
-    """(EXIF orientation, offset of the first scan) from the segments before the pixels."""
-    orientation, place = 1, 2
-    while place + 4 <= len(data) and data[place] == 0xFF:
-        marker = data[place + 1]
-        if marker == 0xDA:
-            break
-        if marker == 0xFF:  # fill byte
-            place += 1
-            continue
-        size = int.from_bytes(data[place + 2 : place + 4], "big")
-        if marker == 0xE1 and data[place + 4 : place + 10] == b"Exif\0\0":
-            orientation = _tiff_tags(data[place + 10 : place + 2 + size]).get(_ORIENTATION, 1)
-        place += 2 + size
-    return orientation, place
-
-
-def _tiff_tags(block: bytes) -> dict[int, int]:
-    """Tags of the first directory of a TIFF block that are one short or long; {} when it is damaged."""
-    order = {b"II": "<", b"MM": ">"}.get(block[:2])
-    if order is None:
-        return {}
-    tags = {}
-    try:
-        (place,) = struct.unpack_from(order + "I", block, 4)
-        (count,) = struct.unpack_from(order + "H", block, place)
-        for entry in range(place + 2, place + 2 + 12 * count, 12):
-            tag, kind, number = struct.unpack_from(order + "HHI", block, entry)
-            if number == 1 and kind in (3, 4):
-                (tags[tag],) = struct.unpack_from(order + ("H" if kind == 3 else "I"), block, entry + 8)
-    except struct.error:
-        return tags
-    return tags
 
 
 def _turn(image: np.ndarray, orientation: int) -> np.ndarray:

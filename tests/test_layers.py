@@ -14,7 +14,8 @@ MAY_IMPORT = {
     "infra": {"engine", "train", "tune", "serve"},
 }
 ORDER = {
-    "engine": "commandline html taxonomy names schema config images barcodes degrade captions sampling storage tars shards "
+    "engine": "commandline html taxonomy names schema config image_headers images barcodes degrade captions "
+    "sampling storage tars shards "
     "substrings containment splits datasets collate prepare stream pipeline "
     "ingest_report ingest_plan ingest_shard ingest description curation check main",
     "train": "config recipes models dist loss_masks loss_views loss_hierarchy losses metrics optim checkpoint tracking "
