@@ -14,8 +14,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from engine.pipeline import CpuBudget, cpu_budget, load_index, select_split
 from engine.containment import novel_mask
+from engine.pipeline import CpuBudget, cpu_budget, load_index, select_split
 from engine.taxonomy import Taxonomy
 from train.config import Config
 from train.evaluation import compare, measure, peers, report, subsets, tables
