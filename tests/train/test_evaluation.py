@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from engine.taxonomy import RANKS, Taxonomy
-from train import metrics
+from train import evaluation, metrics
 from train.evaluation import compare, measure, peers, predict, report, subsets, tables
 from train.evaluation.scoring import Scorer
 
@@ -257,6 +257,17 @@ def test_kmer_peer_compares_equal_barcodes_once_and_takes_the_first() -> None:
 
 def test_groups_are_barcodes_and_specimens_without_one_stand_alone() -> None:
     assert subsets.barcode_groups(["AC", "", "AC", "", "GT"]).tolist() == [0, 1, 0, 2, 3]
+
+
+def test_provisional_names_are_not_scored_as_species() -> None:
+    names = ["Aedes vexans", "Aedes cf. vexans", "Aedes sp. 1ES", None, "Aedes sp. 1ES", "vexans"]
+    index = pa.table({"genus": ["Aedes"] * 6, "species": names})
+    scored, provisional = subsets.without_provisional(index)
+    assert scored["species"].to_pylist() == ["Aedes vexans", None, None, None, None, "vexans"]
+    assert scored["genus"].to_pylist() == ["Aedes"] * 6
+    assert provisional == {"Aedes sp. 1ES": 2, "Aedes cf. vexans": 1}
+    (told,) = evaluation.provisional_text(provisional)
+    assert "3 specimens whose 2 labels" in told and evaluation.provisional_text({}) == []
 
 
 def test_labels_unknown_to_the_model_are_named_or_refused(taxonomy: Taxonomy) -> None:

@@ -37,6 +37,7 @@ class Evaluation:
     metrics: dict[str, float]
     predictions: pa.Table
     unknown: dict[str, dict[str, int]]  # rank -> names that the model does not know -> specimens
+    provisional: dict[str, int] = field(default_factory=dict)  # species labels that name no described species
     comparison: dict[str, Comparison] = field(default_factory=dict)
     files: tuple[str, ...] = ()  # written by `run_evaluation`
 
@@ -49,6 +50,7 @@ class Evaluation:
             tables.peer_table(values, split),
             tables.comparison_text(self.comparison),
             *unknown_text(self.unknown),
+            *provisional_text(self.provisional),
         ]
         return "\n\n".join(parts)
 
@@ -63,6 +65,17 @@ def unknown_text(unknown: dict[str, dict[str, int]], shown: int = 5) -> list[str
             f"shown, so that no answer could be right: {examples}{', ...' if len(names) > shown else ''}"
         )
     return lines
+
+
+def provisional_text(provisional: dict[str, int], shown: int = 5) -> list[str]:
+    """One sentence about species labels that are no names of described species."""
+    if not provisional:
+        return []
+    examples = ", ".join(f"{name} ({count})" for name, count in list(provisional.items())[:shown])
+    return [
+        f"Not scored at species: {sum(provisional.values()):,} specimens whose {len(provisional):,} labels name no "
+        f"described species (sp., cf., codes): {examples}{', ...' if len(provisional) > shown else ''}"
+    ]
 
 
 def _budget() -> CpuBudget | None:
@@ -87,10 +100,11 @@ def evaluate(model: Any, config: Config, taxonomy: Taxonomy, shards: Sequence[st
     """
     index = load_index(shards)
     rows = select_split(index, split)
-    unknown = subsets.unknown_names(rows, taxonomy)
+    scored, provisional = subsets.without_provisional(rows)
+    unknown = subsets.unknown_names(scored, taxonomy)
     device, budget = next(model.parameters()).device, _budget()
     encoded = encode_split(
-        model, rows, taxonomy, config.data, batch_size=config.eval.batch_size, device=device, budget=budget
+        model, scored, taxonomy, config.data, batch_size=config.eval.batch_size, device=device, budget=budget
     )
     rankings = measure.rank_queries(model, Scorer(model, taxonomy, caption_tokenizer(model), device), encoded)
     sequences = subsets.read_barcodes(rows)
@@ -106,13 +120,15 @@ def evaluate(model: Any, config: Config, taxonomy: Taxonomy, shards: Sequence[st
         stored = np.asarray(rows[f"{modality}_size"]) > 0
         values[f"{split}/{modality}/unreadable"] = int((stored & ~present).sum())
     values |= {f"{split}/unknown/{rank}/rows": sum(names.values()) for rank, names in unknown.items()}
+    values[f"{split}/provisional/species/rows"] = sum(provisional.values())
     if baselines and len(train):
         found = peers.image_peers(rows, train, config.data, taxonomy)
         setting = (config.data, taxonomy, config.eval.batch_size, budget)
         found |= peers.dna_peers(model, encoded, sequences, (train, references), setting)
         for name, answers in found.items():
             values |= measure.measure_peer(split, name, answers, encoded, parts)
-    return Evaluation(split, values, report.predictions(rows, encoded, rankings, taxonomy, parts), unknown)
+    predictions = report.predictions(rows, encoded, rankings, taxonomy, parts)
+    return Evaluation(split, values, predictions, unknown, provisional)
 
 
 def _choosing_metrics(model: Any, config: Config, taxonomy: Taxonomy, index: pa.Table) -> dict[str, float]:

@@ -4,6 +4,7 @@ Legend: N specimens.
 """
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,6 +12,7 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from engine import barcodes
+from engine.names import is_provisional
 from engine.pipeline import label_columns
 from engine.shards import ShardReader
 from engine.storage import Location
@@ -44,6 +46,19 @@ def barcode_groups(sequences: Sequence[str]) -> np.ndarray:
     named: dict[object, int] = {}
     keys = (sequence or row for row, sequence in enumerate(sequences))
     return np.array([named.setdefault(key, len(named)) for key in keys], dtype=np.int64)
+
+
+def without_provisional(index: pa.Table) -> tuple[pa.Table, dict[str, int]]:
+    """The index without species labels like "Aedes cf. vexans" or "Eubazus Malaise7758", with their counts.
+
+    They are labels of a type of their own: an answer that is a binomial is neither right nor wrong about them.
+    """
+    names = index["species"].to_pylist()
+    provisional = is_provisional(names)
+    species = pa.array([None if out else name for name, out in zip(names, provisional, strict=True)], pa.string())
+    counts = Counter(name for name, out in zip(names, provisional, strict=True) if out)
+    place = index.schema.get_field_index("species")
+    return index.set_column(place, "species", species), dict(counts.most_common())
 
 
 def unknown_names(index: pa.Table, taxonomy: Taxonomy) -> dict[str, dict[str, int]]:
