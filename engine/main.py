@@ -25,6 +25,7 @@ from engine.storage import Location
 EXAMPLES = """\
 examples:
   python -m engine.main ingest simulated --out shards/simulated --num-specimens 9200
+  python -m engine.main ingest auto downloads/ --out shards/mine
   python -m engine.main ingest table moths/specimens.parquet --out shards/moths
   python -m engine.main ingest table specimens.csv --images photos --split-fractions 0.8,0.1,0.1 --out shards/mine
   python -m engine.main ingest bold downloads/ --split-scheme seen-unseen --out shards/bold

@@ -26,6 +26,7 @@ def job(what: str, shards: Path, storage: Path | str, *settings: str, folder: Pa
     done = subprocess.run(
         [sys.executable, ROOT / "tests/train/jobs.py", what, shards, storage, *settings],
         capture_output=True, text=True, timeout=500, check=False, cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},  # Ray's workers start in another folder
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads(done.stdout.splitlines()[-1]) | {"log": done.stderr}
