@@ -80,7 +80,7 @@ def test_ingest_inspect_verify(table: Path, tmp_path: Path, capsys: pytest.Captu
         (["inspect", "{tmp}"], "it has no manifest.json"),
         (["verify", "{tmp}/none"], "none, but it does not exist"),
         (["ingest", "table", "{tmp}/short.csv", "--out", "{tmp}/o"], "none is usable: wrong number of columns (1)"),
-        (["ingest", "table", "{tmp}/quote.csv", "--out", "{tmp}/o"], "none is usable: wrong number of columns (1)"),
+        (["ingest", "table", "{tmp}/quote.csv", "--out", "{tmp}/o"], "none is usable: unclosed quote (1)"),
         (["ingest", "bold", "{tmp}/marker.tsv", "--out", "{tmp}/o"], "none is usable: record of another marker (1)"),
     ],
 )
