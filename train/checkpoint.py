@@ -4,13 +4,14 @@ model.safetensors   every parameter and buffer
 config.json         the resolved configuration
 taxonomy.json       the taxa the model knows
 meta.json           format version, code version, step, taxonomy fingerprint, architecture of the towers
+tokenizer.json      the byte-pair tokenizer of the barcodes, where the run used one
 training_state.pt   optimizer and schedule; read with weights_only=True, absent from an exported model
 """
 
 import json
 import shutil
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -25,8 +26,8 @@ from train.config import Config, from_dict, to_dict
 from train.models.trimodal import Trimodal, build_model
 
 FORMAT_VERSION = 1
-WEIGHTS, CONFIG, TAXONOMY, META, STATE = (
-    "model.safetensors", "config.json", "taxonomy.json", "meta.json", "training_state.pt",
+WEIGHTS, CONFIG, TAXONOMY, META, STATE, TOKENIZER = (
+    "model.safetensors", "config.json", "taxonomy.json", "meta.json", "training_state.pt", "tokenizer.json",
 )  # fmt: skip
 
 
@@ -71,6 +72,8 @@ def save(
     save_file(weights, folder / WEIGHTS)
     (folder / CONFIG).write_text(json.dumps(to_dict(config), indent=1))
     taxonomy.save(folder / TAXONOMY)
+    if config.data.tokenizer_file:
+        shutil.copyfile(config.data.tokenizer_file, folder / TOKENIZER)
     meta = {
         "format_version": FORMAT_VERSION,
         "code_version": code_version(),
@@ -143,6 +146,9 @@ def load(path: str | Path) -> Checkpoint:
         config = from_dict(tree)
     except ValueError as error:
         raise ValueError(f"{folder / CONFIG}: {error}") from None
+    if (folder / TOKENIZER).is_file():
+        data = replace(config.data, tokenizer_file=str((folder / TOKENIZER).resolve()))
+        config = replace(config, data=data)
     taxonomy = Taxonomy.load(folder / TAXONOMY)
     if taxonomy.fingerprint != meta["taxonomy_fingerprint"]:
         raise ValueError(

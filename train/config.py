@@ -9,11 +9,13 @@ import dataclasses
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
 from pydantic import Field, TypeAdapter, ValidationError
 
 from engine.config import DataConfig, Positive, Probability
+from engine.storage import Location
 
 PositiveFloat = Annotated[float, Field(gt=0.0)]
 NonNegative = Annotated[float, Field(ge=0.0)]
@@ -208,3 +210,28 @@ def override(config: Config, assignments: Iterable[str]) -> Config:
             node = node[name]
         node[leaf] = _parse(key, text, known[key])
     return from_dict(tree)
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).resolve()) if path else ""
+
+
+def absolute_paths(config: Config) -> Config:
+    """The same run with absolute paths: workers run in another directory than the driver."""
+    data, model = config.data, config.model
+    local, folder = "local-dir:", model.image_text.removeprefix("local-dir:")
+    return dataclasses.replace(
+        config,
+        data=dataclasses.replace(
+            data,
+            shards=tuple(str(Location.parse(place)) for place in data.shards),
+            tokenizer_file=_absolute(data.tokenizer_file),
+        ),
+        model=dataclasses.replace(
+            model,
+            image_text=local + _absolute(folder) if model.image_text.startswith(local) else model.image_text,
+            pretrained=_absolute(model.pretrained) if Path(model.pretrained).is_file() else model.pretrained,
+            dna_pretrained=_absolute(model.dna_pretrained),
+        ),
+        run=dataclasses.replace(config.run, storage=str(Path(config.run.storage).resolve())),
+    )

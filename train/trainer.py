@@ -26,10 +26,9 @@ import torch
 
 from engine.pipeline import CpuBudget, cpu_budget, evaluation_batches, label_columns, load_index, select_split
 from engine.sampling import Plan
-from engine.storage import Location
 from engine.taxonomy import Taxonomy
 from train import checkpoint, dist, evaluation, progress
-from train.config import Config, from_dict, to_dict
+from train.config import Config, absolute_paths, from_dict, to_dict
 from train.loop import Meter, Session, phases, timed
 from train.tracking import Tracker, create_run, open_tracker
 
@@ -294,16 +293,6 @@ def export(source: Path, target: Path) -> Path:
     """Copy a checkpoint without its optimizer state."""
     shutil.copytree(source, target, ignore=shutil.ignore_patterns(checkpoint.STATE), dirs_exist_ok=True)
     return target
-
-
-def absolute_paths(config: Config) -> Config:
-    """The same run with absolute paths: workers run in another directory than the driver."""
-    shards = tuple(str(Location.parse(folder)) for folder in config.data.shards)
-    return dataclasses.replace(
-        config,
-        data=dataclasses.replace(config.data, shards=shards),
-        run=dataclasses.replace(config.run, storage=str(Path(config.run.storage).resolve())),
-    )
 
 
 def train(config: Config) -> Run:

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from engine.barcodes import make_tokenizer
 from tests.train.small import small_config, small_session
 from train import checkpoint
+from train.config import Config, absolute_paths, override
 from train.evaluate import main
 
 
@@ -92,3 +94,37 @@ def test_damage_is_told_in_one_line(
     assert main(arguments) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ") and told in line and str(folder) in line
+
+
+def test_a_tokenizer_travels_with_the_weights(simulated_shards: Path, tmp_path: Path) -> None:
+    """The file that a run used may be gone when its model is loaded elsewhere."""
+    from tokenizers import Tokenizer, models, trainers
+
+    trained = Tokenizer(models.BPE(unk_token="[UNK]"))
+    trained.train_from_iterator(["ACGTACGTTTGA"] * 9, trainers.BpeTrainer(vocab_size=12, special_tokens=["[UNK]"]))
+    file = tmp_path / "bpe.json"
+    trained.save(str(file))
+    session = small_session(small_config(simulated_shards, "data.tokenizer=bpe", f"data.tokenizer_file={file}"))
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    checkpoint.save(folder, session.model, session.config, session.taxonomy, step=0, state=None)
+    file.unlink()
+    loaded = checkpoint.load(folder)
+    assert loaded.config.data.tokenizer_file == str(folder / "tokenizer.json")
+    assert make_tokenizer(loaded.config.data).vocab_size == trained.get_vocab_size() + 1
+
+
+def test_workers_are_given_absolute_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They run in another directory than the driver; names of a hub and tags are no paths."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "w.safetensors").write_bytes(b"")
+    paths = ["data.shards=a,s3://b/c", "data.tokenizer_file=t.json", "model.dna_pretrained=d", "run.storage=r"]
+    ours = absolute_paths(
+        override(Config(), [*paths, "model.image_text=local-dir:m", "model.pretrained=w.safetensors"])
+    )
+    here = str(tmp_path.resolve())
+    assert ours.data.shards == (f"{here}/a", "s3://b/c") and ours.data.tokenizer_file == f"{here}/t.json"
+    assert ours.model.dna_pretrained == f"{here}/d" and ours.run.storage == f"{here}/r"
+    assert ours.model.image_text == f"local-dir:{here}/m" and ours.model.pretrained == f"{here}/w.safetensors"
+    plain = absolute_paths(override(Config(), ["model.image_text=ViT-B-16", "model.pretrained=openai"]))
+    assert (plain.model.image_text, plain.model.pretrained, plain.data.tokenizer_file) == ("ViT-B-16", "openai", "")
