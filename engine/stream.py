@@ -6,7 +6,7 @@ import logging
 import queue
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any, TypeVar
 
 import numpy as np
@@ -45,7 +45,9 @@ class ProblemLog:
             log.warning("epoch %d: members that could not be used: %s", epoch, summary)
 
 
-def rebatched(blocks: Iterator[tuple[int, Columns]], batch_size: int, problems: ProblemLog) -> Iterator[Columns]:
+def rebatched(
+    blocks: Iterator[tuple[int, Columns]], batch_size: int, problems: ProblemLog
+) -> Generator[Columns, None, None]:
     """Blocks of any length -> `batch_size` rows at a time, the last maybe fewer; what is yielded is no view of a block
     of the object store, unless it is a whole one."""
     parts: list[Columns] = []
@@ -70,7 +72,7 @@ def _joined(parts: list[Columns]) -> Columns:
     return parts[0] if len(parts) == 1 else {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def ahead(source: Iterator[T], depth: int) -> Iterator[T]:
+def ahead(source: Iterator[T], depth: int) -> Generator[T, None, None]:
     """The items of `source`, made by a thread at most `depth` ahead. Closing ends the thread and closes the source."""
     items: queue.Queue[tuple[str, Any]] = queue.Queue(maxsize=depth)
     stop = threading.Event()
