@@ -232,8 +232,8 @@ def _batches(make: _Make, specimens: Specimens, epochs: Iterable[tuple[int, np.n
         blocks = _stream(make, specimens, epochs, budget)
     parts = rebatched(blocks, batch_size, problems)
     depth = make.data.prefetch_batches
-    # Torch stays in the caller's thread: libgomp keeps a team for every thread that ever ran a parallel region, and with
-    # more threads than cores its barriers sleep instead of spinning (a training step took 1.4 times as long).
+    # Torch stays in the caller's thread: libgomp keeps a team for every thread that ever ran a parallel region, and
+    # with more threads than cores its barriers sleep instead of spinning (a training step took 1.4 times as long).
     with contextlib.closing(ahead(parts, depth) if budget is not None and depth else parts) as ready:
         for columns in ready:
             yield collate(columns, pad_to=batch_size)
