@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from sklearn.metrics import accuracy_score, balanced_accuracy_score
+from scipy.stats import binomtest
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, recall_score
 
 from train import metrics
 
@@ -60,6 +61,30 @@ def test_interval_of_an_empty_population_is_nan() -> None:
     assert np.isnan(metrics.intervals(none[:0], none[:0], np.arange(0), resamples=20)).all()
 
 
+def test_macro_interval_equals_a_plain_bootstrap_loop() -> None:
+    rng = np.random.default_rng(4)
+    groups, classes, correct = rng.integers(0, 9, 70), rng.integers(-1, 4, 70), rng.random(70) < 0.6
+    found = metrics.macro_interval(correct, classes, groups, resamples=120, seed=2)
+    names = np.unique(groups[classes >= 0])
+    generator, drawn = np.random.default_rng(2), []
+    for _ in range(120):
+        chosen = names[generator.integers(0, len(names), len(names))]
+        rows = np.concatenate([np.flatnonzero((groups == name) & (classes >= 0)) for name in chosen])
+        drawn.append(recall_score(classes[rows], np.where(correct[rows], classes[rows], 9), average=None,
+                                  labels=np.unique(classes[rows]), zero_division=0).mean())  # fmt: skip
+    np.testing.assert_allclose(found, np.percentile(drawn, [2.5, 97.5]), atol=1e-6)
+    assert np.isnan(metrics.macro_interval(correct, np.full(70, -1), groups, resamples=5)).all()
+
+
+def test_interval_of_a_flawless_answer_is_the_exact_bound_of_its_groups() -> None:
+    everyone = np.ones((30, 2), dtype=bool)
+    correct = np.column_stack([everyone[:, 0], ~everyone[:, 0]])
+    found = metrics.intervals(correct, everyone, np.arange(30) // 2, resamples=20)
+    exact = binomtest(15, 15).proportion_ci(method="exact")
+    np.testing.assert_allclose(found, [[exact.low, 1], [0, 1 - exact.low]], rtol=1e-6)
+    assert metrics.macro_interval(correct[:, 0], np.arange(30) // 10, np.arange(30) // 2, 20)[0] == found[0, 0]
+
+
 @pytest.mark.parametrize("macro", [False, True])
 def test_paired_difference_equals_a_plain_bootstrap_loop(macro: bool) -> None:
     rng = np.random.default_rng(2)
@@ -104,3 +129,21 @@ def test_group_intervals_cover_the_truth_where_row_intervals_do_not() -> None:
             covered[kind] += low <= 2 / 3 <= high
     assert covered["groups"] / trials > 0.88
     assert covered["rows"] / trials < 0.75
+
+
+@pytest.mark.parametrize("kind", ["macro", "paired"])
+def test_macro_and_paired_intervals_cover_the_truth(kind: str) -> None:
+    rng = np.random.default_rng(11)
+    covered, trials, num_groups = 0, 120, 240
+    classes = np.repeat(np.arange(12), num_groups // 12)  # of each group; a group is 3 specimens of one answer
+    chance, other = np.linspace(0.5, 0.95, 12), np.full(12, 0.6)
+    for trial in range(trials):
+        first, second = (np.repeat(rng.random(num_groups) < p[classes], 3) for p in (chance, other))
+        kinds, groups = np.repeat(classes, 3), np.repeat(np.arange(num_groups), 3)
+        if kind == "macro":
+            low, high = metrics.macro_interval(first, kinds, groups, resamples=200, seed=trial)
+            covered += low <= chance.mean() <= high
+        else:
+            gap = metrics.paired_difference(first, second, groups, resamples=200, seed=trial)
+            covered += gap.low <= chance.mean() - other.mean() <= gap.high
+    assert 0.89 < covered / trials <= 1.0
