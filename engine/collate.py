@@ -32,6 +32,7 @@ class Batch(TypedDict):
     image_noisy: NotRequired[Tensor]  # evaluation
     dna_tokens_noisy: NotRequired[Tensor]
     dna_mask_noisy: NotRequired[Tensor]
+    withheld: NotRequired[Tensor]  # uint8 [B], training: what the fusion does not get, 1 = the photo, 2 = the barcode
     problems: NotRequired[list[str]]  # "KEY: what could not be used of it", [] nearly always
     text_tokens: NotRequired[Tensor]  # int64 [U, T], the unique captions; added by the training loop
     text_index: NotRequired[Tensor]  # int64 [B], row of text_tokens, -1 = no caption

@@ -38,10 +38,26 @@ class AugmentConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RobustConfig:
+    """Damage done to training inputs, so that one model serves clean and damaged ones; off by default. Everything is
+    drawn from (seed, epoch, specimen key)."""
+
+    dna: Probability = 0.0  # share of the barcodes that are damaged
+    max_severity: Annotated[float, Field(ge=0.0, lt=10.0)] = 4.0  # of the paper preset, uniform from 0; 10 cuts all
+    fragments: Probability = 0.5  # share of the damaged barcodes of which a random piece is left
+    min_fragment: Positive = 50  # nucleotides; lengths are uniform from here to the whole
+    other_strand: Probability = 0.5  # share of the damaged barcodes that come on the other strand, before `orient`
+    image: Probability = 0.0  # share of the training views that are blurred, each by itself
+    max_kernel: Annotated[Odd, Field(ge=3)] = 31  # side of the mean filter, in pixels of the encoder's input; uniform
+    withheld: Probability = 0.0  # share of the specimens whose photo or barcode, in turn, the fusion does not get
+
+
+@dataclass(frozen=True, kw_only=True)
 class DegradeConfig:
     """Damage done to evaluation inputs. The rates at severity 1 are the authors' release's (METHOD: paper preset)."""
 
     severity: Annotated[float, Field(ge=0.0)] = 1.0
+    fragment: Annotated[int, Field(ge=0)] = 0  # nucleotides of a random piece, either strand; 0 = the whole barcode
     blur_kernel: Odd = 5  # side of the mean filter, in pixels of the encoder's input
 
 
@@ -60,6 +76,7 @@ class DataConfig:
     random_offset: bool = False  # start training tokens at a random offset below kmer_stride
     caption_cut: Probability = 0.3  # share of training captions cut to a random rank
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+    robust: RobustConfig = field(default_factory=RobustConfig)
     degrade: DegradeConfig = field(default_factory=DegradeConfig)
     lanes: Positive = 8  # parallel sequences an epoch's order is written in; worker counts must divide it
     window: Positive = 4096  # specimens that are ordered together

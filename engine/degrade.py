@@ -1,10 +1,13 @@
-"""Damage to evaluation inputs: the paper's noisy barcodes and blurred photos, and barcode fragments.
+"""Damage to inputs: the paper's noisy barcodes and blurred photos, and barcode fragments.
 
 Everything is a function of its input and `rng`; with `schema.rng_for(seed, 0, key, stream)` the damage depends on the
 specimen only. Barcodes are clean strings (A, C, G, T, N).
+
+Legend: B barcodes, W letters of the longest.
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
@@ -30,6 +33,7 @@ class BarcodePreset:
 
 
 PAPER = BarcodePreset()
+_PER_LETTER = ("substitution", "masking", "deletion", "insertion")
 
 
 def degrade_barcode(
@@ -54,6 +58,59 @@ def degrade_barcode(
     sequence = insert_and_delete(sequence, rng, amount["deletion"], amount["insertion"])
     sequence = mask_run(sequence, rng, amount["run"])
     return truncate(sequence, amount["truncation"])
+
+
+def degrade_batch(
+    sequences: Sequence[str],
+    rngs: Sequence[np.random.Generator],
+    severities: np.ndarray,
+    preset: BarcodePreset = PAPER,
+) -> list[str]:
+    """Return many damaged barcodes, each from its own generator (Philox) and at its own severity.
+
+    The operations of `degrade_barcode` in their order, some three times as fast. Operations on letters take 16 bits a
+    letter, so their rates are multiples of 2^-16 below 1. What happens to a barcode does not depend on its companions.
+    """
+    lengths = np.fromiter(map(len, sequences), dtype=np.int64, count=len(sequences))
+    width = 4 * -(-int(lengths.max(initial=0)) // 4)
+    letters = np.frombuffer("".join([s.ljust(width, "\0") for s in sequences]).encode("ascii"), dtype=np.uint8).copy()
+    words = np.zeros((len(_PER_LETTER), len(sequences), width // 4), dtype=np.uint64)  # four letters a word
+    place = np.zeros(len(sequences))
+    for row, (rng, length) in enumerate(zip(rngs, lengths.tolist(), strict=True)):
+        count = -(-length // 4)
+        raw = rng.bit_generator.random_raw(1 + len(words) * count)  # type: ignore[attr-defined]
+        words[:, row, :count] = raw[1:].reshape(len(words), count)
+        place[row] = (raw[0] >> np.uint64(11)) * 2.0**-53
+    draws = words.view(np.uint16)
+    rates = np.array([getattr(preset, name) for name in _PER_LETTER])[:, None] * severities
+    limits = np.clip(np.rint(rates * 2**16), 0, 2**16 - 1).astype(np.uint16)
+    substituted, masked, deleted, inserted = (np.flatnonzero(hit & (letters > 0).reshape(hit.shape))
+                                              for hit in draws < limits[:, :, None])  # fmt: skip
+    substituted = substituted[letters[substituted] != _N]
+    other = 1 + draws[0].reshape(-1)[substituted] % 3
+    letters[substituted] = _BASES[(_CODE[letters[substituted]] + other) % 4]
+    letters[masked] = _N
+    copies = (letters > 0).astype(np.int64)
+    copies[inserted] = 2
+    copies[deleted] = 0
+    result = np.repeat(letters, copies)
+    inserted = inserted[copies[inserted] == 2]
+    result[np.cumsum(copies)[inserted] - 1] = _BASES[draws[3].reshape(-1)[inserted] % 4]
+    return _without_run_and_tail(result, copies.reshape(len(sequences), width).sum(axis=1), place, severities, preset)
+
+
+def _without_run_and_tail(
+    letters: np.ndarray, lengths: np.ndarray, place: np.ndarray, severities: np.ndarray, preset: BarcodePreset
+) -> list[str]:
+    """The last two operations, on barcodes that stand one after another in `letters`; `place` in [0, 1): of the run."""
+    runs = (np.minimum(1.0, severities * preset.run) * lengths).astype(np.int64)
+    lost = (np.minimum(1.0, severities * preset.truncation) * lengths).astype(np.int64)
+    starts = np.cumsum(lengths) - lengths
+    first = starts + (place * (lengths - runs + 1)).astype(np.int64)
+    for low, high in zip(first.tolist(), (first + runs).tolist(), strict=True):
+        letters[low:high] = _N
+    text = _string(letters)
+    return [text[a:b] for a, b in zip(starts.tolist(), (starts + lengths - lost).tolist(), strict=True)]
 
 
 def substitute(sequence: str, rng: np.random.Generator, rate: float) -> str:
@@ -101,9 +158,15 @@ def fragment(sequence: str, rng: np.random.Generator, length: int) -> str:
     reverse-complemented. Raises ValueError when length is not positive."""
     if length < 1:
         raise ValueError(f"fragment length: got {length}, allowed 1 or more")
-    start = int(rng.integers(0, max(1, len(sequence) - length + 1)))
-    window = sequence[start : start + length]
-    return reverse_complement(window) if rng.random() < 0.5 else window
+    place, strand = rng.random(2)
+    window = window_at(sequence, length, place)
+    return reverse_complement(window) if strand < 0.5 else window
+
+
+def window_at(sequence: str, length: int, place: float) -> str:
+    """Return `length` nucleotides, where `place` in [0, 1) stands for the possible starts in order."""
+    start = int(place * max(1, len(sequence) - length + 1))
+    return sequence[start : start + length]
 
 
 def blur(image: np.ndarray, k: int) -> np.ndarray:

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from engine import barcodes, captions, degrade, images
+from engine import barcodes, captions, damage, degrade, images
 from engine.config import DataConfig
 from engine.schema import DNA_SUFFIX, IMAGE_SUFFIX, rng_for, uniforms_for
 from engine.shards import ShardReader
@@ -178,6 +178,8 @@ class Prepare:
         columns |= self._images(photos, names, epoch, problems)
         columns |= self._barcodes(raws, names, epoch, problems)
         columns["valid"] = columns["has_image"] | columns["has_dna"]
+        if self.training and self.data.robust.withheld:
+            columns["withheld"] = damage.withheld(names, self.seed, epoch, self.data.robust)
         columns["problem"] = np.array(["; ".join(problem) for problem in problems], dtype=np.str_)
         return columns
 
@@ -195,6 +197,8 @@ class Prepare:
         second, there = np.zeros_like(first), np.zeros(count, dtype=bool)
         drawn = images.VIEW_DRAWS
         draws = uniforms_for(self.seed, epoch, keys, "views", 2 * drawn).tolist() if self.training else []
+        blurred = self.training and self.data.robust.image
+        kernels = damage.blur_kernels(keys, self.seed, epoch, self.data.robust) if blurred else []
         for i, photo in enumerate(photos):
             if photo is None:
                 continue
@@ -206,6 +210,9 @@ class Prepare:
             if self.training:
                 images.view_of(image, size, draws[i][:drawn], augment, first[i])
                 images.view_of(image, size, draws[i][drawn:], augment, second[i])
+                for view, kernel in zip((first, second), kernels[i] if blurred else (), strict=False):
+                    if kernel:
+                        view[i] = degrade.blur(view[i], kernel)
             else:
                 first[i] = images.evaluation_view(image, size)
                 second[i] = degrade.blur(first[i], self.data.degrade.blur_kernel)
@@ -230,16 +237,25 @@ class Prepare:
         columns = {
             "has_dna": np.array([bool(sequence) for sequence in sequences], dtype=bool),
             "barcode": np.array([_identity(sequence) if sequence else -1 for sequence in sequences], dtype=np.int64),
-            "dna_tokens": self.tokenizer.encode(sequences, self._offsets(keys, epoch)),
         }
         if not self.training:
-            severity = self.data.degrade.severity
-            damaged = [
-                degrade.degrade_barcode(sequence, rng_for(self.seed, 0, key, "degrade"), severity) if sequence else ""
-                for key, sequence in zip(keys, sequences, strict=True)
-            ]
-            columns["dna_tokens_noisy"] = self.tokenizer.encode(damaged)
+            columns["dna_tokens_noisy"] = self.tokenizer.encode(self._degraded(sequences, keys))
+        elif self.data.robust.dna:
+            sequences = damage.damaged_barcodes(sequences, keys, self.seed, epoch, self.data.robust, self.data.orient)
+        columns["dna_tokens"] = self.tokenizer.encode(sequences, self._offsets(keys, epoch))
         return columns
+
+    def _degraded(self, sequences: Sequence[str], keys: list[str]) -> list[str]:
+        """The damaged forms that evaluation measures; a fragment is turned like any barcode that comes in."""
+        severity, length = self.data.degrade.severity, self.data.degrade.fragment
+        result = [
+            degrade.degrade_barcode(sequence, rng_for(self.seed, 0, key, "degrade"), severity) if sequence else ""
+            for key, sequence in zip(keys, sequences, strict=True)
+        ]
+        if length:
+            rngs = [rng_for(self.seed, 0, key, "fragment") for key in keys]
+            result = [degrade.fragment(sequence, rng, length) for sequence, rng in zip(result, rngs, strict=True)]
+        return barcodes.orient_batch(result) if length and self.data.orient else result
 
     def _offsets(self, keys: list[str], epoch: int) -> int | np.ndarray:
         """Where tokenising starts in each barcode: non-overlapping k-mers must learn every reading frame."""

@@ -14,7 +14,7 @@ MAY_IMPORT = {
     "infra": {"engine", "train", "tune", "serve"},
 }
 ORDER = {
-    "engine": "commandline html taxonomy names schema config image_headers images barcodes degrade captions "
+    "engine": "commandline html taxonomy names schema config image_headers images barcodes degrade damage captions "
     "sampling storage tars shards "
     "substrings containment splits datasets collate prepare stream pipeline "
     "ingest_report ingest_plan ingest_shard ingest description curation check main",

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from engine import damage
 from engine.config import DataConfig
 from train.config import LossConfig, ModelConfig
 from train.models import lora, open_clip_source, towers
@@ -110,10 +111,10 @@ class Trimodal(nn.Module):
         image, image_view2 = self._image_rows(batch, valid & batch["has_image"])
         dna = _present_rows(
             lambda rows: self.encode_dna(batch["dna_tokens"][rows], batch["dna_mask"][rows]),
-            lambda: self.encode_dna(torch.zeros_like(batch["dna_tokens"][:1]), torch.zeros_like(batch["dna_mask"][:1])),
+            lambda: self._no_dna(batch),
             valid & batch["has_dna"],
         )
-        fused = self.fuse(image, dna.detach() if self.detach_dna_in_fusion else dna)
+        fused = self.fuse(*self._shown(batch, image, dna.detach() if self.detach_dna_in_fusion else dna))
         return Features(
             image=image,
             image_view2=image_view2,
@@ -124,13 +125,33 @@ class Trimodal(nn.Module):
             rank_logits=self.rank_heads(fused) if self.rank_heads is not None else None,
         )
 
+    def _no_image(self, batch: Mapping[str, Any]) -> Tensor:
+        """Feature of a black photo, [1, D]; made here, because a batch without photos has them of side 0."""
+        return self.encode_image(batch["image"].new_zeros(1, self.image_size, self.image_size, 3))
+
+    def _no_dna(self, batch: Mapping[str, Any]) -> Tensor:
+        """Feature of a barcode without a token, [1, D]."""
+        return self.encode_dna(torch.zeros_like(batch["dna_tokens"][:1]), torch.zeros_like(batch["dna_mask"][:1]))
+
+    def _shown(self, batch: Mapping[str, Any], image: Tensor, dna: Tensor) -> tuple[Tensor, Tensor]:
+        """What the fusion gets, [B, D] each: of specimens with both, the one that is `withheld` becomes an empty one.
+
+        A missing modality skips the gate, so zeros would teach it nothing; an empty photo or barcode has to be told
+        from a real one. No gradient goes into the encoders through it.
+        """
+        if "withheld" not in batch:
+            return image, dna
+        both = image.ne(0).any(1) & dna.ne(0).any(1)
+        with torch.no_grad():
+            no_image, no_dna = self._no_image(batch), self._no_dna(batch)
+        without = {kind: (both & (batch["withheld"] == kind))[:, None] for kind in (damage.IMAGE, damage.DNA)}
+        return torch.where(without[damage.IMAGE], no_image, image), torch.where(without[damage.DNA], no_dna, dna)
+
     def _image_rows(self, batch: Mapping[str, Any], present: Tensor) -> tuple[Tensor, Tensor | None]:
         views = [batch["image"]] + ([batch["image_view2"]] if "image_view2" in batch else [])
         features = _present_rows(
             lambda rows: self.encode_image(torch.cat([view[rows] for view in views])),
-            lambda: self.encode_image(
-                views[0].new_zeros(1, self.image_size, self.image_size, 3)
-            ),  # a batch may be of side 0
+            lambda: self._no_image(batch),
             present,
             copies=len(views),
         )
