@@ -32,7 +32,8 @@ th { border-bottom: 1px solid var(--line); font-weight: 600; } tbody tr:nth-chil
 td.n, th.n { text-align: right; white-space: nowrap; }
 .wide { overflow-x: auto; } .dim, figcaption { color: var(--dim); font-size: .9rem; }
 figure { margin: 1rem 0; } figure svg { background: #fff; border-radius: 4px; max-width: 100%; height: auto; }
-details { margin: .5rem 0; } summary { cursor: pointer; }
+@media (max-width: 40rem) { figure { overflow-x: auto; } figure svg { max-width: none; width: 40rem; } }
+small { font-size: .8em; white-space: nowrap; } details { margin: .5rem 0; } summary { cursor: pointer; }
 """
 
 
@@ -66,7 +67,8 @@ def paragraph(text: str, dim: bool = False) -> str:
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """A table of plain values: ints get thousands separators, and with floats stand to the right; None is a dash.
 
-    Shares are given as text ("12.3%"): text that begins with a digit and ends with % stands to the right too.
+    Shares are given as text ("12.3%"): text that begins with a digit and ends with % stands to the right too. What
+    follows a line break in a text is set small below it.
     """
     rows = list(rows)
     numeric = [bool(rows) and all(_is_number(row[place]) for row in rows) for place in range(len(header))]
@@ -77,6 +79,11 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
         for row in rows
     ]
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
+
+
+def bullets(texts: Iterable[str]) -> str:
+    """Plain texts as a list."""
+    return "<ul>" + "".join(f"<li>{html.escape(text)}</li>" for text in texts) + "</ul>"
 
 
 def folded(summary: str, *blocks: str) -> str:
@@ -123,4 +130,5 @@ def _cell(value: object) -> str:
         return "–"
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
-    return html.escape(f"{value:.4g}" if isinstance(value, float) else str(value))
+    first, _, below = (f"{value:.4g}" if isinstance(value, float) else str(value)).partition("\n")
+    return html.escape(first) + (f'<br><small class="dim">{html.escape(below)}</small>' if below else "")

@@ -1,10 +1,12 @@
-"""Measure a trained model on a split of shards: the paper's two tables, baselines, one row per specimen, a picture.
+"""Measure a trained model on a split of shards: one page of tables and pictures, and one row per specimen.
 
     python -m train.evaluate --checkpoint runs/NAME --shards data/shards --out results
     python train/evaluate.py --checkpoint runs/NAME/model --shards a b --split val --scoring prompt
 
-Written to --out: metrics.json (every number), tables.md (both scorings, micro and macro, novel barcodes),
-predictions.parquet (name and score per rank for image, dna, average and fused, clean and damaged) and accuracy.png.
+Written to --out: report.html (the page; loads nothing from elsewhere), metrics.json (every number), tables.md (the
+paper's tables by both scorings, micro and macro, novel barcodes), predictions.parquet (name and score per rank for
+image, dna, average and fused, clean and damaged) and accuracy.png. An evaluation that was interrupted goes on when the
+same command is given again.
 """
 
 import argparse

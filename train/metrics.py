@@ -118,6 +118,16 @@ def intervals(correct: np.ndarray, population: np.ndarray, groups: np.ndarray, r
     num_groups = int(groups.max(initial=-1)) + 1
     if not num_groups:
         return np.full((correct.shape[1], 2), np.nan)
+    step = max(1, int(4 * CHUNK_BYTES / (8 * num_groups)))
+    columns = (slice(first, first + step) for first in range(0, correct.shape[1], step))
+    parts = [_intervals(correct[:, c], population[:, c], groups, (num_groups, resamples, seed)) for c in columns]
+    return np.concatenate(parts)
+
+
+def _intervals(correct: np.ndarray, population: np.ndarray, groups: np.ndarray,
+               drawing: tuple[int, int, int]) -> np.ndarray:  # fmt: skip
+    """As `intervals`, for some of the quantities. `drawing`: groups, resamples, seed."""
+    num_groups, resamples, seed = drawing
     sums = np.zeros((num_groups, 2 * correct.shape[1]), dtype=np.float32)
     np.add.at(sums, groups, np.concatenate([correct & population, population], axis=1))
     drawn = np.concatenate([weights @ sums for weights in resample(num_groups, resamples, seed)])

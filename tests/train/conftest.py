@@ -5,6 +5,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from tests.train.planted import encoded, parts, rankings, taxonomy, values  # noqa: F401 (fixtures)
+
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from engine.taxonomy import RANKS
 from train import metrics
 from train.evaluation.predict import QUERIES, Encoded
 from train.evaluation.scoring import SCORINGS, Ranking, Scorer
@@ -52,18 +53,20 @@ def rank_queries(model: Any, scorer: Scorer, encoded: Encoded, asked: Sequence[t
         mask = encoded.mask(query)
         if not mask.any():
             continue
-        features = encoded.query(query, condition, fuse)
-        for scoring in scorings:
-            ranking = Ranking.empty(len(mask))
-            ranking.fill(mask, scorer.rank(features, encoded.labels[mask], scoring))
-            result[scoring, query, condition] = ranking
+        found = {scoring: Ranking.empty(len(mask)) for scoring in scorings}
+        for rows in encoded.rows(query):
+            features = encoded.query(query, condition, fuse, rows)
+            for scoring, ranking in found.items():
+                ranking.fill(rows, scorer.rank(features, encoded.labels[rows], scoring))
+        result |= {(scoring, query, condition): ranking for scoring, ranking in found.items()}
     return result
 
 
 def measure(split: str, rankings: Rankings, encoded: Encoded, subsets: Subsets, resamples: int) -> dict[str, float]:
     """Accuracies of every ranking and subset, keys as in `train.metrics`.
 
-    The micro top-1 comes with its 95% interval of `resamples` draws (0 = none).
+    The micro top-1 comes with its 95% interval of `resamples` draws (0 = none), that of the headline scoring at every
+    rank also with the interval of the macro top-1, `..._low` and `..._high`.
     """
     classes = metrics.true_classes(encoded.labels)
     result: dict[str, float] = {}
@@ -84,6 +87,24 @@ def measure(split: str, rankings: Rankings, encoded: Encoded, subsets: Subsets, 
         bounds = metrics.intervals(np.hstack(correct), np.hstack(population), subsets.group, resamples)
         for name, (low, high) in zip(names, bounds, strict=True):
             result[f"{name}_low"], result[f"{name}_high"] = float(low), float(high)
+        result |= _macro_intervals(split, rankings, encoded, subsets, resamples)
+    return result
+
+
+def _macro_intervals(split: str, rankings: Rankings, encoded: Encoded, subsets: Subsets,
+                     resamples: int) -> dict[str, float]:  # fmt: skip
+    """Intervals of macro top-1 by roll-up for every query, subset and rank, with a progress bar."""
+    result: dict[str, float] = {}
+    asked = [(key, ranking) for key, ranking in rankings.items() if key[0] == "rollup"]
+    for (scoring, query, condition), ranking in tqdm(asked, desc="intervals", disable=None, leave=False):
+        for scope, subset in subsets.scopes(query).items():
+            mask = encoded.mask(query) if subset is None else encoded.mask(query) & subset
+            for column, rank in enumerate(RANKS):
+                position = ranking.position[:, column]
+                kinds = np.where(mask & (position != metrics.UNSCORED), encoded.labels[:, column], -1)
+                low, high = metrics.macro_interval(metrics.hits(position, 1), kinds, subsets.group, resamples)
+                name = f"{metrics.prefix(split, query, condition, scoring, scope)}/{rank}/macro_top1"
+                result[f"{name}_low"], result[f"{name}_high"] = low, high
     return result
 
 

@@ -3,7 +3,7 @@
 Legend: N specimens, b rows of a batch, D embedding, R ranks.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,9 +18,10 @@ from engine.config import DataConfig
 from engine.pipeline import CpuBudget, evaluation_batches
 from engine.taxonomy import RANKS, Taxonomy
 from train.evaluation.scoring import Scorer
+from train.evaluation.store import FeatureStore
 
 MODALITIES = ("image", "dna")
-FUSE_ROWS = 8192
+QUERY_ROWS = 8192  # specimens whose features are in memory at once
 
 QUERIES: dict[str, dict[str, tuple[str, ...]]] = {
     "image": {"clean": ("image",), "noisy": ("image_noisy",)},
@@ -47,7 +48,7 @@ class Encoded:
     labels: np.ndarray  # int64 [N, R], -1 = unknown
     has_image: np.ndarray  # bool [N]
     has_dna: np.ndarray  # bool [N]
-    features: dict[str, np.ndarray]  # image, image_noisy, dna, dna_noisy -> float32 [N, D]
+    features: Mapping[str, Any]  # image, image_noisy, dna, dna_noisy -> float32 [N, D], or a StoredArray of it
 
     @property
     def has_both(self) -> np.ndarray:
@@ -57,21 +58,32 @@ class Encoded:
         """The specimens that have what the query needs, bool [N]."""
         return {"image": self.has_image, "dna": self.has_dna}.get(query, self.has_both)
 
-    def query(self, name: str, condition: str, fuse: Callable[[Tensor, Tensor], Tensor]) -> np.ndarray:
-        """Unit features [n, D] of one query of `QUERIES`, for the n specimens of its `mask`.
+    def rows(self, query: str) -> Iterator[np.ndarray]:
+        """The specimens of `mask`, int64 [n] row numbers, QUERY_ROWS at a time."""
+        everyone = np.flatnonzero(self.mask(query))
+        return (everyone[first : first + QUERY_ROWS] for first in range(0, len(everyone), QUERY_ROWS))
+
+    def query(self, name: str, condition: str, fuse: Callable[[Tensor, Tensor], Tensor],
+              rows: np.ndarray | None = None) -> np.ndarray:  # fmt: skip
+        """Unit features [n, D] of one query of `QUERIES`, for the row numbers [n], by default all of its `mask`.
 
         `average` is the normalised mean of the two; `fused` is what `fuse` makes of them.
         """
-        parts = [self.features[part][self.mask(name)] for part in QUERIES[name][condition]]
-        if name == "average":
-            mean = torch.from_numpy(parts[0] + parts[1])
-            return F.normalize(mean, dim=1).numpy()
-        if name == "fused":
-            with torch.inference_mode():
-                pairs = zip(*(torch.from_numpy(part).split(FUSE_ROWS) for part in parts), strict=True)
-                fused = [fuse(image, dna).float().cpu() for image, dna in pairs]
-            return torch.cat(fused).numpy() if fused else parts[0]
-        return parts[0]
+        chosen = np.flatnonzero(self.mask(name)) if rows is None else rows
+        parts = [self.features[part][chosen] for part in QUERIES[name][condition]]
+        return combined(name, parts, fuse)
+
+
+def combined(query: str, parts: Sequence[np.ndarray], fuse: Callable[[Tensor, Tensor], Tensor]) -> np.ndarray:
+    """Unit features [n, D] of a query from those it is made of: [image], [dna], or [image, dna]."""
+    if query == "average":
+        return F.normalize(torch.from_numpy(parts[0] + parts[1]), dim=1).numpy()
+    if query == "fused":
+        with torch.inference_mode():
+            pairs = zip(*(torch.from_numpy(part).split(QUERY_ROWS) for part in parts), strict=True)
+            fused = [fuse(image, dna).float().cpu() for image, dna in pairs]
+        return torch.cat(fused).numpy() if fused else parts[0]
+    return parts[0]
 
 
 @torch.inference_mode()
@@ -108,34 +120,33 @@ def only(index: pa.Table, modality: str) -> pa.Table:
 
 def encode_split(model: Any, index: pa.Table, taxonomy: Taxonomy, data: DataConfig, *, batch_size: int = 256,
                  device: torch.device | str = "cpu", budget: CpuBudget | None = None,
-                 noisy: bool = True) -> Encoded:  # fmt: skip
+                 noisy: bool = True, store: FeatureStore | None = None) -> Encoded:  # fmt: skip
     """Encode every specimen of `index` (rows of `engine.pipeline.load_index`) once, with a progress bar.
 
     A specimen of which nothing can be read has neither modality; the pipeline logs its key.
+
+    Args:
+        store: where the features go, as many rows as `index`; what it holds already is not made again.
     """
-    count, first = len(index), 0
-    labels = np.full((count, len(RANKS)), -1, dtype=np.int64)
-    has = {modality: np.zeros(count, dtype=bool) for modality in MODALITIES}
-    features: dict[str, np.ndarray] = {}
-    bar = tqdm(total=count, desc="encoding", unit=" specimens", disable=None, leave=False)
-    for batch in evaluation_batches(index, taxonomy, data, batch_size, budget):
+    count = len(index)
+    kept = FeatureStore(count) if store is None else store
+    first = kept.done
+    bar = tqdm(total=count, initial=first, desc="encoding", unit=" specimens", disable=None, leave=False)
+    rest = index.slice(first)
+    for batch in evaluation_batches(rest, taxonomy, data, batch_size, budget) if len(rest) else ():
         rows = min(len(batch["valid"]), count - first)
-        span = slice(first, first + rows)
-        valid = batch["valid"][:rows].numpy()
-        labels[span] = batch["labels"][:rows].numpy()
-        for modality, present in (("image", batch["has_image"]), ("dna", batch["has_dna"])):
-            has[modality][span] = valid & present[:rows].numpy()
-        for name, values in encode_batch(model, batch, device, noisy=noisy).items():
-            if name not in features:
-                features[name] = np.zeros((count, values.shape[1]), dtype=np.float32)
-            features[name][span] = values[:rows].cpu().numpy()
+        values = {"labels": batch["labels"], **encode_batch(model, batch, device, noisy=noisy)}
+        present = (("has_image", batch["has_image"]), ("has_dna", batch["has_dna"]))
+        values |= {name: batch["valid"] & there for name, there in present}
+        kept.write(first, {name: value[:rows].cpu().numpy() for name, value in values.items()})
         first += rows
+        kept.commit(first)
         bar.update(rows)
     bar.close()
     assert first == count, f"the pipeline gave {first} of {count} specimens"
-    return Encoded(
-        keys=index["key"].to_pylist(), labels=labels, has_image=has["image"], has_dna=has["dna"], features=features
-    )
+    known = {name: kept.arrays[name][:] for name in ("labels", "has_image", "has_dna")}
+    features = {name: kept.arrays[name] for name in kept.arrays if name not in known}
+    return Encoded(keys=index["key"].to_pylist(), features=features, **known)
 
 
 def _clean_queries(

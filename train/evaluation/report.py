@@ -1,4 +1,4 @@
-"""What an evaluation leaves on disk: metrics.json, tables.md, predictions.parquet and one picture."""
+"""What an evaluation leaves on disk: metrics.json, tables.md, predictions.parquet, one picture and a page."""
 
 import json
 import math
@@ -15,13 +15,11 @@ from train import metrics
 from train.evaluation.measure import Rankings, Subsets
 from train.evaluation.predict import Encoded
 
-METRICS, TABLES, PREDICTIONS, PICTURE = "metrics.json", "tables.md", "predictions.parquet", "accuracy.png"
-FILES = (METRICS, TABLES, PREDICTIONS, PICTURE)
-
-COLOURS = {"image": "#E69F00", "dna": "#0072B2", "average": "#999999", "fused": "#009E73"}  # Okabe and Ito, 2008
-INSIDE = {"image": "black", "dna": "white", "average": "black", "fused": "white"}  # of the numbers, for contrast
-NOISY = {"image": "noisy", "dna": "noisy", "average": "noisy_both", "fused": "noisy_both"}
-TITLES = {"image": "photo", "dna": "barcode", "average": "average", "fused": "gated fusion"}
+METRICS, TABLES, PREDICTIONS, PICTURE, PAGE = (
+    "metrics.json", "tables.md", "predictions.parquet", "accuracy.png", "report.html",
+)  # fmt: skip
+FILES = (PAGE, METRICS, TABLES, PREDICTIONS, PICTURE)
+ROW_GROUP = 65_536  # specimens of predictions.parquet that are read together
 
 
 def predictions(
@@ -67,55 +65,11 @@ def _names(names: list[str | None]) -> pa.Array:
     return pa.array([name or None for name in names], pa.string()).dictionary_encode()
 
 
-def picture(values: Mapping[str, float], split: str, path: Path, title: str = "") -> None:
-    """Bars of top-1 per rank (roll-up, micro): pale to the clean accuracy, solid to the noisy one."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-    from matplotlib.patches import Patch
-
-    def top1(query: str, condition: str, rank: str) -> float:
-        value = 100 * values.get(f"{metrics.prefix(split, query, condition)}/{rank}/top1", math.nan)
-        return 0.0 if math.isnan(value) else value
-
-    shown = [q for q in COLOURS if values.get(f"{metrics.prefix(split, q, 'clean')}/rows")]
-    figure, axes = plt.subplots(figsize=(11, 5.2), dpi=150)
-    width = 0.84 / max(1, len(shown))
-    for place, query in enumerate(shown):
-        at = np.arange(len(RANKS)) + (place - (len(shown) - 1) / 2) * width
-        clean = [top1(query, "clean", rank) for rank in RANKS]
-        noisy = [top1(query, NOISY[query], rank) for rank in RANKS]
-        axes.bar(at, clean, width * 0.9, color=COLOURS[query], alpha=0.35)
-        axes.bar(at, noisy, width * 0.9, color=COLOURS[query])
-        for x, high, low in zip(at, clean, noisy, strict=True):
-            axes.text(x, max(high, low) + 1, f"{high:.0f}", ha="center", va="bottom", fontsize=9, color="#222222")
-            if low > 8:
-                axes.text(x, low - 1.5, f"{low:.0f}", ha="center", va="top", fontsize=9, color=INSIDE[query])
-    handles = [Patch(color=COLOURS[query], label=TITLES[query]) for query in shown]
-    handles += [
-        Patch(color="#777777", alpha=0.35, label="clean input (top)"),
-        Patch(color="#777777", label="damaged (inside)"),
-    ]
-    axes.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.09), ncol=len(handles), frameon=False)
-    axes.set_xticks(range(len(RANKS)), RANKS, fontsize=11)
-    axes.set_ylim(0, 108)
-    axes.set_yticks(range(0, 101, 20))
-    axes.set_ylabel("top-1 accuracy, %")
-    axes.set_title(title or f"Specimens of {split} named correctly, by rank", loc="left", fontsize=13, pad=12)
-    axes.grid(axis="y", color="#dddddd", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.tick_params(length=0)
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    figure.tight_layout()
-    figure.savefig(path)
-    plt.close(figure)
-
-
-def write(out: Path, values: Mapping[str, object], text: str, table: pa.Table) -> None:
-    """Write metrics.json (nan becomes null), tables.md and predictions.parquet into the folder `out`."""
+def write(out: Path, values: Mapping[str, object], text: str, page: str, table: pa.Table) -> None:
+    """Write metrics.json (nan becomes null), tables.md, report.html and predictions.parquet into the folder `out`."""
     out.mkdir(parents=True, exist_ok=True)
     clean = {key: None if isinstance(v, float) and math.isnan(v) else v for key, v in values.items()}
     (out / METRICS).write_text(json.dumps(clean, indent=1, ensure_ascii=False), encoding="utf-8")
     (out / TABLES).write_text(text, encoding="utf-8")
-    pq.write_table(table, out / PREDICTIONS)
+    (out / PAGE).write_text(page, encoding="utf-8")
+    pq.write_table(table, out / PREDICTIONS, row_group_size=ROW_GROUP)

@@ -1,0 +1,96 @@
+"""The evaluation command on real shards, from a checkpoint to a page."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from engine.taxonomy import Taxonomy
+from train import metrics
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from engine.datasets.simulated import open_dataset
+    from engine.ingest import IngestOptions, ingest
+
+    folder = tmp_path_factory.mktemp("evaluation") / "shards"
+    ingest(open_dataset([], num_specimens=240, num_species=12), folder, IngestOptions(parallel=False))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def saved(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of a model with random weights."""
+    from engine.pipeline import label_columns, load_index, select_split
+    from train import checkpoint
+    from train.config import Config, override
+
+    config = override(Config(), [f"data.shards={shards}", "data.image_size=32", "eval.bootstrap=20"])
+    taxonomy = Taxonomy.build(label_columns(select_split(load_index([shards]), "train")))
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("checkpoint")
+    checkpoint.save(folder, checkpoint.build(config, taxonomy), config, taxonomy, step=0, state=None)
+    return folder
+
+
+def run_command(*arguments: object) -> int:
+    from train.evaluate import main
+
+    return main([str(argument) for argument in arguments])
+
+
+def test_command_from_shards_to_tables(
+    shards: Path, saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command("--checkpoint", saved, "--shards", shards, "--out", tmp_path, "--batch-size", 32) == 0
+    printed = capsys.readouterr().out
+    for words in ("Table 1.", "Table 2.", "Baselines", "6-mers", "colour histogram", "95% interval"):
+        assert words in printed
+    numbers = json.loads((tmp_path / "metrics.json").read_text())
+    table = pq.read_table(tmp_path / "predictions.parquet")
+    assert len(table) == numbers["test/dna/clean/rows"] + (~np.asarray(table["has_dna"])).sum()
+    right = np.asarray(table["dna_noisy_species_position"].drop_null()) == 0
+    assert numbers["test/dna/noisy/species/top1"] == pytest.approx(right.mean())
+    assert numbers["test/dna/nearest_6mer/clean/order/top1"] > numbers["test/dna/clean/order/top1"]
+    assert "## All specimens, prompt, macro over taxa" in (tmp_path / "tables.md").read_text()
+    assert metrics.MISSED == 2**31 - 1
+    page = (tmp_path / "report.html").read_text()
+    assert "In short" in page and page.count("<svg") > 4
+    assert (tmp_path / "accuracy.png").read_bytes().startswith(b"\x89PNG")
+    assert not (tmp_path / "features").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"--checkpoint": "nowhere"}, "no checkpoint: nowhere does not exist"),
+        ({"--shards": "nowhere"}, "nowhere"),
+        ({"--split": "test_unseen"}, "splits there: test, train, val"),
+        ({"--device": "abacus"}, "--device 'abacus'"),
+        ({"--out": __file__}, "the folder cannot be made (File exists)"),
+        ({"--batch-size": "-3"}, "--batch-size must be positive, got -3"),
+    ],
+)
+def test_user_errors_take_one_line(
+    shards: Path, saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: dict[str, str], words: str
+) -> None:
+    options = {"--checkpoint": str(saved), "--shards": str(shards), "--out": str(tmp_path)} | change
+    assert run_command(*(part for option in options.items() for part in option)) == 2
+    message = capsys.readouterr().err.strip()
+    assert words in message and message.startswith("error: ") and "\n" not in message
+
+
+def test_checkpoint_of_another_format_version_is_refused(
+    shards: Path, saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import shutil
+
+    other = shutil.copytree(saved, tmp_path / "other")
+    meta = json.loads((other / "meta.json").read_text())
+    (other / "meta.json").write_text(json.dumps(meta | {"format_version": 99}))
+    assert run_command("--checkpoint", other, "--shards", shards, "--out", tmp_path / "out") == 2
+    assert "format version is 99" in capsys.readouterr().err

@@ -1,0 +1,83 @@
+"""What an evaluation works with: the model, its configuration, the shards' index, and where features are kept."""
+
+import dataclasses
+import shutil
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from engine.pipeline import CpuBudget, cpu_budget, select_split
+from engine.taxonomy import Taxonomy
+from train.config import Config
+from train.evaluation.predict import Encoded, encode_split
+from train.evaluation.scoring import Scorer
+from train.evaluation.store import FeatureStore, fingerprint
+from train.models.trimodal import caption_tokenizer
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Model, data and place. `model` is in evaluation mode, on the device to use.
+
+    `cache` is a folder in which encoded features are kept, so that an interrupted evaluation goes on; None = memory.
+    """
+
+    model: Any
+    config: Config
+    taxonomy: Taxonomy
+    index: pa.Table  # of all splits
+    split: str  # under test
+    cache: Path | None = None
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @cached_property
+    def budget(self) -> CpuBudget | None:
+        """What Ray tasks may use when Ray runs in this process; None = inputs are prepared here, one by one."""
+        import ray
+
+        return cpu_budget(ray.cluster_resources(), 0, 0.0) if ray.is_initialized() else None
+
+    @cached_property
+    def scorer(self) -> Scorer:
+        return Scorer(self.model, self.taxonomy, caption_tokenizer(self.model), self.device)
+
+    def rows(self, split: str) -> pa.Table:
+        """The index rows of one split; ValueError naming the splits that there are."""
+        return select_split(self.index, split)
+
+    def has(self, split: str) -> bool:
+        """Is there any specimen of this split?"""
+        return bool(pc.any(pc.equal(self.index["split"], split)).as_py())
+
+    @cached_property
+    def train(self) -> pa.Table:
+        """The training rows that are not under test; none where `train` itself is."""
+        return self.index.filter(pc.equal(self.index["split"], "train")) if self.split != "train" else self.index[:0]
+
+    def encode(self, rows: pa.Table, name: str, *, noisy: bool = True) -> Encoded:
+        """Encode rows of the index, keeping the features under `name` in the cache."""
+        store = None
+        if self.cache is not None:
+            keys = rows["key"].to_pylist()
+            data = dataclasses.replace(self.config.data, shards=())
+            sizes = [rows[column].to_pylist() for column in ("image_size", "dna_size")]
+            print_of = fingerprint(self.model, keys, data, self.taxonomy.fingerprint, noisy, sizes)
+            store = FeatureStore(len(rows), self.cache / name, print_of)
+        size = self.config.eval.batch_size
+        return encode_split(
+            self.model, rows, self.taxonomy, self.config.data, batch_size=size, device=self.device,
+            budget=self.budget, noisy=noisy, store=store,
+        )  # fmt: skip
+
+    def forget(self) -> None:
+        """Delete the cache."""
+        if self.cache is not None:
+            shutil.rmtree(self.cache, ignore_errors=True)
