@@ -100,6 +100,31 @@ def test_features_have_unit_length_or_are_zero(name: str) -> None:
     assert torch.equal(features.fused[only_dna], features.dna[only_dna])
 
 
+def test_the_fusion_gets_an_empty_input_for_what_is_withheld() -> None:
+    """Of specimens with both, and of nothing else: all other features stay, and only the gate learns from it."""
+    model = model_of().eval()
+    batch = batch_of(model)
+    row = torch.arange(12)
+    both = batch["valid"] & batch["has_image"] & batch["has_dna"]
+    batch["withheld"] = (row % 3).to(torch.uint8)
+    plain = model({key: value for key, value in batch.items() if key != "withheld"})
+    without = model(batch)
+    for name in ("image", "image_view2", "dna", "text"):
+        assert torch.equal(getattr(plain, name), getattr(without, name))
+    black = model.encode_image(torch.zeros(1, 64, 64, 3, dtype=torch.uint8))
+    blank = model.encode_dna(torch.zeros_like(batch["dna_tokens"][:1]), torch.zeros_like(batch["dna_mask"][:1]))
+    for kind, image, dna in ((0, plain.image, plain.dna), (1, black, plain.dna), (2, plain.image, blank)):
+        rows = both & (row % 3 == kind)
+        assert rows.any()
+        expected = model.fuse(image.expand(12, -1), dna.expand(12, -1))[rows]
+        torch.testing.assert_close(without.fused[rows], expected)
+        assert kind == 0 or not torch.allclose(without.fused[rows], plain.fused[rows], atol=1e-3)
+    assert torch.equal(without.fused[~both], plain.fused[~both])
+    without.fused[both & (row % 3 == 1)].sum().backward()
+    assert model.fusion.out.weight.grad.abs().sum() > 0
+    assert all(parameter.grad is None or not parameter.grad.any() for parameter in model.image_encoder.parameters())
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_a_specimen_alone_equals_itself_in_a_batch(name: str) -> None:
     config, data = MODELS[name]
