@@ -133,6 +133,18 @@ class Trimodal(nn.Module):
         """Feature of a barcode without a token, [1, D]."""
         return self.encode_dna(torch.zeros_like(batch["dna_tokens"][:1]), torch.zeros_like(batch["dna_mask"][:1]))
 
+    @torch.no_grad()
+    def _empty(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        """Features of an empty photo and of an empty barcode, [1, D] each, without dropout: as evaluation sees them."""
+        encoders = (self.image_encoder, self.dna_encoder)
+        modes = [encoder.training for encoder in encoders]
+        for encoder in encoders:
+            encoder.eval()
+        features = self._no_image(batch), self._no_dna(batch)
+        for encoder, mode in zip(encoders, modes, strict=True):
+            encoder.train(mode)
+        return features
+
     def _shown(self, batch: Mapping[str, Any], image: Tensor, dna: Tensor) -> tuple[Tensor, Tensor]:
         """What the fusion gets, [B, D] each: of specimens with both, the one that is `withheld` becomes an empty one.
 
@@ -142,8 +154,7 @@ class Trimodal(nn.Module):
         if "withheld" not in batch:
             return image, dna
         both = image.ne(0).any(1) & dna.ne(0).any(1)
-        with torch.no_grad():
-            no_image, no_dna = self._no_image(batch), self._no_dna(batch)
+        no_image, no_dna = self._empty(batch)
         without = {kind: (both & (batch["withheld"] == kind))[:, None] for kind in (damage.IMAGE, damage.DNA)}
         return torch.where(without[damage.IMAGE], no_image, image), torch.where(without[damage.DNA], no_dna, dna)
 
