@@ -21,6 +21,10 @@ sys.path[:] = [str(ROOT)] + [p for p in sys.path if p and Path(p).resolve() not 
 from engine.commandline import Parser, guarded  # noqa: E402
 
 SCORINGS = ("rollup", "prompt")
+EXTRAS = {
+    "retrieval": "also CLIBD's protocol: each modality retrieves each, seen and unseen species",
+    "probes": "also linear, 1-NN and few-shot probes of the features, and clustering",
+}
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -40,6 +44,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add(
         "--ray", action="store_true", help="read and decode with Ray Data on all cores or on the cluster at RAY_ADDRESS"
     )
+    for name, text in EXTRAS.items():
+        add(f"--{name}", action="store_true", help=text)
     add("--no-baselines", action="store_true", help="leave out the nearest-neighbour baselines")
     return parser.parse_args(arguments)
 
@@ -76,7 +82,7 @@ def run(options: argparse.Namespace) -> str:
         start_ray()
     found = run_evaluation(
         loaded.model.to(device), config, loaded.taxonomy, options.shards, options.split, options.out,
-        baselines=not options.no_baselines,
+        baselines=not options.no_baselines, extras=[name for name in EXTRAS if getattr(options, name)],
     )  # fmt: skip
     return f"{found.headline(chosen.scoring)}\n\nWritten to {options.out}: {', '.join(found.files)}"
 

@@ -46,7 +46,8 @@ def run_command(*arguments: object) -> int:
 def test_command_from_shards_to_tables(
     shards: Path, saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run_command("--checkpoint", saved, "--shards", shards, "--out", tmp_path, "--batch-size", 32) == 0
+    assert run_command("--checkpoint", saved, "--shards", shards, "--out", tmp_path, "--batch-size", 32,
+                       "--retrieval", "--probes") == 0  # fmt: skip
     printed = capsys.readouterr().out
     for words in ("Table 1.", "Table 2.", "Baselines", "6-mers", "colour histogram", "95% interval"):
         assert words in printed
@@ -59,6 +60,8 @@ def test_command_from_shards_to_tables(
     assert "## All specimens, prompt, macro over taxa" in (tmp_path / "tables.md").read_text()
     assert metrics.MISSED == 2**31 - 1
     page = (tmp_path / "report.html").read_text()
+    assert "test/retrieval/image_to_text/seen/species/macro_top5" in numbers
+    assert numbers["test/probes/dna/nearest/order/top1"] == numbers["test/dna/nearest_feature/clean/order/top1"]
     assert "In short" in page and page.count("<svg") > 4
     assert (tmp_path / "accuracy.png").read_bytes().startswith(b"\x89PNG")
     assert not (tmp_path / "features").exists()

@@ -16,7 +16,7 @@ from engine.containment import novel_mask
 from engine.pipeline import load_index
 from engine.taxonomy import Taxonomy
 from train.config import Config
-from train.evaluation import compare, findings, measure, page, peers, plots, report, subsets, tables
+from train.evaluation import compare, findings, measure, page, peers, plots, probes, report, retrieval, subsets, tables
 from train.evaluation.compare import compare_fused
 from train.evaluation.predict import Encoded, accuracy_of
 from train.evaluation.result import Evaluation
@@ -26,6 +26,8 @@ from train.evaluation.setting import Setting
 __all__ = ["Evaluation", "Scorer", "accuracy_of", "compare_fused", "evaluate", "run_evaluation"]
 
 FEATURES = "features"  # folder of an evaluation that is under way
+EXTRAS = {"retrieval": retrieval, "probes": probes}
+"""Parts that are measured when they are asked for: modules with `measure(setting)` and `section(metrics, split)`."""
 
 
 def evaluate(setting: Setting, *, baselines: bool = True) -> Evaluation:
@@ -43,7 +45,7 @@ def evaluate(setting: Setting, *, baselines: bool = True) -> Evaluation:
     rows = setting.rows(split)
     scored, provisional = subsets.without_provisional(rows)
     unknown = subsets.unknown_names(scored, taxonomy)
-    encoded = setting.encode(scored, split)
+    encoded = setting.encoded(split)
     rankings = measure.rank_queries(setting.model, setting.scorer, encoded)
     sequences, references = subsets.read_barcodes(rows), subsets.read_barcodes(setting.train)
     parts = measure.Subsets(
@@ -91,13 +93,19 @@ def _choosing_metrics(setting: Setting) -> dict[str, float]:
 
 
 def run_evaluation(model: Any, config: Config, taxonomy: Taxonomy, shards: Sequence[str | Path], split: str,
-                   out: Path, *, baselines: bool = True) -> Evaluation:  # fmt: skip
+                   out: Path, *, baselines: bool = True, extras: Sequence[str] = ()) -> Evaluation:  # fmt: skip
     """Measure a model on a split and write report.html, metrics.json, tables.md, predictions.parquet and accuracy.png
     to `out`.
 
     Encoded features wait in `out/features` until all is written: an evaluation that was interrupted goes on when it is
     started again. Where this split and val hold specimens with image and barcode, fusion is compared with the single
-    modality that is better on val. Raises what `evaluate` raises.
+    modality that is better on val.
+
+    Args:
+        extras: names of EXTRAS to measure, too.
+
+    Raises:
+        ValueError: what `evaluate` and the extras raise.
     """
     setting = Setting(model, config, taxonomy, load_index(shards), split, Path(out) / FEATURES)
     found = evaluate(setting, baselines=baselines)
@@ -106,9 +114,14 @@ def run_evaluation(model: Any, config: Config, taxonomy: Taxonomy, shards: Seque
         compared = compare_fused(chosen, found.predictions, config.eval.bootstrap)
         values = found.metrics | chosen | compare.as_metrics(compared, split)
         found = dataclasses.replace(found, metrics=values, comparison=compared)
+    sections = []
+    for extra in extras:
+        values = EXTRAS[extra].measure(setting)
+        found = dataclasses.replace(found, metrics=found.metrics | values)
+        sections.append(EXTRAS[extra].section(values, split))
     name = config.run.name or config.recipe
     text = f"# {name}: {split}\n\n{found.headline(config.eval.scoring)}\n\n{tables.full_text(found.metrics, split)}\n"
-    shown = page.report(found, name, config.eval.scoring)
+    shown = page.report(found, name, config.eval.scoring, sections)
     report.write(Path(out), found.metrics, text, shown, found.predictions)
     plots.accuracy_bars(found.metrics, split).savefig(Path(out) / report.PICTURE, dpi=150)
     setting.forget()

@@ -17,6 +17,7 @@ from train.config import Config
 from train.evaluation.predict import Encoded, encode_split
 from train.evaluation.scoring import Scorer
 from train.evaluation.store import FeatureStore, fingerprint
+from train.evaluation.subsets import without_provisional
 from train.models.trimodal import caption_tokenizer
 
 
@@ -76,6 +77,17 @@ class Setting:
             self.model, rows, self.taxonomy, self.config.data, batch_size=size, device=self.device,
             budget=self.budget, noisy=noisy, store=store,
         )  # fmt: skip
+
+    def encoded(self, split: str, *, noisy: bool = True) -> Encoded:
+        """Features of one split, made once; species labels that name no species are left out of its labels."""
+        name = split if noisy else f"{split}_clean"
+        if name not in self._encoded and not (not noisy and split in self._encoded):
+            self._encoded[name] = self.encode(without_provisional(self.rows(split))[0], name, noisy=noisy)
+        return self._encoded.get(name) or self._encoded[split]
+
+    @cached_property
+    def _encoded(self) -> dict[str, Encoded]:
+        return {}
 
     def forget(self) -> None:
         """Delete the cache."""
