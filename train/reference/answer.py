@@ -1,0 +1,130 @@
+"""From aligned references to names: the nearest taxon of every rank, and the answer that stops where references tie.
+
+At a rank the references that are labelled there count. Those that differ from the query by no more than half an edit
+above the least are *tied*: all their taxa are named, and the answer ends at the last rank where they are one taxon.
+
+Legend: N queries, T hits, R ranks, P (query, taxon) pairs of a rank.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from engine.taxonomy import RANKS
+from train.reference.library import Library
+from train.reference.search import Hits
+
+TIE = 0.5  # edits
+_EVIDENCE = 5  # references told of an answer
+_SPECIES = RANKS.index("species")
+
+
+@dataclass(frozen=True)
+class RankScores:
+    """The taxa that a rank's labelled hits belong to, by query, the best first: what a combination can start from."""
+
+    query: np.ndarray  # int64 [P], ascending
+    taxon: np.ndarray  # int64 [P]
+    difference: np.ndarray  # float64 [P], edits of the nearest reference of the taxon
+    records: np.ndarray  # int64 [P], specimens of the taxon that are this near
+    hit: np.ndarray  # int64 [P], that reference's hit
+
+    def best(self, num_queries: int) -> np.ndarray:
+        """The first taxon of each query, int64 [N]; -1 = none."""
+        answer = np.full(num_queries, -1)
+        answer[self.query[::-1]] = self.taxon[::-1]
+        return answer
+
+
+def rank_scores(library: Library, hits: Hits, rank: int) -> RankScores:
+    """Score taxa by their nearest reference; of equally near ones the taxon with more specimens there comes first."""
+    rows, begin = library.rows_of
+    held = begin[hits.reference + 1] - begin[hits.reference]
+    hit = np.repeat(np.arange(len(held)), held)
+    row = rows[np.repeat(begin[hits.reference] - np.cumsum(held) + held, held) + np.arange(held.sum())]
+    taxon = library.labels[row, rank]
+    known = taxon >= 0
+    hit, taxon = hit[known], taxon[known]
+    query, difference = hits.query[hit], hits.difference[hit]
+    order = np.lexsort((hit, difference, taxon, query))
+    hit, taxon, query, difference = hit[order], taxon[order], query[order], difference[order]
+    new = np.concatenate([[True], (query[1:] != query[:-1]) | (taxon[1:] != taxon[:-1])])[: len(query)]
+    pair = np.cumsum(new) - 1
+    first = np.flatnonzero(new)
+    records = np.bincount(pair, weights=difference <= difference[first][pair] + 1e-9, minlength=len(first)).astype(int)
+    best = np.lexsort((taxon[first], -records, difference[first], query[first]))
+    first = first[best]
+    return RankScores(query[first], taxon[first], difference[first], records[best], hit[first])
+
+
+def nearest_labels(library: Library, hits: Hits) -> np.ndarray:
+    """The taxon of the nearest labelled reference at every rank, int64 [N, R]; -1 = none."""
+    num_queries = len(hits.length)
+    return np.column_stack([rank_scores(library, hits, rank).best(num_queries) for rank in range(len(RANKS))])
+
+
+def answers(library: Library, hits: Hits) -> list[dict[str, Any]]:
+    """Every query's answer as JSON values.
+
+    Keys: `names` (rank -> name, down to where the answer stops), `rank` (that rank, None = no answer), `tied` (rank ->
+    names, where several taxa are equally near), `identity`, `overlap`, `strand` of the nearest reference,
+    `records_of_species` (specimens of the answered species in the library), `other_species` (nearest reference of
+    another species: name, identity, overlap; None = not among the candidates), `evidence` (the nearest references: key,
+    names, BIN, country, identity, overlap, number of specimens with this very barcode).
+    """
+    scores = [rank_scores(library, hits, rank) for rank in range(len(RANKS))]
+    per_species = np.bincount(library.labels[:, _SPECIES] + 1, minlength=library.taxonomy.sizes[_SPECIES] + 1)[1:]
+    spans = [np.searchsorted(one.query, np.arange(len(hits.length) + 1)) for one in scores]
+    result = []
+    for number in range(len(hits.length)):
+        mine = [slice(span[number], span[number + 1]) for span in spans]
+        names, rank, tied, species = _lineage(library, scores, mine)
+        answer: dict[str, Any] = {"names": names, "rank": rank, "tied": tied, "strand": int(hits.strand[number])}
+        answer["records_of_species"] = int(per_species[species]) if species >= 0 else None
+        answer["other_species"] = _other(library, hits, scores[_SPECIES], mine[_SPECIES], species)
+        answer["evidence"] = _evidence(library, hits, slice(hits.start[number], hits.start[number + 1]))
+        nearest = answer["evidence"][0] if answer["evidence"] else {"identity": None, "overlap": None}
+        result.append(answer | {key: nearest[key] for key in ("identity", "overlap")})
+    return result
+
+
+def _lineage(library: Library, scores: list[RankScores],
+             mine: list[slice]) -> tuple[dict[str, str], str | None, dict[str, list[str]], int]:  # fmt: skip
+    """Names down to the deepest rank whose tied references are one taxon, below the ranks answered before."""
+    names: dict[str, str] = {}
+    tied: dict[str, list[str]] = {}
+    answered = np.full(len(RANKS), -1)
+    for rank, (one, span) in enumerate(zip(scores, mine, strict=True)):
+        taxa, difference = one.taxon[span], one.difference[span]
+        if not len(taxa):
+            continue
+        taxa = taxa[difference <= difference[0] + TIE]
+        lineage = library.taxonomy.lineages[rank][taxa]
+        if len(taxa) > 1:
+            tied[RANKS[rank]] = [library.taxonomy.names[rank][taxon] for taxon in taxa.tolist()]
+            break
+        if ((lineage[0] != answered) & (lineage[0] >= 0) & (answered >= 0)).any():
+            break  # the nearest reference with a name here belongs elsewhere
+        answered[rank] = taxa[0]
+        names[RANKS[rank]] = library.taxonomy.names[rank][taxa[0]]
+    return names, next(reversed(names), None), tied, int(answered[_SPECIES])
+
+
+def _other(library: Library, hits: Hits, scores: RankScores, span: slice, species: int) -> dict[str, Any] | None:
+    for taxon, hit in zip(scores.taxon[span].tolist(), scores.hit[span].tolist(), strict=True):
+        if species >= 0 and taxon != species:
+            name = library.taxonomy.names[_SPECIES][taxon]
+            return {"name": name, "identity": float(hits.identity[hit]), "overlap": int(hits.overlap[hit])}
+    return None
+
+
+def _evidence(library: Library, hits: Hits, span: slice) -> list[dict[str, Any]]:
+    rows, begin = library.rows_of
+    told = []
+    for hit in range(span.start, min(span.stop, span.start + _EVIDENCE)):
+        haplotype = hits.reference[hit]
+        record = library.records.slice(int(rows[begin[haplotype]]), 1).to_pylist()[0]
+        record |= {"identity": float(hits.identity[hit]), "overlap": int(hits.overlap[hit])}
+        told.append(record | {"specimens": int(begin[haplotype + 1] - begin[haplotype])})
+    return told

@@ -1,0 +1,234 @@
+"""A reference library: the barcodes, names and features of known specimens, in one folder, searched without training.
+
+manifest.json        format version, version of the library, counts, sha256 of every other file
+records.parquet      one row per specimen: COLUMNS, and `haplotype`, its place among the different barcodes (-1 = none)
+letters.npy          the different barcodes (haplotypes) on their coding strand, one after another; starts.npy: where
+offsets.npy, postings.npy   the inverted index of their k-mers (`train.reference.seeds`)
+features_MODALITY.npy       float16 [M, D], unit rows, zeros where a specimen has none; optional
+
+Legend: M records (specimens), H haplotypes, N queries, R ranks, D dimensions.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from engine.barcodes import orient_batch
+from engine.names import is_species
+from engine.shards import file_sha256
+from engine.taxonomy import RANKS, Taxonomy
+from train.reference.search import Hits, SearchOptions, search
+from train.reference.seeds import SeedIndex
+
+FORMAT_VERSION = 1
+MANIFEST, RECORDS, LETTERS, STARTS, OFFSETS, POSTINGS = (
+    "manifest.json", "records.parquet", "letters.npy", "starts.npy", "offsets.npy", "postings.npy",
+)  # fmt: skip
+COLUMNS = ("key", *RANKS, "bin_uri", "country")
+KMER = 11
+_SCHEMA = pa.schema([*((name, pa.string()) for name in COLUMNS), ("haplotype", pa.int32())])
+_SPECIES = RANKS.index("species")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Library:
+    """References and their index; a value: `extend` returns a new one. Built by `build`, read by `load`."""
+
+    records: pa.Table  # M rows of _SCHEMA
+    letters: np.ndarray  # uint8, ASCII
+    starts: np.ndarray  # int64 [H + 1]
+    index: SeedIndex
+    features: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)  # modality -> float16 [M, D]
+    version: int = 1  # one more with every extension
+
+    @classmethod
+    def build(cls, records: pa.Table, barcodes: Sequence[str],
+              features: Mapping[str, np.ndarray] | None = None) -> "Library":  # fmt: skip
+        """Make a library.
+
+        Args:
+            records: M rows with COLUMNS, of which those that are missing are null.
+            barcodes: M clean barcodes, "" = none; equal ones, on either strand, are stored once.
+            features: modality -> [M, D], of one model; rows of zeros = none.
+
+        Raises:
+            ValueError: lengths that differ, or nothing to search in.
+        """
+        return _assemble(records, barcodes, [], features or {}, 1)
+
+    def extend(self, records: pa.Table, barcodes: Sequence[str],
+               features: Mapping[str, np.ndarray] | None = None) -> "Library":  # fmt: skip
+        """A library with more references, arguments as of `build`; nothing is trained, the index is written anew.
+
+        Raises ValueError as `build`, and for features of another width or modality than those there are.
+        """
+        added = dict(features or {})
+        if self.features and {name: part.shape[1] for name, part in added.items()} != {
+            name: part.shape[1] for name, part in self.features.items()
+        }:
+            widths = {name: part.shape[1] for name, part in self.features.items()}
+            got = {name: part.shape[1] for name, part in added.items()}
+            raise ValueError(f"reference library: got features {got}, allowed those of the library: {widths}")
+        haplotypes = [self.barcode(number) for number in range(self.num_haplotypes)]
+        joined = {name: np.concatenate([self.features[name], added[name]]) for name in self.features}
+        return _assemble(records, barcodes, haplotypes, joined, self.version + 1, self.records)
+
+    @property
+    def num_haplotypes(self) -> int:
+        return len(self.starts) - 1
+
+    def barcode(self, number: int) -> str:
+        """One haplotype's letters, on its coding strand."""
+        return self.letters[self.starts[number] : self.starts[number + 1]].tobytes().decode("ascii")
+
+    @cached_property
+    def taxonomy(self) -> Taxonomy:
+        """The taxa that answers may name: species only where the label is a binomial or trinomial, all higher ones."""
+        return Taxonomy.build(self._names)
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        """int64 [M, R], taxa of `taxonomy`, -1 = unknown or no binomial."""
+        return self.taxonomy.encode(self._names)
+
+    @cached_property
+    def _names(self) -> dict[str, pa.ChunkedArray]:
+        columns = {rank: self.records[rank] for rank in RANKS}
+        given = columns["species"].dictionary_encode().combine_chunks()
+        named = pa.array(is_species(given.dictionary.to_pylist()))
+        good = pc.fill_null(pc.take(named, given.indices), False) if len(named) else pc.is_valid(given)
+        columns["species"] = pa.chunked_array([pc.if_else(good, columns["species"].combine_chunks(), None)])
+        return columns
+
+    @cached_property
+    def _first_species(self) -> np.ndarray:
+        """int64 [H]: the first known species among a haplotype's records, -1 = none."""
+        haplotype = self.records["haplotype"].to_numpy()
+        species = self.labels[:, _SPECIES]
+        known = np.flatnonzero((haplotype >= 0) & (species >= 0))[::-1]
+        first = np.full(self.num_haplotypes, -1)
+        first[haplotype[known]] = species[known]
+        return first
+
+    @cached_property
+    def rows_of(self) -> tuple[np.ndarray, np.ndarray]:
+        """Records by haplotype: rows int64 [those with a barcode], and where each haplotype's begin, int64 [H + 1]."""
+        haplotype = self.records["haplotype"].to_numpy()
+        rows = np.argsort(haplotype, kind="stable")
+        return rows, np.searchsorted(haplotype[rows], np.arange(self.num_haplotypes + 1))
+
+    def search(self, barcodes: Sequence[str], options: SearchOptions | None = None, threads: int = 1) -> Hits:
+        """The nearest haplotypes of clean barcodes on either strand, aligned; "" finds nothing."""
+        return search(
+            barcodes, self.index, self.barcode, self._first_species, options or SearchOptions(), threads=threads
+        )
+
+    def save(self, folder: str | Path) -> str:
+        """Write the library into a folder, made if it is not there; returns its checksum (sha256 over all files')."""
+        place = Path(folder)
+        place.mkdir(parents=True, exist_ok=True)
+        pq.write_table(self.records, place / RECORDS)
+        arrays = {
+            LETTERS: self.letters,
+            STARTS: self.starts,
+            OFFSETS: self.index.offsets,
+            POSTINGS: self.index.postings,
+        }
+        arrays |= {f"features_{name}.npy": part for name, part in self.features.items()}
+        for name, array in arrays.items():
+            np.save(place / name, array, allow_pickle=False)
+        files = {name: file_sha256(place / name) for name in (RECORDS, *arrays)}
+        manifest = {
+            "format_version": FORMAT_VERSION, "version": self.version, "kmer": self.index.k,
+            "records": len(self.records), "haplotypes": self.num_haplotypes, "features": sorted(self.features),
+            "files": files, "checksum": _checksum(files),
+        }  # fmt: skip
+        (place / MANIFEST).write_text(json.dumps(manifest, indent=1))
+        return str(manifest["checksum"])
+
+    @classmethod
+    def load(cls, folder: str | Path, *, verify: bool = True) -> "Library":
+        """Read a folder written by `save`; the index stays on disk, memory-mapped.
+
+        Args:
+            verify: compare every file's checksum, which reads all of them once.
+
+        Raises:
+            ValueError: no library there, another format version, or a file that is missing, damaged or changed.
+        """
+        place = Path(folder)
+        manifest = read_manifest(place)
+        for name, expected in manifest["files"].items():
+            if not (place / name).is_file():
+                raise ValueError(f"reference library: {place / name} is missing; allowed: a folder written by save")
+            if verify and file_sha256(place / name) != expected:
+                raise ValueError(
+                    f"reference library: {place / name} is not the file that was saved (its sha256 differs)"
+                )
+        arrays = {
+            name: np.load(place / name, mmap_mode="r", allow_pickle=False)
+            for name in manifest["files"] if name.endswith(".npy")
+        }  # fmt: skip
+        return cls(
+            records=pq.read_table(place / RECORDS, schema=_SCHEMA), letters=arrays[LETTERS], starts=arrays[STARTS],
+            index=SeedIndex(int(manifest["kmer"]), arrays[OFFSETS], arrays[POSTINGS]),
+            features={name: arrays[f"features_{name}.npy"] for name in manifest["features"]},
+            version=int(manifest["version"]),
+        )  # fmt: skip
+
+
+def read_manifest(folder: str | Path) -> dict[str, Any]:
+    """What a library says of itself. Raises ValueError: no library there, or one of another format version."""
+    place = Path(folder) / MANIFEST
+    try:
+        manifest = json.loads(place.read_text(encoding="utf-8"))
+        version = manifest["format_version"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"reference library: {place} cannot be read ({error!r}); allowed: a folder of save") from None
+    if version != FORMAT_VERSION:
+        raise ValueError(f"reference library: {place} has format version {version!r}, allowed: {FORMAT_VERSION}")
+    if absent := {"version", "kmer", "features", "files", "checksum"} - manifest.keys():
+        raise ValueError(f"reference library: {place} lacks {', '.join(sorted(absent))}; allowed: a folder of save")
+    if _checksum(manifest["files"]) != manifest["checksum"] or any(Path(n).name != n for n in manifest["files"]):
+        raise ValueError(f"reference library: {place} was changed: its checksum is not that of its files")
+    return manifest
+
+
+def _checksum(files: Mapping[str, str]) -> str:
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+
+
+def _assemble(records: pa.Table, barcodes: Sequence[str], haplotypes: Sequence[str], features: Mapping[str, np.ndarray],
+              version: int, before: pa.Table | None = None) -> Library:  # fmt: skip
+    """New records behind those of before, whose haplotypes and features (old and new) are given."""
+    if len(records) != len(barcodes):
+        raise ValueError(f"reference library: got {len(records)} records and {len(barcodes)} barcodes, allowed as many")
+    places = {sequence: number for number, sequence in enumerate(haplotypes)}
+    haplotype = [places.setdefault(sequence, len(places)) if sequence else -1 for sequence in orient_batch(barcodes)]
+    columns = [records[name].cast(pa.string()) if name in records.column_names else pa.nulls(len(records), pa.string())
+               for name in COLUMNS]  # fmt: skip
+    table = pa.Table.from_arrays([*columns, pa.array(haplotype, pa.int32())], schema=_SCHEMA)
+    table = pa.concat_tables([before, table]) if before is not None else table
+    for name, part in features.items():
+        if len(part) != len(table):
+            raise ValueError(f"reference library: got {len(part)} {name} features, allowed one of {len(table)} records")
+    if not places and not features:
+        raise ValueError("reference library: got no barcode and no features, allowed: at least one to search in")
+    lengths = np.array([len(sequence) for sequence in places], dtype=np.int64)
+    return Library(
+        records=table.combine_chunks(),
+        letters=np.frombuffer("".join(places).encode("ascii"), dtype=np.uint8),
+        starts=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        index=SeedIndex.build(list(places), KMER),
+        features={name: np.asarray(part, dtype=np.float16) for name, part in features.items()},
+        version=version,
+    )
