@@ -1,0 +1,81 @@
+"""The classical tools on one split of shards: accuracy clean and damaged, time per query, memory, exact options.
+
+    python -m tests.benchmarks.classical SHARDS [--queries 2000] [--conditions clean 1x 100nt] [--tools sintax ...]
+
+References: all cleaned barcodes of the train split, queries: some of --split; the same for every tool. Top-1 in %,
+species micro/macro and genus, family, order micro; no hit is wrong at every rank. `6mer` is the 6-mer nearest neighbour
+of `train.evaluation.peers`, `library` the reference library beside them. Time: wall, --threads threads, a run with
+one query taken off, so that loading the references does not count; memory: the program's highest resident.
+"""
+
+import argparse
+import os
+import resource
+import time
+from pathlib import Path
+
+import numpy as np
+
+from engine.taxonomy import RANKS
+from tests.benchmarks.barcode_queries import Task, damaged, make_task, read
+from tests.benchmarks.reference_accuracy import library_labels, library_of, scored
+from train.evaluation.classical import COMMANDS, run_tools
+from train.evaluation.peers import kmer_peer
+from train.reference import Library
+
+OURS = ("6mer", "library")
+
+
+def ours(name: str, task: Task, asked: list[str], threads: int, library: Library) -> tuple[np.ndarray, float]:
+    """Labels of the library or the 6-mer neighbour, and wall seconds."""
+    start = time.perf_counter()
+    if name == "library":
+        labels = library_labels(library, task, asked, threads)
+    else:
+        labels = kmer_peer(asked, task.references.barcodes, task.reference_labels)
+    return labels, time.perf_counter() - start
+
+
+def line(task: Task, condition: str, name: str, labels: np.ndarray, seconds: float, memory: int) -> str:
+    """One row of the table."""
+    everybody = np.ones(len(labels), dtype=bool)
+    *coarser, species = (scored(task, labels, rank, everybody) for rank in range(len(RANKS)))
+    cells = [f"{species[0]:.2f}/{species[1]:.2f}", *(f"{value[0]:.2f}" for value in reversed(coarser))]
+    none = f"{(labels < 0).all(axis=1).mean():.2%}"
+    return f"| {condition} | {name} | {' | '.join(cells)} | {none} | {seconds:.2f} | {memory / 2**20:,.0f} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("shards", type=Path)
+    parser.add_argument("--split", default="test")
+    parser.add_argument("--queries", type=int, default=2000)
+    parser.add_argument("--conditions", nargs="+", default=("clean", "1x", "4x", "100nt"))
+    parser.add_argument("--tools", nargs="+", default=(*COMMANDS, *OURS), choices=(*COMMANDS, *OURS))
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    task = make_task(read(options.shards, options.split, options.queries), read(options.shards, "train"))
+    library = library_of(task)
+    programs = [tool for tool in options.tools if tool in COMMANDS]
+    print("| condition | tool | species micro/macro | genus | family | order | no answer | ms a query | MiB |")
+    print("|---|---|---|---:|---:|---:|---:|---:|---:|", flush=True)
+    commands: dict[str, str] = {}
+    for condition in options.conditions:
+        asked = damaged(task.queries, condition)
+        for name in programs:
+            run = run_tools(asked, task.references.barcodes, task.reference_labels, [name], options.threads)[name]
+            commands[name] = run.command
+            each = 1000 * run.seconds / len(asked)
+            print(line(task, condition, name, run.labels, each, run.memory), flush=True)
+        for name in (name for name in options.tools if name in OURS):
+            labels, seconds = ours(name, task, asked, options.threads, library)
+            memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+            print(line(task, condition, name, labels, 1000 * seconds / len(asked), memory), flush=True)
+    print("\n" + "\n".join(f"{name}: `{command}`" for name, command in commands.items()))
+    count = f"{len(task.queries.barcodes)} queries, {len(task.references.barcodes)} references"
+    cores = f"{options.threads} threads, {os.cpu_count()} cores"
+    print(f"{count}, {cores}; MiB of `6mer` and `library`: this process's")
+
+
+if __name__ == "__main__":
+    main()
