@@ -16,6 +16,7 @@ from train.reference.library import Library
 from train.reference.search import Hits
 
 TIE = 0.5  # edits
+_NEARBY = 2.0  # edits beyond a taxon's nearest reference: specimens that speak for it where taxa are equally near
 _EVIDENCE = 5  # references told of an answer
 _SPECIES = RANKS.index("species")
 
@@ -27,7 +28,7 @@ class RankScores:
     query: np.ndarray  # int64 [P], ascending
     taxon: np.ndarray  # int64 [P]
     difference: np.ndarray  # float64 [P], edits of the nearest reference of the taxon
-    records: np.ndarray  # int64 [P], specimens of the taxon that are this near
+    records: np.ndarray  # int64 [P], specimens of the taxon within _NEARBY of that
     hit: np.ndarray  # int64 [P], that reference's hit
 
     def best(self, num_queries: int) -> np.ndarray:
@@ -38,7 +39,11 @@ class RankScores:
 
 
 def rank_scores(library: Library, hits: Hits, rank: int) -> RankScores:
-    """Score taxa by their nearest reference; of equally near ones the taxon with more specimens there comes first."""
+    """Score taxa by their nearest reference; of equally near ones the taxon with more specimens there comes first.
+
+    (bold val, species top-1 in %, 100 / 150 / 200 nt: 98.1 / 98.8 / 98.9; counting only specimens that are as near as
+    the nearest 98.0 / 98.7 / 98.8; letting e times as many specimens outweigh 0.4 edits 97.1 / 98.7 / 98.8.)
+    """
     rows, begin = library.rows_of
     held = begin[hits.reference + 1] - begin[hits.reference]
     hit = np.repeat(np.arange(len(held)), held)
@@ -52,7 +57,9 @@ def rank_scores(library: Library, hits: Hits, rank: int) -> RankScores:
     new = np.concatenate([[True], (query[1:] != query[:-1]) | (taxon[1:] != taxon[:-1])])[: len(query)]
     pair = np.cumsum(new) - 1
     first = np.flatnonzero(new)
-    records = np.bincount(pair, weights=difference <= difference[first][pair] + 1e-9, minlength=len(first)).astype(int)
+    records = np.bincount(pair, weights=difference <= difference[first][pair] + _NEARBY, minlength=len(first)).astype(
+        int
+    )
     best = np.lexsort((taxon[first], -records, difference[first], query[first]))
     first = first[best]
     return RankScores(query[first], taxon[first], difference[first], records[best], hit[first])
