@@ -1,7 +1,12 @@
 """The reference library: known barcodes and their names, searched and aligned exactly, extended without training."""
 
 from train.reference.answer import RankScores, answers, nearest_labels, rank_scores
+from train.reference.features import Encoder
 from train.reference.library import Library
 from train.reference.search import Hits, SearchOptions
+from train.reference.sources import References, read_shards, read_source
 
-__all__ = ["Hits", "Library", "RankScores", "SearchOptions", "answers", "nearest_labels", "rank_scores"]
+__all__ = [
+    "Encoder", "Hits", "Library", "RankScores", "References", "SearchOptions", "answers", "nearest_labels",
+    "rank_scores", "read_shards", "read_source",
+]  # fmt: skip

@@ -26,6 +26,7 @@ from engine.barcodes import orient_batch
 from engine.names import is_species
 from engine.shards import file_sha256
 from engine.taxonomy import RANKS, Taxonomy
+from train.reference.features import nearest_features
 from train.reference.search import Hits, SearchOptions, search
 from train.reference.seeds import SeedIndex
 
@@ -72,7 +73,7 @@ class Library:
         Raises ValueError as `build`, and for features of another width or modality than those there are.
         """
         added = dict(features or {})
-        if self.features and {name: part.shape[1] for name, part in added.items()} != {
+        if {name: part.shape[1] for name, part in added.items()} != {
             name: part.shape[1] for name, part in self.features.items()
         }:
             widths = {name: part.shape[1] for name, part in self.features.items()}
@@ -131,6 +132,20 @@ class Library:
         return search(
             barcodes, self.index, self.barcode, self._first_species, options or SearchOptions(), threads=threads
         )
+
+    def search_features(self, modality: str, queries: np.ndarray, k: int = 5) -> tuple[np.ndarray, np.ndarray]:
+        """The records of highest cosine to unit features [N, D]: rows int64 [N, k] (-1 = none) and cosines [N, k].
+
+        Raises ValueError when the library holds no such features, or those of another width.
+        """
+        if modality not in self.features:
+            raise ValueError(
+                f"reference library: got {modality!r} features, allowed: {sorted(self.features) or 'none'}"
+            )
+        known = self.features[modality]
+        if queries.shape[1] != known.shape[1]:
+            raise ValueError(f"reference library: got features of width {queries.shape[1]}, allowed: {known.shape[1]}")
+        return nearest_features(queries, known, k)
 
     def save(self, folder: str | Path) -> str:
         """Write the library into a folder, made if it is not there; returns its checksum (sha256 over all files')."""

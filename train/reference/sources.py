@@ -1,0 +1,118 @@
+"""What a library is built and extended from: shards, and all formats of `engine.datasets` (FASTA, photos, ...).
+
+Both give records (rows of `library.COLUMNS`) with clean barcodes and, with an encoder, features; `Library.build` and
+`Library.extend` take them as they are.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from tqdm import tqdm
+
+from engine.barcodes import clean
+from engine.datasets import SpecimenSource, read_all
+from engine.pipeline import load_index
+from engine.shards import ShardReader
+from engine.storage import Location
+from train.reference.features import Encoder
+
+_BLOCK = 512  # bytes: a tar header, and what a member's end is filled up to
+_PHOTOS = 1024  # views held at a time
+
+
+@dataclass(frozen=True)
+class References:
+    """M specimens for a library."""
+
+    records: pa.Table
+    barcodes: list[str]  # clean, "" = none
+    features: dict[str, np.ndarray]  # modality -> float32 [M, D]; {} without an encoder
+    skipped: list[tuple[str, str]]  # (key, reason) of every barcode, photo or record that was left out
+
+
+def read_shards(shards: Sequence[str | Path], split: str = "train", encoder: Encoder | None = None) -> References:
+    """All specimens of a split of shards; photos are read only where an encoder is given.
+
+    Raises ValueError for folders that are no shards, and where the split is empty.
+    """
+    index = load_index(list(shards))
+    index = index.filter(pc.equal(index["split"], split))
+    if not len(index):
+        raise ValueError(f"reference library: got split {split!r}, of which these shards have no specimen")
+    reader = ShardReader("/")
+    rows = index.select(["folder", "shard", "offset", "size", "dna_offset", "dna_size", "image_offset", "image_size"])
+    places = rows.to_pylist()
+
+    def member(row: int, name: str) -> bytes | None:
+        at = places[row]
+        shard = str(Location.parse(at["folder"]) / at["shard"])
+        return reader.read(shard, at[f"{name}_offset"], at[f"{name}_size"]) if at[f"{name}_size"] else None
+
+    def country(row: int) -> str | None:
+        at = places[row]
+        payload = max(at["dna_offset"] + at["dna_size"], at["image_offset"] + at["image_size"])
+        header = payload + -payload % _BLOCK  # a specimen's last member is its .json
+        shard = str(Location.parse(at["folder"]) / at["shard"])
+        told = reader.read(shard, header + _BLOCK, at["offset"] + at["size"] - header - _BLOCK)
+        return json.loads(told.rstrip(b"\0")).get("country")
+
+    numbers = tqdm(range(len(index)), desc="reading references", unit=" specimens", disable=None, leave=False)
+    given = [(member(row, "dna"), country(row)) for row in numbers]
+    records = index.append_column("country", pa.array([place for _, place in given], pa.string()))
+    barcodes = [(raw or b"").decode("ascii", "replace") for raw, _ in given]
+    return _gathered(records, barcodes, lambda row: member(row, "image"), encoder, [])
+
+
+def read_source(source: SpecimenSource, encoder: Encoder | None = None) -> References:
+    """All specimens of a source of `engine.datasets.open_dataset`; photos are read only where an encoder is given.
+
+    Raises ValueError as the source does, and where it has no specimen.
+    """
+    records = read_all(source)
+    if not len(records):
+        raise ValueError("reference library: got a source without a specimen that can be used")
+    photos = records["image"].to_pylist()
+
+    def load(row: int) -> bytes | None:
+        return source.load_image(photos[row]) if photos[row] else None
+
+    barcodes = [raw or "" for raw in records["barcode"].to_pylist()]
+    return _gathered(records, barcodes, load, encoder, list(source.skipped))
+
+
+def _gathered(records: pa.Table, raw: Sequence[str], load: Callable[[int], bytes | None], encoder: Encoder | None,
+              skipped: list[tuple[str, str]]) -> References:  # fmt: skip
+    """Clean and encode; specimens without barcode and feature are left out."""
+    keys = records["key"].to_pylist()
+    barcodes, parts = [], []
+    for key, sequence in zip(keys, raw, strict=True):
+        try:
+            barcodes.append(clean(sequence))
+        except ValueError as error:
+            barcodes.append("")
+            skipped.append((key, str(error)))
+    kept = np.array([bool(barcode) for barcode in barcodes])
+    features: dict[str, np.ndarray] = {}
+    if encoder is not None:
+        for start in range(0, len(raw), _PHOTOS):
+            views: list[np.ndarray | None] = []
+            for row in range(start, min(len(raw), start + _PHOTOS)):
+                try:
+                    photo = load(row)
+                    views.append(None if photo is None else encoder.view(photo))
+                except (ValueError, OSError) as error:
+                    views.append(None)
+                    skipped.append((keys[row], str(error)))
+            parts.append(encoder.images(views))
+        features = {"dna": encoder.dna(barcodes), "image": np.concatenate(parts)}
+        kept |= features["image"].any(axis=1)
+    chosen = np.flatnonzero(kept)
+    return References(
+        records.take(pa.array(chosen)), [barcodes[row] for row in chosen.tolist()],
+        {name: part[chosen] for name, part in features.items()}, skipped,
+    )  # fmt: skip
