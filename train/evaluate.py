@@ -23,6 +23,7 @@ from engine.commandline import Parser, guarded  # noqa: E402
 SCORINGS = ("rollup", "prompt")
 EXTRAS = {
     "retrieval": "also CLIBD's protocol: each modality retrieves each, seen and unseen species",
+    "calibration": "also fit probabilities on val, keep them beside the model as calibration.json, and measure them",
     "probes": "also linear, 1-NN and few-shot probes of the features, and clustering",
 }
 
@@ -83,6 +84,7 @@ def run(options: argparse.Namespace) -> str:
     found = run_evaluation(
         loaded.model.to(device), config, loaded.taxonomy, options.shards, options.split, options.out,
         baselines=not options.no_baselines, extras=[name for name in EXTRAS if getattr(options, name)],
+        checkpoint=loaded.path,
     )  # fmt: skip
     return f"{found.headline(chosen.scoring)}\n\nWritten to {options.out}: {', '.join(found.files)}"
 

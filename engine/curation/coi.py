@@ -4,7 +4,7 @@ Legend: B barcodes of a batch, L positions, F = 3 frames of the coding strand; s
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +18,7 @@ MIN_LENGTH = 300  # nucleotides; shorter ones do not settle species well
 MAX_LENGTH = 1600  # all of COI has about 1,540
 MAX_N = 0.01  # share, as BOLD's barcode standard
 MIN_MOTIFS = 0.12  # share of peptides that COI barcodes have, see `engine.curation.peptides`
-_JUDGED = 150  # nucleotides; shorter ones have too few peptides
+JUDGED = 150  # nucleotides; shorter ones have too few peptides
 SHIFT_GAIN = 250  # score that a change of frame must gain to be one: 995 of 1,000 of bold gain less than 91
 _STOPS = ("TAA", "TAG")  # of the invertebrate mitochondrial code, table 5
 _BATCH = 4096
@@ -94,7 +94,7 @@ def check_coi(specimens: SpecimenSet) -> Finding:
         for i, number in enumerate(numbers):
             sequence = sequences[number]
             measured = {name: values[i].item() for name, values in read.items()}
-            problems = _problems(sequence, int(strands[number]), measured)
+            problems = problems_of(sequence, int(strands[number]), measured)
             if problems:
                 rows[number] = {
                     "problems": " ".join(problems),
@@ -122,9 +122,14 @@ def _batches(sequences: list[str], order: np.ndarray) -> Iterator[list[int]]:
             progress.update(len(batch))
 
 
-def _problems(sequence: str, strand: int, measured: dict[str, float]) -> list[str]:
+def problems_of(sequence: str, strand: int, measured: Mapping[str, float]) -> list[str]:
+    """Which of PROBLEMS a clean, oriented barcode has.
+
+    Args:
+        strand: that it was given on, +1 or -1; measured: its values of `read_frames`.
+    """
     length = len(sequence)
-    unlike = measured["motifs"] < MIN_MOTIFS and length >= _JUDGED
+    unlike = measured["motifs"] < MIN_MOTIFS and length >= JUDGED
     shifted = not unlike and measured["gain"] > SHIFT_GAIN
     tests = {
         "short": length < MIN_LENGTH,

@@ -10,6 +10,7 @@ import torch
 
 from engine.taxonomy import Taxonomy
 from train import metrics
+from train.evaluation.calibration import Calibration
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +48,7 @@ def test_command_from_shards_to_tables(
     shards: Path, saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run_command("--checkpoint", saved, "--shards", shards, "--out", tmp_path, "--batch-size", 32,
-                       "--retrieval", "--probes") == 0  # fmt: skip
+                       "--retrieval", "--probes", "--calibration") == 0  # fmt: skip
     printed = capsys.readouterr().out
     for words in ("Table 1.", "Table 2.", "Baselines", "6-mers", "colour histogram", "95% interval"):
         assert words in printed
@@ -62,6 +63,10 @@ def test_command_from_shards_to_tables(
     page = (tmp_path / "report.html").read_text()
     assert "test/retrieval/image_to_text/seen/species/macro_top5" in numbers
     assert numbers["test/probes/dna/nearest/order/top1"] == numbers["test/dna/nearest_feature/clean/order/top1"]
+    fitted = Calibration.load(saved / "calibration.json")
+    assert set(fitted.queries) == {"image", "dna", "average", "fused"} and fitted.disagreement is not None
+    assert 0 <= numbers["test/calibration/fused/species/ece"] <= 1
+    assert numbers["test/calibration/dna/novelty/withheld/rows"] > 0
     assert "In short" in page and page.count("<svg") > 4
     assert (tmp_path / "accuracy.png").read_bytes().startswith(b"\x89PNG")
     assert not (tmp_path / "features").exists()
@@ -72,6 +77,7 @@ def test_command_from_shards_to_tables(
     [
         ({"--checkpoint": "nowhere"}, "no checkpoint: nowhere does not exist"),
         ({"--shards": "nowhere"}, "nowhere"),
+        ({"--split": "val", "--calibration": None}, "the calibration is fitted on val: got --split val"),
         ({"--split": "test_unseen"}, "splits there: test, train, val"),
         ({"--device": "abacus"}, "--device 'abacus'"),
         ({"--out": __file__}, "the folder cannot be made (File exists)"),
@@ -79,10 +85,15 @@ def test_command_from_shards_to_tables(
     ],
 )
 def test_user_errors_take_one_line(
-    shards: Path, saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: dict[str, str], words: str
-) -> None:
+    shards: Path,
+    saved: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    change: dict[str, str | None],
+    words: str,
+) -> None:  # fmt: skip
     options = {"--checkpoint": str(saved), "--shards": str(shards), "--out": str(tmp_path)} | change
-    assert run_command(*(part for option in options.items() for part in option)) == 2
+    assert run_command(*(part for option in options.items() for part in option if part is not None)) == 2
     message = capsys.readouterr().err.strip()
     assert words in message and message.startswith("error: ") and "\n" not in message
 

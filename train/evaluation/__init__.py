@@ -16,7 +16,20 @@ from engine.containment import novel_mask
 from engine.pipeline import load_index
 from engine.taxonomy import Taxonomy
 from train.config import Config
-from train.evaluation import compare, findings, measure, page, peers, plots, probes, report, retrieval, subsets, tables
+from train.evaluation import (
+    calibration_report,
+    compare,
+    findings,
+    measure,
+    page,
+    peers,
+    plots,
+    probes,
+    report,
+    retrieval,
+    subsets,
+    tables,
+)
 from train.evaluation.compare import compare_fused
 from train.evaluation.predict import Encoded, accuracy_of
 from train.evaluation.result import Evaluation
@@ -26,7 +39,7 @@ from train.evaluation.setting import Setting
 __all__ = ["Evaluation", "Scorer", "accuracy_of", "compare_fused", "evaluate", "run_evaluation"]
 
 FEATURES = "features"  # folder of an evaluation that is under way
-EXTRAS = {"retrieval": retrieval, "probes": probes}
+EXTRAS = {"retrieval": retrieval, "probes": probes, "calibration": calibration_report}
 """Parts that are measured when they are asked for: modules with `measure(setting)` and `section(metrics, split)`."""
 
 
@@ -93,7 +106,8 @@ def _choosing_metrics(setting: Setting) -> dict[str, float]:
 
 
 def run_evaluation(model: Any, config: Config, taxonomy: Taxonomy, shards: Sequence[str | Path], split: str,
-                   out: Path, *, baselines: bool = True, extras: Sequence[str] = ()) -> Evaluation:  # fmt: skip
+                   out: Path, *, baselines: bool = True, extras: Sequence[str] = (),
+                   checkpoint: Path | None = None) -> Evaluation:  # fmt: skip
     """Measure a model on a split and write report.html, metrics.json, tables.md, predictions.parquet and accuracy.png
     to `out`.
 
@@ -103,11 +117,12 @@ def run_evaluation(model: Any, config: Config, taxonomy: Taxonomy, shards: Seque
 
     Args:
         extras: names of EXTRAS to measure, too.
+        checkpoint: the model's folder, where the calibration is kept when that is among the extras.
 
     Raises:
         ValueError: what `evaluate` and the extras raise.
     """
-    setting = Setting(model, config, taxonomy, load_index(shards), split, Path(out) / FEATURES)
+    setting = Setting(model, config, taxonomy, load_index(shards), split, Path(out) / FEATURES, checkpoint)
     found = evaluate(setting, baselines=baselines)
     fused = split != "val" and f"{split}/fused/noisy_both/rows" in found.metrics
     if fused and (chosen := _choosing_metrics(setting)):

@@ -123,11 +123,12 @@ class Scorer:
         """Features of the captions of the complete lineages, [leaves, D]."""
         return self.text[self.leaf_candidate]
 
-    def _chunks(self, count: int) -> Iterator[slice]:
+    def chunks(self, count: int) -> Iterator[slice]:
+        """Rows that are scored together."""
         step = max(1, int(CHUNK_BYTES / (4 * len(self.candidates))))
         return (slice(first, min(count, first + step)) for first in range(0, count, step))
 
-    def _sum_descendants(self, probabilities: Tensor) -> list[Tensor]:
+    def sum_descendants(self, probabilities: Tensor) -> list[Tensor]:
         """[b, leaves] -> per rank [b, T_r]."""
         columns = probabilities.T  # index_add_ along rows is an order of magnitude faster on a CPU
         result = []
@@ -140,7 +141,7 @@ class Scorer:
     @torch.inference_mode()
     def leaf_probabilities(self, features: Tensor | np.ndarray) -> Iterator[tuple[slice, Tensor]]:
         """Chunks of (rows, probability of each complete lineage [b, leaves])."""
-        for rows in self._chunks(len(features)):
+        for rows in self.chunks(len(features)):
             chunk = torch.as_tensor(features[rows]).to(self.device).float()
             yield rows, (chunk @ self.leaf_text.T * float(self.model.logit_scale)).softmax(1)
 
@@ -151,12 +152,12 @@ class Scorer:
             features: unit rows [N, D].
         """
         for _, probabilities in self.leaf_probabilities(features):
-            yield self._sum_descendants(probabilities)
+            yield self.sum_descendants(probabilities)
 
     @torch.inference_mode()
     def prompt(self, features: Tensor | np.ndarray) -> Iterator[list[Tensor]]:
         """Chunks, in order, of the cosines to the captions of the taxa of every rank, [b, T_r] each."""
-        for rows in self._chunks(len(features)):
+        for rows in self.chunks(len(features)):
             cosines = torch.as_tensor(features[rows]).to(self.device).float() @ self.text.T
             yield list(cosines.split(self.sizes, dim=1))
 
@@ -180,10 +181,10 @@ class Scorer:
         truth = torch.from_numpy(np.ascontiguousarray(labels)).to(self.device)
         rollup = scoring == "rollup"
         if rollup:
-            scored = ((p, self._sum_descendants(p)) for _, p in self.leaf_probabilities(features))
+            scored = ((p, self.sum_descendants(p)) for _, p in self.leaf_probabilities(features))
         else:
             scored = ((torch.cat(per_rank, dim=1), per_rank) for per_rank in self.prompt(features))
-        for rows, (whole, per_rank) in zip(self._chunks(len(features)), scored, strict=True):
+        for rows, (whole, per_rank) in zip(self.chunks(len(features)), scored, strict=True):
             self._rank_taxa(result, rows, truth[rows], per_rank)
             self._rank_lineages(result, rows, truth[rows], whole, rollup)
         return result

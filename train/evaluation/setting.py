@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
+from engine.config import DegradeConfig
 from engine.pipeline import CpuBudget, cpu_budget, select_split
 from engine.taxonomy import Taxonomy
 from train.config import Config
@@ -34,6 +35,7 @@ class Setting:
     index: pa.Table  # of all splits
     split: str  # under test
     cache: Path | None = None
+    checkpoint: Path | None = None  # folder of the model, where a calibration is kept
 
     @property
     def device(self) -> torch.device:
@@ -63,18 +65,21 @@ class Setting:
         """The training rows that are not under test; none where `train` itself is."""
         return self.index.filter(pc.equal(self.index["split"], "train")) if self.split != "train" else self.index[:0]
 
-    def encode(self, rows: pa.Table, name: str, *, noisy: bool = True) -> Encoded:
-        """Encode rows of the index, keeping the features under `name` in the cache."""
+    def encode(self, rows: pa.Table, name: str, *, noisy: bool = True,
+               degrade: DegradeConfig | None = None) -> Encoded:  # fmt: skip
+        """Encode rows of the index, keeping the features under `name` in the cache. `degrade`: other damage than the
+        configuration's."""
+        data = self.config.data if degrade is None else dataclasses.replace(self.config.data, degrade=degrade)
         store = None
         if self.cache is not None:
             keys = rows["key"].to_pylist()
-            data = dataclasses.replace(self.config.data, shards=())
+            plain = dataclasses.replace(data, shards=())
             sizes = [rows[column].to_pylist() for column in ("image_size", "dna_size")]
-            print_of = fingerprint(self.model, keys, data, self.taxonomy.fingerprint, noisy, sizes)
+            print_of = fingerprint(self.model, keys, plain, self.taxonomy.fingerprint, noisy, sizes)
             store = FeatureStore(len(rows), self.cache / name, print_of)
         size = self.config.eval.batch_size
         return encode_split(
-            self.model, rows, self.taxonomy, self.config.data, batch_size=size, device=self.device,
+            self.model, rows, self.taxonomy, data, batch_size=size, device=self.device,
             budget=self.budget, noisy=noisy, store=store,
         )  # fmt: skip
 

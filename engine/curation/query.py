@@ -1,0 +1,68 @@
+"""A barcode that somebody asks about: is it one, which way round, and what is wrong with it?
+
+What is found goes with the answer to the question itself: a name for a sequence that is no COI is worth nothing,
+however sure the model sounds. Whether it is COI is told by its peptides. These are much the same in all animals (the
+human barcode has 0.72 of them, like the median arthropod), so another animal is not told here, but by novelty and by
+the distance to the nearest reference.
+"""
+
+from dataclasses import dataclass
+
+from engine import barcodes
+from engine.curation.coi import HARMLESS, JUDGED, PROBLEMS, problems_of, read_frames
+
+MIN_NAMED = 100  # nucleotides; of shorter ones even the strand is often uncertain (`barcodes.orient`)
+TOLD = {**PROBLEMS, "short": f"shorter than {MIN_NAMED} nucleotides", "strand": "given on the other strand; turned"}
+UNLIKE = "not the COI barcode of an animal, by its peptides: another gene, another part of COI, a bacterium"
+UNJUDGED = f"too short to tell whether it is COI (under {JUDGED} nucleotides)"
+
+
+@dataclass(frozen=True)
+class BarcodeCheck:
+    """What a barcode looks like before it is asked about."""
+
+    sequence: str  # clean, on its coding strand
+    strand: int  # that it was given on: +1 coding, -1 the other
+    length: int  # nucleotides, N included
+    n_share: float
+    frame: int  # 0..2, of the coding strand
+    stops: int  # stop codons (TAA, TAG) in that frame
+    is_coi: bool | None  # None = too short to tell
+    problems: tuple[str, ...]  # keys of `engine.curation.coi.PROBLEMS`
+
+    @property
+    def usable(self) -> bool:
+        """Nothing is wrong that a name would suffer from."""
+        return not set(self.problems) - HARMLESS
+
+    def told(self) -> list[str]:
+        """The problems as sentences for whoever asked."""
+        sentences = [UNLIKE if name == "unlike" else TOLD[name] for name in self.problems]
+        return sentences + ([UNJUDGED] if self.is_coi is None else [])
+
+
+def check_barcode(raw: str) -> BarcodeCheck:
+    """Check a barcode as it was given: any case, with gaps, on either strand.
+
+    Raises:
+        ValueError: for letters that are no nucleotides, or nothing but N and gaps.
+    """
+    given = barcodes.clean(raw)
+    if not given:
+        raise ValueError("barcode: got no nucleotide but N and gaps, required A, C, G or T")
+    sequence, strand = barcodes.orient(given)
+    measured = {name: values[0].item() for name, values in read_frames([sequence]).items()}
+    found = [name for name in problems_of(sequence, strand, measured) if name != "short"]
+    if len(sequence) < MIN_NAMED:
+        found.append("short")
+    judged = len(sequence) >= JUDGED
+    return BarcodeCheck(
+        sequence=sequence,
+        strand=strand,
+        length=len(sequence),
+        n_share=sequence.count("N") / len(sequence),
+        frame=int(measured["frame"]),
+        stops=int(measured["stops"]),
+        is_coi="unlike" not in found if judged else None,
+        problems=tuple(found),
+    )
