@@ -1,18 +1,26 @@
-"""AdamW with decay on matrices only, under a one-cycle schedule."""
+"""AdamW with decay on weight matrices only, under a one-cycle schedule."""
 
 import torch
 from torch import nn
 
 from train.config import OptimConfig
 
+EMBEDDINGS = ("position", "class_embedding")  # in the names of embeddings that are bare parameters
+
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Trainable parameters in two groups: matrices decay; biases, norms and scalars (below 2 dimensions) do not."""
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return [
-        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
-    ]
+    """Trainable parameters in two groups: what multiplies activations decays.
+
+    Biases, norms, scalars (below 2 dimensions) and embeddings (of tokens, positions, classes) do not.
+    """
+    tables = {id(parameter) for module in model.modules() if isinstance(module, nn.Embedding)
+              for parameter in module.parameters()}  # fmt: skip
+    groups: tuple[list[nn.Parameter], list[nn.Parameter]] = ([], [])
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            still = parameter.ndim < 2 or id(parameter) in tables or any(part in name for part in EMBEDDINGS)
+            groups[still].append(parameter)
+    return [{"params": groups[0], "weight_decay": weight_decay}, {"params": groups[1], "weight_decay": 0.0}]
 
 
 def build_optimizer(
