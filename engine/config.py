@@ -43,9 +43,9 @@ class RobustConfig:
     drawn from (seed, epoch, specimen key)."""
 
     dna: Probability = 0.0  # share of the barcodes that are damaged
-    max_severity: Annotated[float, Field(ge=0.0, lt=10.0)] = 4.0  # of the paper preset, uniform from 0; 10 cuts all
-    fragments: Probability = 0.5  # share of the damaged barcodes of which a random piece is left
-    min_fragment: Positive = 50  # nucleotides; lengths are uniform from here to the whole
+    max_severity: Annotated[float, Field(ge=0.0, lt=10.0)] = 4.0  # of the paper preset; 10 would cut all
+    fragments: Probability = 0.8  # share of the damaged barcodes of which a random piece is left
+    min_fragment: Positive = 50  # nucleotides; lengths are log-uniform from here to the whole
     other_strand: Probability = 0.5  # share of the damaged barcodes that come on the other strand, before `orient`
     image: Probability = 0.0  # share of the training views that are blurred, each by itself
     max_kernel: Annotated[Odd, Field(ge=3)] = 31  # side of the mean filter, in pixels of the encoder's input; uniform

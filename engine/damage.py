@@ -21,7 +21,8 @@ def damaged_barcodes(
     sequences: Sequence[str], keys: Sequence[str], seed: int, epoch: int, config: RobustConfig, orient: bool
 ) -> list[str]:
     """Return clean barcodes ("" = none), of which the share `config.dna` is damaged: the paper's preset at a random
-    severity, of some a random piece only, some on the other strand.
+    severity (max_severity u^2, so half of them are below a quarter of it), of some a random piece only, whose length is
+    log-uniform, some on the other strand.
 
     With `orient` they are then turned to the coding strand as evaluation turns what it is given, so that the few short
     pieces that are turned wrongly (METHOD: 0.5% at 100 nt) are met in training, too.
@@ -30,12 +31,12 @@ def damaged_barcodes(
     draws = uniforms_for(seed, epoch, keys, "damaged barcode", 6)
     rows = [row for row in np.flatnonzero(draws[:, 0] < config.dna).tolist() if sequences[row]]
     rngs = [rng_for(seed, epoch, keys[row], "damaged letters") for row in rows]
-    damaged = degrade_batch([sequences[row] for row in rows], rngs, config.max_severity * draws[rows, 1])
+    damaged = degrade_batch([sequences[row] for row in rows], rngs, config.max_severity * draws[rows, 1] ** 2)
     for place, (sequence, (cut, length, start, strand)) in enumerate(zip(damaged, draws[rows, 2:].tolist(),
                                                                          strict=True)):  # fmt: skip
         if cut < config.fragments and len(sequence) > config.min_fragment:
-            left = config.min_fragment + int(length * (len(sequence) - config.min_fragment + 1))
-            sequence = window_at(sequence, left, start)
+            left = config.min_fragment * (len(sequence) / config.min_fragment) ** length
+            sequence = window_at(sequence, round(left), start)
         damaged[place] = reverse_complement(sequence) if strand < config.other_strand else sequence
     for row, sequence in zip(rows, orient_batch(damaged) if orient else damaged, strict=True):
         result[row] = sequence

@@ -106,16 +106,27 @@ def test_fragments_lie_in_the_barcode(sequences: list[str], epoch: int, orient: 
             assert orient_batch([piece]) == [piece]
 
 
-def test_lengths_starts_and_strands_of_fragments_are_uniform() -> None:
+def test_lengths_are_log_uniform_starts_and_strands_uniform() -> None:
     whole = LONG[:650]
     keys = [str(row) for row in range(4000)]
     pieces = damage.damaged_barcodes([whole] * len(keys), keys, 0, 0, PIECES, orient=False)
     lengths = np.array([len(piece) for piece in pieces])
-    assert lengths.min() == 50 and lengths.max() == 650 and lengths.mean() == pytest.approx(350, abs=15)
+    assert lengths.min() == 50 and lengths.max() == 650
+    assert np.log(lengths).mean() == pytest.approx(np.log(50 * 650) / 2, abs=0.04)
+    assert within_binomial((lengths < 180).sum(), len(keys), 0.4994)  # (ln 179.5 - ln 50) / (ln 650 - ln 50)
     forward = [piece in whole for piece in pieces]
     assert within_binomial(sum(forward), len(keys), 0.5)
     short = [whole.find(p) / (650 - len(p)) for p, on in zip(pieces, forward, strict=True) if on and len(p) < 200]
     assert np.mean(short) == pytest.approx(0.5, abs=0.06)
+
+
+def test_half_of_the_severities_are_below_a_quarter_of_the_largest() -> None:
+    """Seen in how much of the tail is cut: 10% of the length at severity 1."""
+    keys = [str(row) for row in range(3000)]
+    whole = dataclasses.replace(PIECES, max_severity=4.0, fragments=0.0)
+    lengths = np.array([len(s) for s in damage.damaged_barcodes([LONG[:600]] * 3000, keys, 0, 0, whole, orient=False)])
+    assert (lengths > 540).mean() == pytest.approx(0.5, abs=0.04)
+    assert lengths.min() == pytest.approx(360, abs=10)
 
 
 def test_shares() -> None:
