@@ -3,6 +3,7 @@
 Legend: B specimens, S image side in pixels, L tokens, R ranks.
 """
 
+import warnings
 from collections.abc import Mapping
 from typing import NotRequired, TypedDict
 
@@ -10,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-IMAGE_COLUMNS = ("image", "image_view2", "image_noisy")
 TOKEN_COLUMNS = ("dna_tokens", "dna_tokens_noisy")
 
 
@@ -36,13 +36,15 @@ class Batch(TypedDict):
     problems: NotRequired[list[str]]  # "KEY: what could not be used of it", [] nearly always
     text_tokens: NotRequired[Tensor]  # int64 [U, T], the unique captions; added by the training loop
     text_index: NotRequired[Tensor]  # int64 [B], row of text_tokens, -1 = no caption
+    row: NotRequired[Tensor]  # int64 [B], place in the step's global batch; added by the training loop
 
 
 def collate(columns: Mapping[str, np.ndarray], pad_to: int = 0) -> Batch:
-    """Columns of `engine.pipeline.Prepare` -> Batch, padded with invalid rows up to `pad_to`.
+    """Columns of `engine.prepare.Prepare` -> Batch, padded with invalid rows up to `pad_to`.
 
-    Arrays handed over by Ray are read-only views of the object store, so every tensor is a copy. Where no specimen
-    of the run has an image the pipeline sends images of side 0, and so they stay.
+    Photos may stay where Ray keeps them, in read-only pages of the object store (copying a batch costs a core a seventh
+    of its time): nobody may write into a batch. Where no specimen of the run has an image the pipeline sends images of
+    side 0, and so they stay.
     """
     missing = max(0, pad_to - len(columns["key"]))
     batch: dict[str, object] = {"keys": [str(key) for key in columns["key"]] + [""] * missing}
@@ -55,13 +57,17 @@ def collate(columns: Mapping[str, np.ndarray], pad_to: int = 0) -> Batch:
         values = np.asarray(values)
         if name in TOKEN_COLUMNS or name in ("labels", "caption", "bin", "barcode"):
             values = values.astype(np.int64)
-        elif missing or not values.flags.writeable:
-            values = values.copy()
         if missing:
             fill = -1 if name in ("labels", "caption", "bin", "barcode") else 0
             tail = np.full((missing, *values.shape[1:]), fill, dtype=values.dtype)
             values = np.concatenate([values, tail])
-        batch[name] = torch.from_numpy(np.ascontiguousarray(values))
+        batch[name] = _tensor(values)
         if name in TOKEN_COLUMNS:
-            batch[name.replace("tokens", "mask")] = batch[name] != 0
+            batch[name.replace("tokens", "mask")] = _tensor(values != 0)
     return batch  # type: ignore[return-value]
+
+
+def _tensor(values: np.ndarray) -> Tensor:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(np.ascontiguousarray(values))

@@ -1,6 +1,6 @@
 """The Ray Data graph: planned rows in, prepared batches out, and the CPU and memory it may use.
 
-    range(tasks) -> Prepare (read, decode, augment, tokenise; one task = some hundred rows) -> batches in order
+    numbers of tasks -> Prepare (read, decode, augment, tokenise; one task = some hundred rows) -> batches in order
 
 A train worker runs its own execution over its share of the plan. Order is kept, so the k-th batch is the plan's k-th
 step, and every worker knows its number of steps before it starts. One execution spans several epochs, because
@@ -13,6 +13,7 @@ Legend: N specimens, B batch of a worker, S image side, L tokens, R ranks.
 import contextlib
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,9 @@ from engine.taxonomy import RANKS, Taxonomy
 
 log = logging.getLogger(__name__)
 
-FIRST_TASKS, MAX_TASKS = 64, 512  # of the first execution, and of a later one: starting costs 1 ms for each task
+FIRST_TASKS, MAX_TASKS = 64, 1024  # of the first execution, and of a later one: starting costs 1 ms for each task
+OVERLAP = 48  # tasks of an execution that are still to come when the next one is started
+POLL_S = 0.01  # Ray's executor waits 0.1 s for all running tasks before it starts another: a third of two cores idled
 MIN_TASK_CPU = 0.25  # a data task with less than a quarter of a core would starve the step
 STORE_SHARE = 0.5  # of the object store goes to the data executions; the rest is Ray's and the user's
 STORE_PER_CPU = 2**28  # bytes of blocks in flight for each CPU of an execution; more would only wait for their turn
@@ -131,11 +134,13 @@ class _Make:
     def __call__(self, specimens: Specimens) -> Prepare:
         return Prepare(specimens, self.data, self.seed, training=self.training)
 
-    def rows_per_task(self, specimens: Specimens, budget: CpuBudget) -> int:
-        """As configured, but no more than fit into a task's share of the object store."""
+    def rows_per_task(self, specimens: Specimens, budget: CpuBudget, batch_size: int) -> int:
+        """As configured, but no more than fit into a task's share of the object store; whole batches where one fits,
+        which then need no copy."""
         row = 2 * 3 * self.data.image_size**2 if bool((specimens.image_size > 0).any()) else 1
         share = budget.object_store_bytes / (BLOCKS_PER_CPU * max(1.0, budget.execution_cpus))
-        return max(1, min(self.data.rows_per_task, int(share // row)))
+        rows = max(1, min(self.data.rows_per_task, int(share // row)))
+        return rows - rows % batch_size if rows > batch_size else rows
 
 
 @dataclass
@@ -174,44 +179,71 @@ def _run_task(task: dict[str, np.ndarray], shared: Any, span: Any, make: _Make) 
     global _prepared
     if _prepared is None or _prepared[0] != shared.hex():
         _prepared = (shared.hex(), make(ray.get(shared)))
-    number = int(task["id"][0])
+    number = int(task["item"][0])
     rows, ends, epochs = ray.get(span)
     columns = _prepared[1](rows[ends[number - 1] if number else 0 : ends[number]], int(epochs[number]))
     return columns | {"task": np.full(len(columns["key"]), number)}
 
 
-def _stream(make: _Make, specimens: Specimens, epochs: Iterable[tuple[int, np.ndarray]],
-            budget: CpuBudget) -> Iterator[tuple[int, Columns]]:  # fmt: skip
-    """Run the rows through Ray Data, `MAX_TASKS` tasks an execution, and yield them in order, a block at a time."""
+def _started(make: _Make, shared: Any, span: _Span, budget: CpuBudget) -> Iterator[Any]:
+    """Start one execution; returns the iterator of its bundles of blocks, in order."""
     import ray
-    from ray.data import DataContext, ExecutionResources
+    from ray.data import ExecutionResources
+
+    numbers = list(range(len(span.rows)))  # `ray.data.range` would run two tasks for each: it is not fused with the map
+    dataset = ray.data.from_items(numbers, override_num_blocks=len(numbers)).map_batches(
+        _run_task,  # type: ignore[arg-type]
+        batch_size=1, fn_kwargs={"shared": shared, "span": ray.put(span.packed()), "make": make},
+        num_cpus=budget.task_cpus,
+    )  # fmt: skip
+    options = dataset.context.execution_options
+    options.preserve_order = True
+    options.resource_limits = ExecutionResources(
+        cpu=budget.execution_cpus, object_store_memory=budget.object_store_bytes
+    )
+    return dataset.iter_internal_ref_bundles()
+
+
+def _stream(make: _Make, specimens: Specimens, epochs: Iterable[tuple[int, np.ndarray]], batch_size: int,
+            budget: CpuBudget) -> Iterator[tuple[int, Columns]]:  # fmt: skip
+    """Run the rows through Ray Data, `MAX_TASKS` tasks an execution, and yield them in order, a block at a time.
+
+    The next execution starts while the last `OVERLAP` tasks of one are still to come: a start leaves cores idle for a
+    second or two.
+    """
+    import ray
+    from ray.data import DataContext
+    from ray.data._internal.execution import streaming_executor_state
     from ray.data.block import BlockAccessor
 
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    streaming_executor_state.WAIT_FOR_TASK_COMPLETION_TIMEOUT_S = POLL_S
     shared = ray.put(specimens)
-    for span in _spans(epochs, make.rows_per_task(specimens, budget)):
-        dataset = ray.data.range(len(span.rows), override_num_blocks=len(span.rows)).map_batches(
-            _run_task,  # type: ignore[arg-type]
-            batch_size=1, fn_kwargs={"shared": shared, "span": ray.put(span.packed()), "make": make},
-            num_cpus=budget.task_cpus,
-        )  # fmt: skip
-        options = dataset.context.execution_options
-        options.preserve_order = True
-        options.resource_limits = ExecutionResources(
-            cpu=budget.execution_cpus, object_store_memory=budget.object_store_bytes
-        )
-        latest = 0
-        for bundle in dataset.iter_internal_ref_bundles():
-            for reference in bundle.block_refs:
-                columns: Columns = BlockAccessor.for_block(ray.get(reference)).to_numpy()  # type: ignore[assignment]
-                task = columns.pop("task")
-                if not len(task):
-                    continue
-                assert latest <= task[0] <= task[-1] <= latest + 1, "blocks out of order"
-                latest = int(task[-1])
-                yield span.epochs[latest], columns
+    spans = _spans(epochs, make.rows_per_task(specimens, budget, batch_size))
+    with ThreadPoolExecutor(1) as starter:
+
+        def start() -> tuple[_Span, Iterator[Any]] | None:
+            span = next(spans, None)
+            return (span, _started(make, shared, span, budget)) if span else None
+
+        coming: Future | None = starter.submit(start)
+        while coming and (execution := coming.result()):
+            coming = None
+            span, bundles = execution
+            latest = 0
+            for bundle in bundles:
+                for reference in bundle.block_refs:
+                    columns: Columns = BlockAccessor.for_block(ray.get(reference)).to_numpy()  # type: ignore[assignment]
+                    task = columns.pop("task")
+                    if not len(task):
+                        continue
+                    assert latest <= task[0] <= task[-1] <= latest + 1, "blocks out of order"
+                    latest = int(task[-1])
+                    if coming is None and latest + OVERLAP >= len(span.rows):
+                        coming = starter.submit(start)
+                    yield span.epochs[latest], columns
 
 
 def _inline(make: _Make, specimens: Specimens, epochs: Iterable[tuple[int, np.ndarray]],
@@ -229,7 +261,7 @@ def _batches(make: _Make, specimens: Specimens, epochs: Iterable[tuple[int, np.n
     if budget is None:
         blocks = _inline(make, specimens, epochs, batch_size)
     else:
-        blocks = _stream(make, specimens, epochs, budget)
+        blocks = _stream(make, specimens, epochs, batch_size, budget)
     parts = rebatched(blocks, batch_size, problems)
     depth = make.data.prefetch_batches
     # Torch stays in the caller's thread: libgomp keeps a team for every thread that ever ran a parallel region, and
