@@ -138,11 +138,6 @@ class Location:
         with self._remote(), self.open_input() as file:
             return cast(bytes, file.read())
 
-    def read_range(self, offset: int, size: int) -> bytes:
-        """Return `size` bytes from `offset`, fewer where the file ends: one request."""
-        with self._remote(), self.open_input() as file:
-            return cast(bytes, file.read_at(size, offset))
-
     @contextlib.contextmanager
     def writing(self) -> Iterator[BinaryIO]:
         """A binary file to write. It appears under its name, whole, when the block ends; after an error not at all.
