@@ -24,6 +24,7 @@ SCORINGS = ("rollup", "prompt")
 EXTRAS = {
     "retrieval": "also CLIBD's protocol: each modality retrieves each, seen and unseen species",
     "calibration": "also fit probabilities on val, keep them beside the model as calibration.json, and measure them",
+    "curves": "also accuracy against damage: severity, single operations, fragments, amplified parts, blur",
     "probes": "also linear, 1-NN and few-shot probes of the features, and clustering",
 }
 

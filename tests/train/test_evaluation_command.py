@@ -48,7 +48,7 @@ def test_command_from_shards_to_tables(
     shards: Path, saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run_command("--checkpoint", saved, "--shards", shards, "--out", tmp_path, "--batch-size", 32,
-                       "--retrieval", "--probes", "--calibration") == 0  # fmt: skip
+                       "--retrieval", "--probes", "--calibration", "--curves") == 0  # fmt: skip
     printed = capsys.readouterr().out
     for words in ("Table 1.", "Table 2.", "Baselines", "6-mers", "colour histogram", "95% interval"):
         assert words in printed
@@ -63,6 +63,14 @@ def test_command_from_shards_to_tables(
     page = (tmp_path / "report.html").read_text()
     assert "test/retrieval/image_to_text/seen/species/macro_top5" in numbers
     assert numbers["test/probes/dna/nearest/order/top1"] == numbers["test/dna/nearest_feature/clean/order/top1"]
+    for damage, query, condition in (
+        ("preset/0", "dna", "clean"), ("preset/1", "dna", "noisy"), ("blur/1", "image", "clean"),
+        ("blur/5", "image", "noisy"), ("preset/1", "fused", "noisy_dna"), ("preset/1", "average", "noisy_dna"),
+    ):  # fmt: skip
+        for rank in ("order", "genus", "species"):  # the pipeline damages by itself, from the same keys
+            curve, own = f"test/curves/{damage}/{query}/{rank}/top1", f"test/{query}/{condition}/{rank}/top1"
+            assert numbers[curve] == pytest.approx(numbers[own]), curve
+    assert 0 <= numbers["test/curves/fragment/dna/species/area"] <= 1
     fitted = Calibration.load(saved / "calibration.json")
     assert set(fitted.queries) == {"image", "dna", "average", "fused"} and fitted.disagreement is not None
     assert 0 <= numbers["test/calibration/fused/species/ece"] <= 1

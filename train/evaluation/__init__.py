@@ -27,6 +27,7 @@ from train.evaluation import (
     probes,
     report,
     retrieval,
+    robustness_page,
     subsets,
     tables,
 )
@@ -39,7 +40,7 @@ from train.evaluation.setting import Setting
 __all__ = ["Evaluation", "Scorer", "accuracy_of", "compare_fused", "evaluate", "run_evaluation"]
 
 FEATURES = "features"  # folder of an evaluation that is under way
-EXTRAS = {"retrieval": retrieval, "probes": probes, "calibration": calibration_report}
+EXTRAS = {"retrieval": retrieval, "probes": probes, "calibration": calibration_report, "curves": robustness_page}
 """Parts that are measured when they are asked for: modules with `measure(setting)` and `section(metrics, split)`."""
 
 
