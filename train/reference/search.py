@@ -32,8 +32,9 @@ class SearchOptions:
     """What a search may cost and how far it looks."""
 
     budget: Budget = field(default_factory=Budget)
-    nearest: int = 48  # candidates aligned
-    others: int = 4  # of other species than the first candidate's, aligned beside them
+    nearest: int = 64  # candidates aligned
+    share: float = 0.5  # of the first candidate's seeds: with fewer a candidate is not aligned as near
+    others: int = 2  # of other species than the first candidate's, aligned beside them
     slack: float = 0.04  # differences per nucleotide beyond the nearest's up to which candidates are told
     other_slack: float = 0.15  # the same for those of other species
 
@@ -154,5 +155,5 @@ def _chosen(found: Candidates, group: np.ndarray, options: SearchOptions) -> tup
     kinds = group[found.reference]
     names, first = np.unique(kinds, return_index=True)
     far = np.sort(first[(names >= 0) & (names != kinds[0])])[: options.others]
-    near = np.arange(min(options.nearest, len(kinds)))
+    near = np.flatnonzero(found.shared[: options.nearest] >= options.share * found.shared[0])
     return near[~np.isin(near, far)], far
