@@ -1,11 +1,12 @@
 """Where a run is recorded: MLflow, or nowhere, behind one interface.
 
 The driver creates the run, so that database migrations happen once and restarts of workers find the same run. Rank 0
-hands metrics to a queue that a thread empties in batches: the step never waits for a server, and a server that fails
-costs a warning, never the training.
+hands metrics to a queue that a thread empties in batches: the step never waits for a server. What a server does not
+take is offered again until it does, also while the run ends; one that stays away costs a warning, never the training.
 """
 
 import logging
+import os
 import queue
 import threading
 import time
@@ -20,6 +21,8 @@ log = logging.getLogger(__name__)
 MAX_PARAM_LENGTH = 500  # MLflow refuses longer parameter values with some stores
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # the page opens on runs
 BATCH_LIMIT = 500  # metrics in one request; MLflow allows 1,000
+RETRY_SECONDS = 2.0  # between two offers
+PATIENCE_SECONDS = 120.0  # for a server that is away when the run ends
 
 
 class Tracker(Protocol):
@@ -52,26 +55,38 @@ class NoTracker:
         """Nothing to send."""
 
 
+def _client(uri: str) -> Any:
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # MLflow's own would sleep for minutes
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=uri)
+
+
 class MlflowTracker:
     """An MLflow run that exists already (see `create_run`)."""
 
     def __init__(self, uri: str, run_id: str) -> None:
-        from mlflow import MlflowClient
-
         self.run_id = run_id
-        self._client = MlflowClient(tracking_uri=uri)
+        self._client = _client(uri)
         self._queue: queue.Queue[tuple[str, float, int, int] | None] = queue.Queue()
         self._warned = False
+        self._last_call = float("inf")  # when a closing tracker gives up, on the monotonic clock
         self._thread = threading.Thread(target=self._drain, name="mlflow", daemon=True)
         self._thread.start()
 
-    def _attempt(self, what: str, call: Any, *args: Any, **kwargs: Any) -> None:
-        try:
-            call(*args, **kwargs)
-        except Exception as error:  # whatever a tracking server does, training goes on
-            level = logging.DEBUG if self._warned else logging.WARNING
-            log.log(level, "tracking: %s failed, training goes on: %s", what, error)
-            self._warned = True
+    def _attempt(self, what: str, call: Any, *args: Any, **kwargs: Any) -> bool:
+        """Offer something until it is taken, or the closing tracker's patience ends; returns whether it was taken."""
+        while True:
+            try:
+                call(*args, **kwargs)
+                return True
+            except Exception as error:  # whatever a tracking server does, training goes on
+                level = logging.DEBUG if self._warned else logging.WARNING
+                log.log(level, "tracking: %s failed, training goes on: %s", what, error)
+                self._warned = True
+            if time.monotonic() > self._last_call:
+                return False
+            time.sleep(RETRY_SECONDS)
 
     def _drain(self) -> None:
         from mlflow.entities import Metric
@@ -83,8 +98,9 @@ class MlflowTracker:
                 waiting.append(self._queue.get_nowait())
             ended = None in waiting
             batch = [Metric(key, value, stamp, step) for key, value, stamp, step in filter(None, waiting)]
-            if batch:
-                self._attempt("log_batch", self._client.log_batch, self.run_id, metrics=batch)
+            if batch and not self._attempt("log_batch", self._client.log_batch, self.run_id, metrics=batch):
+                log.warning("tracking: given up, %d numbers or more are not recorded", len(batch))
+                return
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         """Queue numbers for the sending thread."""
@@ -92,14 +108,19 @@ class MlflowTracker:
         for key, value in values.items():
             self._queue.put((key, float(value), stamp, step))
 
+    def _be_patient(self) -> None:
+        self._last_call = min(self._last_call, time.monotonic() + PATIENCE_SECONDS)
+
     def artifact(self, path: Path, folder: str = "") -> None:
         """Upload a file, in the caller's thread (the driver's, after training)."""
+        self._be_patient()
         self._attempt("log_artifact", self._client.log_artifact, self.run_id, str(path), folder or None)
 
     def close(self, status: str = "") -> None:
-        """Empty the queue (at most a minute), then end the run if a status is given."""
+        """Empty the queue, then end the run if a status is given; a server that is away is waited for (2 minutes)."""
+        self._be_patient()
         self._queue.put(None)
-        self._thread.join(timeout=60)
+        self._thread.join()
         if status:
             self._attempt("set_terminated", self._client.set_terminated, self.run_id, status)
 
@@ -118,7 +139,6 @@ def create_run(config: Config, tags: Mapping[str, str]) -> str:
     if config.run.tracking == "none":
         return ""
     try:
-        from mlflow import MlflowClient
         from mlflow.entities import Param
     except ImportError:
         raise ValueError("run.tracking=mlflow, but MLflow is not installed; allowed: --set run.tracking=none") from None
@@ -126,7 +146,7 @@ def create_run(config: Config, tags: Mapping[str, str]) -> str:
     storage = Path(config.run.storage).resolve()
     storage.mkdir(parents=True, exist_ok=True)
     try:
-        client = MlflowClient(tracking_uri=uri)
+        client = _client(uri)
         experiment = client.get_experiment_by_name(config.run.experiment)
         where = None if config.run.tracking_uri else str(storage / "mlflow-artifacts")
         found = (
@@ -142,6 +162,14 @@ def create_run(config: Config, tags: Mapping[str, str]) -> str:
         reason = str(error).splitlines()[0][:200]
         raise ValueError(f"MLflow at {uri} cannot be used: {reason}; allowed: run.tracking=none") from None
     return run.info.run_id
+
+
+def reopen_run(config: Config, run_id: str) -> None:
+    """Mark the run of a training that goes on as running again; nothing is said where that cannot be told."""
+    try:
+        _client(tracking_uri(config)).update_run(run_id, status="RUNNING")
+    except Exception as error:  # the server may be away for a while: the tracker will tell
+        log.info("tracking: the run could not be marked as running: %s", error)
 
 
 def open_tracker(config: Config, run_id: str) -> Tracker:
