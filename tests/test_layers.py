@@ -18,8 +18,8 @@ ORDER = {
     "sampling storage tars shards "
     "substrings containment splits datasets collate prepare stream pipeline "
     "ingest_report ingest_plan ingest_shard ingest description curation check main",
-    "train": "config recipes models dist loss_masks loss_views loss_hierarchy losses metrics optim checkpoint tracking "
-    "progress reference evaluation gradient_cache loop trainer export main evaluate",
+    "train": "config recipes models dist loss_masks loss_views loss_hierarchy losses metrics optim checkpoint commits "
+    "tracking progress reference evaluation gradient_cache lane_dropout flops loop worker trainer export main evaluate",
 }
 
 

@@ -20,6 +20,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from engine.taxonomy import Taxonomy
 from train.config import Config, from_dict, to_dict
@@ -64,11 +66,27 @@ def build(config: Config, taxonomy: Taxonomy, architecture: dict[str, Any] | Non
     return build_model(config.model, config.data, config.loss, num_taxa, architecture)
 
 
-def save(
-    folder: Path, model: Trimodal, config: Config, taxonomy: Taxonomy, *, step: int, state: dict[str, Any] | None
-) -> None:
-    """Write a checkpoint into an existing folder; `state` is what training needs to go on (None for an export)."""
-    weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+def snapshot(tree: Any) -> Any:
+    """Copies in this process' own memory of all tensors in nested dictionaries and lists: what a thread can write."""
+    return tree_map(lambda leaf: leaf.detach().to("cpu", copy=True) if isinstance(leaf, Tensor) else leaf, tree)
+
+
+def save(folder: Path, model: Trimodal, config: Config, taxonomy: Taxonomy, *, step: int,
+         state: dict[str, Any] | None, weights: dict[str, Tensor] | None = None,
+         score: float | None = None) -> None:  # fmt: skip
+    """Write a checkpoint into an existing folder.
+
+    Args:
+        state: what training needs to go on (None for an export).
+        weights: the model's state_dict of an earlier moment, None = as they are now.
+        score: of the validation at this step, kept in meta.json.
+
+    Raises FloatingPointError when a weight is not finite: nobody could go on from that.
+    """
+    weights = {name: value.detach().cpu().contiguous() for name, value in (weights or model.state_dict()).items()}
+    bad = [name for name, value in weights.items() if value.is_floating_point() and not value.isfinite().all()]
+    if bad:
+        raise FloatingPointError(f"after step {step} weights are not finite, e.g. {bad[0]}; no checkpoint is written")
     save_file(weights, folder / WEIGHTS)
     (folder / CONFIG).write_text(json.dumps(to_dict(config), indent=1))
     taxonomy.save(folder / TAXONOMY)
@@ -81,6 +99,8 @@ def save(
         "taxonomy_fingerprint": taxonomy.fingerprint,
         "architecture": model.architecture,
     }
+    if score is not None:
+        meta["score"] = score
     (folder / META).write_text(json.dumps(meta, indent=1))
     if state is not None:
         torch.save(state, folder / STATE)
@@ -166,25 +186,3 @@ def load(path: str | Path) -> Checkpoint:
 def load_training_state(folder: Path) -> dict[str, Any]:
     """Optimizer, schedule and step of a checkpoint written during training."""
     return torch.load(folder / STATE, map_location="cpu", weights_only=True)
-
-
-def keep(part: Path, step: int) -> Path:
-    """Rename a folder with a written checkpoint to its step's name, then remove the earlier ones beside it."""
-    kept = part.with_name(f"step-{step:09d}")
-    shutil.rmtree(kept, ignore_errors=True)
-    part.rename(kept)
-    for earlier in part.parent.glob("step-*"):
-        if earlier != kept:
-            shutil.rmtree(earlier)
-    return kept
-
-
-def newest(run: Path, *patterns: str) -> Path | None:
-    """The checkpoint of the most steps among these of a run's folder; None where there is none to go on from."""
-    folders = [folder for pattern in patterns for folder in run.glob(pattern) if (folder / STATE).is_file()]
-    return max(folders, key=step_of, default=None)
-
-
-def step_of(folder: Path) -> int:
-    """The global step at which a checkpoint was written."""
-    return int(read_json(folder / META)["step"])

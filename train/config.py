@@ -114,9 +114,11 @@ class RunConfig:
     checkpoint_every: Positive = 1  # epochs between checkpoints
     checkpoint_steps: Annotated[int, Field(ge=0)] = 0  # steps between further ones, for epochs of hours; 0 = none
     validate_every: Positive = 5  # epochs between validations; the last epoch is always validated
-    keep_checkpoints: Positive = 2
-    max_failures: Annotated[int, Field(ge=-1)] = 3  # restarts of the workers before giving up; -1 = no limit
+    keep_checkpoints: Positive = 2  # the last so many stay, and the best by validation
+    max_failures: Annotated[int, Field(ge=-1)] = 3  # restarts by itself before giving up; -1 = no limit
     log_every: Positive = 10  # steps between metric records
+    record_keys: bool = False  # append the keys of every step to keys-RANK.jsonl in the run's folder, for audits
+    peak_tflops: NonNegative = 0.0  # of one worker's device, for perf/mfu; 0 = the rate of a large matrix product
     fusion_training: Literal["joint", "posthoc"] = "joint"
     fusion_epochs: Positive = 2  # posthoc only: last epochs, in which nothing but the gate trains
     tracking: Literal["mlflow", "none"] = "mlflow"

@@ -6,10 +6,13 @@ gloo (CPU) and nccl (GPU). Legend: W world size, n rows on each rank.
 
 import hashlib
 from collections.abc import Mapping
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch import distributed as torch_dist
+
+T = TypeVar("T")
 
 
 def world_size() -> int:
@@ -101,6 +104,15 @@ def reduce_metrics(metrics: Mapping[str, Tensor | float]) -> dict[str, float]:
     values = [torch.as_tensor(metrics[name]).detach().to(device, torch.float64) for name in names]
     means = all_reduce_sum(torch.stack(values)) / world_size()
     return dict(zip(names, means.tolist(), strict=True))
+
+
+def gather_objects(value: T) -> list[T]:
+    """Every rank's plain Python value, in rank order, on every rank."""
+    found: list[Any] = [None] * world_size()
+    if world_size() == 1:
+        return [value]
+    torch_dist.all_gather_object(found, value)
+    return found
 
 
 def _bytes(tensor: Tensor) -> bytes:

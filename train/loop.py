@@ -4,16 +4,15 @@
 
 `Session` is one worker's training without Ray: it can be driven step by step by a test, by `train_loop` under Ray
 Train, and by a sweep's trial. The state of a run is one number, the global step, because the order of specimens is a
-pure function of it and dropout is seeded by it.
+pure function of it and dropout is seeded by it, lane by lane.
 """
 
 import contextlib
 import dataclasses
 import hashlib
 import logging
-import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -31,6 +30,7 @@ from engine.taxonomy import Taxonomy
 from train import dist, gradient_cache
 from train.checkpoint import build
 from train.config import Config, LossConfig
+from train.lane_dropout import LaneMasks, seed_of
 from train.losses import Targets, total_loss
 from train.models.trimodal import Features, caption_tokenizer
 from train.optim import build_optimizer
@@ -99,10 +99,13 @@ class CaptionTable:
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """Move the tensors; images stay uint8 until the model normalises them."""
-    return {  # type: ignore[return-value]
-        key: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value for key, value in batch.items()
-    }
+    """Move the tensors; images stay uint8 until the model normalises them. A GPU takes its copy from pinned memory,
+    so that nobody waits for it."""
+
+    def moved(tensor: Tensor) -> Tensor:
+        return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
+
+    return {key: moved(value) if isinstance(value, Tensor) else value for key, value in batch.items()}  # type: ignore[return-value]
 
 
 class Session:
@@ -119,6 +122,8 @@ class Session:
         self.phases = phases(config, self.plan.steps_per_epoch)
         torch.manual_seed(config.run.seed)
         self.model = build(config, taxonomy).to(device)
+        # Masks by lane would cut a compiled tower into pieces: there dropout is drawn by worker.
+        self.masks = None if config.run.compile else LaneMasks(self.model, self.plan.global_batch_size // data.lanes)
         if config.run.compile:
             for tower in (self.model.image_encoder, self.model.text_encoder, self.model.dna_encoder):
                 tower.compile(dynamic=True)  # in place: names of parameters stay; rows of a batch vary
@@ -129,6 +134,7 @@ class Session:
             self.specimens.key.tobytes() + self.plan.labels.tobytes(), digest_size=8
         ).hexdigest()
         self.step = 0
+        self.asked: tuple[bool, ...] = ()  # of the latest step: which requests to stop came from any rank
         self.history: list[dict[str, float]] = []  # one record an epoch; travels in the checkpoint
         self._enter(self.phases[0])
 
@@ -185,17 +191,40 @@ class Session:
         )
 
     def _seed(self, part: int) -> None:
-        """Dropout of this step on this worker; of a part of its rows with gradient caching."""
-        torch.manual_seed(_step_seed(self.config.run.seed, self.step, dist.rank(), part))
+        """Randomness of this step on this worker that is not drawn by lane; of a part of its rows."""
+        torch.manual_seed(seed_of(f"{self.config.run.seed}/{self.step}/{dist.rank()}/{part}"))
+
+    def _number_rows(self, batch: Batch) -> None:
+        """Add `row` [B], the place of each row in the step's global batch: dropout is drawn by lane."""
+        count = len(batch["valid"])
+        batch["row"] = torch.arange(count) + dist.rank() * count
+        if self.masks:
+            self.masks.seed(f"{self.config.run.seed}/{self.step}")
 
     def _features(self, batch: Batch) -> Features:
         """Forward in the run's precision; weights, losses and optimizer stay float32."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.run.precision == "bf16"):
             return self.forward(batch)
 
-    def train_step(self, batch: Batch) -> dict[str, Tensor]:
+    def _agree(self, terms: dict[str, Tensor], keys: list[str], asked: Sequence[bool]) -> None:
+        """What one rank knows all ranks learn: a loss that is not finite, and requests to stop (into `self.asked`).
+
+        Raises FloatingPointError on every rank when any rank's loss is not finite.
+        """
+        told = torch.tensor([False, *asked], device=self.device, dtype=torch.float32)
+        told[0] = ~torch.isfinite(terms["loss/total"].detach())
+        bad, *requests = dist.all_reduce_sum(told).tolist()
+        self.asked = tuple(count > 0 for count in requests)
+        if bad:
+            raise FloatingPointError(
+                f"loss is {terms['loss/total'].item()} at step {self.step} (rank {dist.rank()}); "
+                f"terms { ({k: round(v.item(), 4) for k, v in terms.items()}) }; keys {', '.join(filter(None, keys))}"
+            )
+
+    def train_step(self, batch: Batch, asked: Sequence[bool] = ()) -> dict[str, Tensor]:
         """One optimizer step on this worker's share of the global batch; returns the named loss terms.
 
+        `asked`: requests to stop, as many on every rank; `self.asked` then says which of them any rank has.
         Raises FloatingPointError, before the optimizer moves, when the loss is not finite.
         """
         if self.step >= self.phase.last:
@@ -205,17 +234,14 @@ class Session:
             self.model.eval()
             self.model.fusion.train()
         self.captions.attach(batch)
+        self._number_rows(batch)
         batch = to_device(batch, self.device)
         rows = self.config.run.micro_batch_size
         parts = gradient_cache.split(batch, rows) if 0 < rows < len(batch["valid"]) else []
         self._seed(0)
         features = gradient_cache.encode(self._features, parts, self._seed) if parts else self._features(batch)
         terms = total_loss(features, Targets.from_batch(batch), self.phase.loss)
-        if not math.isfinite(dist.all_reduce_sum(terms["loss/total"]).item()):  # on any rank: all of them stop
-            raise FloatingPointError(
-                f"loss is {terms['loss/total'].item()} at step {self.step} (rank {dist.rank()}); "
-                f"terms { ({k: round(v.item(), 4) for k, v in terms.items()}) }; first keys {batch['keys'][:8]}"
-            )
+        self._agree(terms, batch["keys"], asked)
         self.optimizer.zero_grad(set_to_none=True)
         terms["loss/total"].backward()
         if parts:
@@ -229,11 +255,6 @@ class Session:
         return {name: value.detach() for name, value in terms.items()}
 
 
-def _step_seed(seed: int, step: int, rank: int, part: int) -> int:
-    text = f"{seed}/{step}/{rank}" + (f"/{part}" if part else "")
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest(), "big")
-
-
 @dataclass
 class Meter:
     """Where the time of an interval went, and its mean loss terms."""
@@ -242,23 +263,28 @@ class Meter:
     rows: int = 0
     wait: float = 0.0
     busy: float = 0.0
+    flops: float = 0.0
     terms: dict[str, Tensor] = dataclasses.field(default_factory=dict)
 
-    def add(self, terms: dict[str, Tensor], rows: int, wait: float, busy: float) -> None:
+    def add(self, terms: dict[str, Tensor], rows: int, wait: float, busy: float, flops: float) -> None:
         """Count one step."""
-        self.steps, self.rows = self.steps + 1, self.rows + rows
+        self.steps, self.rows, self.flops = self.steps + 1, self.rows + rows, self.flops + flops
         self.wait, self.busy = self.wait + wait, self.busy + busy
         for name, value in terms.items():
             self.terms[name] = self.terms.get(name, 0.0) + value
 
-    def summary(self) -> dict[str, float]:
-        """Means over the interval; loss terms averaged over the workers, samples counted over all of them."""
+    def summary(self, peak: float) -> dict[str, float]:
+        """Means over the interval; loss terms averaged over the workers, samples counted over all of them.
+
+        `peak`: operations a second of this worker's device, for the share of it that the steps use (`perf/mfu`).
+        """
         means = dist.reduce_metrics({name: value / self.steps for name, value in self.terms.items()})
         seconds = max(self.wait + self.busy, 1e-9)
         return {name: float(value) for name, value in means.items()} | {
             "data/wait_s": self.wait / self.steps,
             "perf/step_s": self.busy / self.steps,
             "perf/samples_per_s": self.rows * dist.world_size() / seconds,
+            "perf/mfu": self.flops / seconds / peak,
         }
 
 

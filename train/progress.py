@@ -17,15 +17,20 @@ POLL_SECONDS = 0.5
 
 
 class Board:
-    """The actor's state: the step, what stands beside the bar, and lines not yet shown."""
+    """The actor's state: the step, what stands beside the bar, lines not yet shown, and whether to stop."""
 
     def __init__(self) -> None:
-        self._step, self._beside = 0, ""
+        self._step, self._beside, self._stop = 0, "", False
         self._lines: list[str] = []
 
-    def set(self, step: int, beside: str = "") -> None:
-        """Move the bar; an empty `beside` leaves what stands there."""
+    def set(self, step: int, beside: str = "") -> bool:
+        """Move the bar; an empty `beside` leaves what stands there. Returns whether the run is to stop."""
         self._step, self._beside = step, beside or self._beside
+        return self._stop
+
+    def stop(self) -> None:
+        """Let the workers stop after their step, with a checkpoint."""
+        self._stop = True
 
     def say(self, line: str) -> None:
         """Show a line above the bar."""
@@ -38,10 +43,27 @@ class Board:
 
 
 def new_board() -> Any:
-    """A handle to a Board that takes no CPU; hand it to the workers."""
+    """A handle to a Board that takes no CPU; hand it to the workers. When its process is killed it starts empty."""
     import ray
 
-    return ray.remote(num_cpus=0)(Board).remote()
+    return ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Board).remote()
+
+
+class Told:
+    """The workers' side: what rank 0 tells the board, and what it hears back, without ever waiting for it."""
+
+    def __init__(self, board: Any) -> None:
+        self._board = board
+        self._answer: Any = None
+        self.stop = False  # the driver wants the run to stop
+
+    def step(self, step: int, beside: str) -> None:
+        """Move the bar; hear whether the run is to stop, from the latest answer that is there."""
+        import ray
+
+        if self._answer is None or ray.wait([self._answer], timeout=0)[0]:
+            self.stop = self.stop or (self._answer is not None and ray.get(self._answer))
+            self._answer = self._board.set.remote(step, beside)
 
 
 class _BoardHandler(logging.Handler):
@@ -62,8 +84,8 @@ def log_to(board: Any, rank: int) -> None:
 
 
 @contextmanager
-def shown(board: Any, total: int) -> Iterator[None]:
-    """Show the board while the block runs."""
+def shown(board: Any, total: int, stop: threading.Event) -> Iterator[None]:
+    """Show the board while the block runs; tell it when `stop` is set."""
     done = threading.Event()
     bar = tqdm(
         total=total, desc="training", unit="step", file=sys.stderr, mininterval=1.0 if sys.stderr.isatty() else 20
@@ -80,6 +102,8 @@ def shown(board: Any, total: int) -> Iterator[None]:
 
     def watch() -> None:
         while not done.wait(POLL_SECONDS):
+            if stop.is_set():
+                board.stop.remote()
             refresh()
 
     thread = threading.Thread(target=watch, name="progress", daemon=True)

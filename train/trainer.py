@@ -1,4 +1,4 @@
-"""Config -> TorchTrainer -> a finished run: what the driver does, and what each Ray Train worker does.
+"""Config -> TorchTrainer -> a finished run: what the driver does. What its workers do is `train.worker`.
 
 Ray's own switches that are environment variables are set here, before Ray is imported, and never over the user's.
 """
@@ -8,8 +8,11 @@ import dataclasses
 import json
 import logging
 import os
+import re
 import shutil
+import signal
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,16 +24,14 @@ os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # else every line of
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # keep CUDA visible to zero-GPU drivers; no warning
 os.environ.setdefault("RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S", "300")  # 30 minutes of silence help nobody
 
-import pyarrow as pa
-import torch
-
-from engine.pipeline import CpuBudget, cpu_budget, evaluation_batches, label_columns, load_index, select_split
+from engine.pipeline import cpu_budget, label_columns, load_index, select_split
 from engine.sampling import Plan
 from engine.taxonomy import Taxonomy
-from train import checkpoint, dist, evaluation, progress
-from train.config import Config, absolute_paths, from_dict, to_dict
-from train.loop import Meter, Session, phases, timed
-from train.tracking import Tracker, create_run, open_tracker
+from train import checkpoint, commits, progress
+from train.config import Config, absolute_paths, to_dict
+from train.loop import phases
+from train.tracking import create_run, open_tracker, reopen_run
+from train.worker import Job, listen, run_folder, train_loop
 
 log = logging.getLogger(__name__)
 
@@ -38,8 +39,7 @@ log = logging.getLogger(__name__)
 # CPU step of the quickstart 1.5 times as fast (0.31 s instead of 0.48 s, page faults 115,000 -> 200).
 KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40), "MALLOC_TOP_PAD_": str(2**26)}
 RECORD = "run.json"  # in the run's folder: its MLflow run and its configuration, for --resume
-IN_PROCESS = "checkpoint_in_process"  # in the run's folder: where run.num_workers=0 keeps its checkpoint
-SHOWN_RANKS = ("family", "species")  # of the validation, in the line of an epoch
+STOPPED = 128 + signal.SIGTERM  # exit code, as a shell says it of a process that SIGTERM ended
 CPU_PER_WORKER = {False: 0.01, True: 1.0}  # by use_gpu: a CPU worker's own threads share the cores with its data tasks
 
 
@@ -54,145 +54,6 @@ class Run:
     history: list[dict[str, float]]  # one record an epoch
     steps: int
     seconds: float
-
-
-@dataclass(frozen=True)
-class Job:
-    """What every worker is given. Plain data, so that it survives pickling to another node."""
-
-    config: dict[str, Any]
-    taxonomy: dict[str, Any]
-    run_id: str
-    budget: CpuBudget | None
-    threads: int
-    board: Any  # actor handle of train.progress
-
-    def open(self) -> tuple[Config, Taxonomy, pa.Table]:
-        """Configuration, taxonomy and index as objects."""
-        config = from_dict(self.config)
-        return config, Taxonomy.from_json(self.taxonomy), load_index(config.data.shards)
-
-
-def _report(session: Session, metrics: dict[str, float], keep: bool) -> None:
-    """Report to Ray Train; rank 0 attaches a checkpoint when `keep`."""
-    import ray.train
-
-    if not (keep and dist.rank() == 0):
-        ray.train.report(metrics)
-        return
-    with _checkpoint_folder(session) as folder:
-        checkpoint.save(
-            folder, session.model, session.config, session.taxonomy, step=session.step, state=session.state()
-        )
-        if not session.config.run.num_workers:
-            folder = checkpoint.keep(folder, session.step)
-        ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
-
-
-def _run_folder(config: Config) -> Path:
-    return Path(config.run.storage).resolve() / config.run.name
-
-
-@contextlib.contextmanager
-def _checkpoint_folder(session: Session) -> Iterator[Path]:
-    """A folder to write a checkpoint into: without Ray's workers one that stays, half written until it is renamed."""
-    if session.config.run.num_workers:
-        with tempfile.TemporaryDirectory() as folder:
-            yield Path(folder)
-        return
-    part = _run_folder(session.config) / IN_PROCESS / "part"
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    yield part
-
-
-@contextlib.contextmanager
-def _last_checkpoint(config: Config) -> Iterator[Path | None]:
-    """The folder of the checkpoint to go on from, None for a new run; with or without Ray's workers, before and now."""
-    import ray.train
-
-    if not config.run.num_workers:
-        yield checkpoint.newest(_run_folder(config), f"{IN_PROCESS}/step-*", "checkpoint_*")
-        return
-    # not Ray's own here: a worker could see one that the others do not see yet
-    newest = checkpoint.newest(_run_folder(config), f"{IN_PROCESS}/step-*")
-    if previous := ray.train.get_checkpoint():
-        with previous.as_directory() as folder:
-            yield newest if newest and checkpoint.step_of(newest) > checkpoint.step_of(Path(folder)) else Path(folder)
-    else:
-        yield newest
-
-
-def _validate(session: Session, index: pa.Table) -> dict[str, float]:
-    """Per-rank roll-up accuracy on val, by rank 0 alone while the others wait; {} where there is no val split."""
-    if dist.rank() or not bool((index["split"].to_numpy(zero_copy_only=False) == "val").any()):
-        return {}
-    batches = evaluation_batches(
-        select_split(index, "val"), session.taxonomy, session.config.data, session.config.eval.batch_size
-    )
-    return evaluation.accuracy_of(session.model, session.taxonomy, batches, session.tokenizer, session.device)
-
-
-def train_loop(task: dict[str, Any]) -> None:
-    """One Ray Train worker, from the last checkpoint (if any) to the end of the run; `task` holds a Job's fields."""
-    import ray.train
-    import ray.train.torch
-
-    job = Job(**task)
-    progress.log_to(job.board, dist.rank())
-    config, taxonomy, index = job.open()
-    torch.set_num_threads(job.threads)
-    session = Session(config, index, taxonomy, ray.train.torch.get_device())
-    with _last_checkpoint(config) as folder:
-        if folder:
-            loaded = checkpoint.load(folder)
-            session.restore(loaded.model.state_dict(), checkpoint.load_training_state(folder))
-            log.info("resumed at step %d of %d", session.step, session.total_steps)
-    rank0 = dist.rank() == 0
-    tracker = open_tracker(config, job.run_id if rank0 else "")
-    every = session.plan.steps_per_epoch
-    interval, epoch_meter, beside, start = Meter(), Meter(), "", session.step
-    for batch, wait in timed(session.batches(job.budget)):
-        if session.step == start:
-            tracker.metrics({"data/first_batch_s": wait}, start)
-            log.info("first batch after %.1f s", wait)
-        started = time.perf_counter()
-        terms = session.train_step(batch)
-        busy = time.perf_counter() - started
-        for meter in (interval, epoch_meter):
-            meter.add(terms, int(batch["valid"].sum()), wait, busy)
-        if session.step % config.run.log_every == 0:
-            summary = interval.summary()
-            tracker.metrics(summary | {"optim/lr": float(session.schedule.get_last_lr()[0])}, session.step)
-            beside = f"loss {summary['loss/total']:.3f}, {summary['perf/samples_per_s']:.0f} specimens/s"
-            interval = Meter()
-        if rank0:
-            job.board.set.remote(session.step, beside)
-        if session.step % every == 0:
-            _end_epoch(session, index, epoch_meter, tracker)
-            epoch_meter = Meter()
-        elif config.run.checkpoint_steps and session.step % config.run.checkpoint_steps == 0:
-            _report(session, {"epoch": session.epoch, "step": float(session.step)}, keep=True)
-    tracker.close()
-
-
-def _end_epoch(session: Session, index: pa.Table, meter: Meter, tracker: Tracker) -> None:
-    """Compare the replicas, validate when due, checkpoint when due, report."""
-    run, epoch = session.config.run, session.step // session.plan.steps_per_epoch
-    dist.check_replicas(session.model)
-    last = session.step == session.total_steps
-    metrics = meter.summary() | {"epoch": float(epoch), "step": float(session.step)}
-    if last or epoch % run.validate_every == 0:
-        metrics |= _validate(session, index)
-    metrics["data/left_out"] = float(session.plan.num_left_out)
-    tracker.metrics({key: value for key, value in metrics.items() if key not in ("step",)}, session.step)
-    if dist.rank() == 0:
-        tops = [(k.split("/"), v) for k, v in metrics.items() if k.startswith("val/") and k.endswith("/top1")]
-        accuracies = [f"{query} {rank} {100 * v:.1f}" for (_, query, _, rank, _), v in tops if rank in SHOWN_RANKS]
-        text = f"; val top-1 %: {', '.join(accuracies)}" if accuracies else ""
-        log.info("epoch %d/%d: loss %.3f%s", epoch, run.epochs, metrics["loss/total"], text)
-    session.history.append(metrics)
-    _report(session, metrics, keep=last or epoch % run.checkpoint_every == 0)
 
 
 def prepare(config: Config) -> tuple[Taxonomy, int]:
@@ -229,17 +90,29 @@ def _threads(config: Config) -> int:
     return config.run.threads or max(1, cores // max(1, config.run.num_workers))
 
 
-def _fit(job: Job, config: Config, total_steps: int) -> Path:
-    """Run TorchTrainer to the end; returns the last checkpoint's folder."""
+def _trainer(job: Job, config: Config) -> Any:
+    """A TorchTrainer whose workers listen for SIGTERM. Restarts are the driver's (`_fit`), not Ray's."""
     import ray.train
-    from ray.train import CheckpointConfig, FailureConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
+    from ray.train import FailureConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch.config import _TorchBackend
+
+    class Backend(_TorchBackend):
+        def on_start(self, worker_group: Any, backend_config: Any) -> None:
+            super().on_start(worker_group, backend_config)
+            worker_group.execute(listen)  # in the main thread: the training function runs in another
+
+    class Setup(TorchConfig):
+        @property
+        def backend_cls(self) -> type[_TorchBackend]:
+            return Backend
 
     run = config.run
     memory = {key: os.environ.get(key, value) for key, value in KEEP_MEMORY.items()}
-    trainer = TorchTrainer(
+    return TorchTrainer(
         train_loop,
         train_loop_config={field.name: getattr(job, field.name) for field in dataclasses.fields(job)},
+        torch_config=Setup(),
         scaling_config=ScalingConfig(
             num_workers=run.num_workers,
             use_gpu=run.use_gpu,
@@ -248,23 +121,66 @@ def _fit(job: Job, config: Config, total_steps: int) -> Path:
         run_config=ray.train.RunConfig(
             name=run.name,
             storage_path=str(Path(run.storage).resolve()),
-            failure_config=FailureConfig(max_failures=run.max_failures),
-            checkpoint_config=CheckpointConfig(num_to_keep=run.keep_checkpoints),
+            failure_config=FailureConfig(max_failures=0),
             worker_runtime_env={"env_vars": memory},
         ),  # type: ignore[call-arg]  # the type checker sees the older RunConfig of ray.air
     )
+
+
+def _not_worth_a_retry(error: Exception) -> Exception | None:
+    """What would only happen again: the user's mistake, and a loss that is not finite (of the rank that has it)."""
+    failures = getattr(error, "worker_failures", {}).values()
+    again = [failure for failure in failures if isinstance(failure, ValueError | FloatingPointError)]
+    source = [failure for failure in again if re.match(r"loss is -?(nan|inf)", str(failure))]
+    return next(iter(source + again), None)
+
+
+def _fit(job: Job, config: Config, total_steps: int, stop: threading.Event) -> None:
+    """Train to the end, or to a request to stop: after a failure again from the last commit, `run.max_failures` times.
+
+    Ray restarts workers that die, but not its controller: when that one's process dies, `fit` raises an actor error.
+    Here both count alike, and what would only fail again is not tried again.
+    """
+    import ray
+    import ray.train
+
+    failures, limit = 0, config.run.max_failures
+    while True:
+        try:
+            with progress.shown(job.board, total_steps, stop):
+                _trainer(job, config).fit()
+            return
+        except (ray.train.TrainingFailedError, ray.exceptions.RayActorError) as error:
+            mistake = _not_worth_a_retry(error)
+            if mistake:
+                raise mistake from None
+            if stop.is_set():  # whoever sent SIGTERM may have sent it to the workers too
+                return
+            failures += 1
+            if 0 <= limit < failures:
+                raise
+            log.warning("%s; going on from the last checkpoint (restart %d)", _cause(error), failures)
+
+
+def _cause(error: Exception) -> str:
+    """One line on why training broke off."""
+    failures = getattr(error, "worker_failures", {})
+    told = [f"worker {rank}: {type(failure).__name__}: {failure}" for rank, failure in failures.items()]
+    return " ".join((told[0] if told else f"{type(error).__name__}: {error}").split())[:300]
+
+
+@contextlib.contextmanager
+def _sigterm_stops() -> Iterator[threading.Event]:
+    """An event that SIGTERM sets while the block runs; in the main thread only, elsewhere nothing sets it."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: stop.set())
     try:
-        with progress.shown(job.board, total_steps):
-            last = trainer.fit().checkpoint
-    except ray.train.WorkerGroupError as error:
-        mistakes = [failure for failure in error.worker_failures.values() if isinstance(failure, ValueError)]
-        raise mistakes[0] if mistakes else error from None
-    if not run.num_workers:
-        kept = checkpoint.newest(_run_folder(config), f"{IN_PROCESS}/step-*", "checkpoint_*")
-    else:
-        kept = Path(last.path) if last else None
-    assert kept, "the last epoch always writes a checkpoint"
-    return kept
+        yield stop
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def start_ray() -> None:
@@ -295,10 +211,25 @@ def export(source: Path, target: Path) -> Path:
     return target
 
 
+def _record(config: Config) -> str:
+    """The MLflow run of this training, the same after every restart; "" when not tracking."""
+    record = run_folder(config) / RECORD
+    run_id = json.loads(record.read_text())["run_id"] if record.exists() else ""
+    if run_id:
+        reopen_run(config, run_id)
+        return run_id
+    run_id = create_run(config, {"recipe": config.recipe, "code_version": checkpoint.code_version()})
+    part = record.with_suffix(".part")
+    part.write_text(json.dumps({"run_id": run_id, "config": to_dict(config)}, indent=1))
+    part.rename(record)
+    return run_id
+
+
 def train(config: Config) -> Run:
     """Train as configured, on the running Ray cluster or one started here; a run of the same name is continued.
 
-    Raises ValueError for everything that the user can mend: shards, splits, numbers of workers, CPUs, tracking.
+    Raises ValueError for everything that the user can mend: shards, splits, numbers of workers, CPUs, tracking;
+    FloatingPointError when the loss is not finite; SystemExit(143) after SIGTERM, with the last step committed.
     """
     import ray
 
@@ -307,20 +238,27 @@ def train(config: Config) -> Run:
     start_ray()
     run = config.run
     budget = cpu_budget(ray.cluster_resources(), run.num_workers, CPU_PER_WORKER[run.use_gpu])
-    folder = make_folder(Path(run.storage).resolve() / run.name)
-    record = folder / RECORD
-    run_id = json.loads(record.read_text())["run_id"] if record.exists() else ""
-    if not run_id:
-        run_id = create_run(config, {"recipe": config.recipe, "code_version": checkpoint.code_version()})
-        record.write_text(json.dumps({"run_id": run_id, "config": to_dict(config)}, indent=1))
-    started = time.perf_counter()
+    folder = make_folder(run_folder(config))
+    run_id = _record(config)
+    started, status = time.perf_counter(), "FAILED"
     try:
-        job = Job(to_dict(config), taxonomy.to_json(), run_id, budget, _threads(config), progress.new_board())
-        last = _fit(job, config, total_steps)
-    except BaseException:
-        open_tracker(config, run_id).close("FAILED")
-        raise
+        with _sigterm_stops() as stop:
+            job = Job(to_dict(config), taxonomy.to_json(), run_id, budget, _threads(config), progress.new_board())
+            _fit(job, config, total_steps, stop)
+        reached = max(commits.steps(folder), default=0)
+        if reached < total_steps:
+            status = "KILLED"
+            log.warning("stopped at step %d of %d; go on with --resume %s", reached, total_steps, run.name)
+            raise SystemExit(STOPPED)
+        status = ""
+    finally:
+        if status:
+            open_tracker(config, run_id).close(status)
     seconds = time.perf_counter() - started
+    best = commits.best(folder)
+    if best is not None and best != total_steps:
+        log.info("best by validation: %s", commits.path_of(folder, best))
+    last = commits.path_of(folder, total_steps)
     state = checkpoint.load_training_state(last)
     model = export(last, folder / "model")
     return Run(folder, model, taxonomy, run_id, state["history"], state["step"], seconds)

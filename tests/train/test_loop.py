@@ -90,7 +90,7 @@ def test_resuming_another_data_order_is_refused(simulated_shards: Path) -> None:
         other.restore(session.model.state_dict(), session.state())
 
 
-@pytest.mark.parametrize("change", ["data.window=64", "data.partners=false", "data.lanes=4", "run.seed=1"])
+@pytest.mark.parametrize("change", ["data.window=64", "data.partners=true", "data.lanes=4", "run.seed=1"])
 def test_resuming_in_another_order_is_refused(simulated_shards: Path, change: str) -> None:
     session, other = (small_session(small_config(simulated_shards, *more)) for more in ((), (change,)))
     with pytest.raises(ValueError, match=rf"cannot resume: .*'{change.split('.')[1].split('=')[0]}'"):
@@ -170,7 +170,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(simulated_shards: Path)
     with torch.no_grad():
         session.model.dna_encoder.project.bias.fill_(float("nan"))
     before = {name: value.clone() for name, value in session.model.named_parameters()}
-    with pytest.raises(FloatingPointError, match=r"loss is nan at step 1 .*first keys \["):
+    with pytest.raises(FloatingPointError, match=r"loss is nan at step 1 .*keys \w"):
         advance(session, 1)
     for name, value in session.model.named_parameters():
         assert torch.equal(value, before[name]) or "dna_encoder.project.bias" in name
