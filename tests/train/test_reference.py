@@ -153,7 +153,7 @@ def test_an_answer_tells_evidence_and_the_nearest_other_species(planted: Planted
     told = answers(planted.library, planted.library.search([planted.barcodes[0]]))[0]
     assert told["names"] == {rank: planted.rows[0][rank] for rank in ("order", "family", "genus", "species")}
     assert (told["rank"], told["tied"], told["strand"] in (1, -1)) == ("species", {}, True)
-    assert (told["identity"], told["overlap"], told["records_of_species"]) == (1.0, 600, 5)
+    assert (told["identity"], told["overlap"], told["bin_uri"], told["records_of_species"]) == (1.0, 600, "BOLD:00", 5)
     assert told["other_species"]["name"].startswith("Genusa ") and 0.8 < told["other_species"]["identity"] < 0.95
     first = told["evidence"][0]
     assert (first["key"], first["bin_uri"], first["country"], first["specimens"]) == ("k000", "BOLD:00", "Norway", 1)

@@ -7,9 +7,11 @@ Legend: N queries, T hits, R ranks, P (query, taxon) pairs of a rank.
 """
 
 from dataclasses import dataclass
+from itertools import islice, pairwise
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from engine.taxonomy import RANKS
 from train.reference.library import Library
@@ -75,7 +77,7 @@ def answers(library: Library, hits: Hits) -> list[dict[str, Any]]:
     """Every query's answer as JSON values.
 
     Keys: `names` (rank -> name, down to where the answer stops), `rank` (that rank, None = no answer), `tied` (rank ->
-    names, where several taxa are equally near), `identity`, `overlap`, `strand` of the nearest reference,
+    names, where several taxa are equally near), `strand`; `identity`, `overlap`, `bin_uri` of the nearest reference;
     `records_of_species` (specimens of the answered species in the library), `other_species` (nearest reference of
     another species: name, identity, overlap; None = not among the candidates), `evidence` (the nearest references: key,
     names, BIN, country, identity, overlap, number of specimens with this very barcode).
@@ -83,16 +85,16 @@ def answers(library: Library, hits: Hits) -> list[dict[str, Any]]:
     scores = [rank_scores(library, hits, rank) for rank in range(len(RANKS))]
     per_species = np.bincount(library.labels[:, _SPECIES] + 1, minlength=library.taxonomy.sizes[_SPECIES] + 1)[1:]
     spans = [np.searchsorted(one.query, np.arange(len(hits.length) + 1)) for one in scores]
+    evidence = _evidence(library, hits)
     result = []
-    for number in range(len(hits.length)):
+    for number, told in enumerate(evidence):
         mine = [slice(span[number], span[number + 1]) for span in spans]
         names, rank, tied, species = _lineage(library, scores, mine)
         answer: dict[str, Any] = {"names": names, "rank": rank, "tied": tied, "strand": int(hits.strand[number])}
+        answer |= {key: told[0][key] if told else None for key in ("identity", "overlap", "bin_uri")}
         answer["records_of_species"] = int(per_species[species]) if species >= 0 else None
         answer["other_species"] = _other(library, hits, scores[_SPECIES], mine[_SPECIES], species)
-        answer["evidence"] = _evidence(library, hits, slice(hits.start[number], hits.start[number + 1]))
-        nearest = answer["evidence"][0] if answer["evidence"] else {"identity": None, "overlap": None}
-        result.append(answer | {key: nearest[key] for key in ("identity", "overlap")})
+        result.append(answer | {"evidence": told})
     return result
 
 
@@ -126,12 +128,16 @@ def _other(library: Library, hits: Hits, scores: RankScores, span: slice, specie
     return None
 
 
-def _evidence(library: Library, hits: Hits, span: slice) -> list[dict[str, Any]]:
+def _evidence(library: Library, hits: Hits) -> list[list[dict[str, Any]]]:
+    """The nearest references of every query, each by the first of its specimens."""
     rows, begin = library.rows_of
-    told = []
-    for hit in range(span.start, min(span.stop, span.start + _EVIDENCE)):
-        haplotype = hits.reference[hit]
-        record = library.records.slice(int(rows[begin[haplotype]]), 1).to_pylist()[0]
-        record |= {"identity": float(hits.identity[hit]), "overlap": int(hits.overlap[hit])}
-        told.append(record | {"specimens": int(begin[haplotype + 1] - begin[haplotype])})
-    return told
+    near = [np.arange(low, min(high, low + _EVIDENCE)) for low, high in pairwise(hits.start.tolist())]
+    chosen = np.concatenate([*near, np.empty(0, dtype=np.int64)]).astype(np.int64)
+    haplotype = hits.reference[chosen]
+    told = library.records.take(pa.array(rows[begin[haplotype]])).drop_columns("haplotype").to_pylist()
+    specimens = begin[haplotype + 1] - begin[haplotype]
+    measured = zip(hits.identity[chosen].tolist(), hits.overlap[chosen].tolist(), specimens.tolist(), strict=True)
+    for record, (identity, overlap, count) in zip(told, measured, strict=True):
+        record |= {"identity": identity, "overlap": overlap, "specimens": count}
+    following = iter(told)
+    return [list(islice(following, len(part))) for part in near]
