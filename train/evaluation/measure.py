@@ -70,10 +70,9 @@ def measure(split: str, rankings: Rankings, encoded: Encoded, subsets: Subsets, 
     """
     classes = metrics.true_classes(encoded.labels)
     result: dict[str, float] = {}
-    names: list[str] = []
-    correct: list[np.ndarray] = []
-    population: list[np.ndarray] = []
-    for (scoring, query, condition), ranking in rankings.items():
+    bar = tqdm(rankings.items(), desc="measuring", unit=" rankings", disable=None, leave=False)
+    for (scoring, query, condition), ranking in bar:
+        names, population = [], []
         for scope, subset in subsets.scopes(query).items():
             mask = encoded.mask(query) if subset is None else encoded.mask(query) & subset
             start = metrics.prefix(split, query, condition, scoring, scope)
@@ -81,12 +80,13 @@ def measure(split: str, rankings: Rankings, encoded: Encoded, subsets: Subsets, 
             found = metrics.accuracies(ranking.position, classes, mask)
             result |= {f"{start}/{name}": value for name, value in found.items()}
             names += [f"{start}/{column}/top1" for column in metrics.COLUMNS]
-            correct.append(metrics.hits(ranking.position, 1))
             population.append(mask[:, None] & (ranking.position != metrics.UNSCORED))
-    if names and resamples:
-        bounds = metrics.intervals(np.hstack(correct), np.hstack(population), subsets.group, resamples)
-        for name, (low, high) in zip(names, bounds, strict=True):
-            result[f"{name}_low"], result[f"{name}_high"] = float(low), float(high)
+        if resamples:
+            correct = np.tile(metrics.hits(ranking.position, 1), len(population))
+            bounds = metrics.intervals(correct, np.hstack(population), subsets.group, resamples)
+            for name, (low, high) in zip(names, bounds, strict=True):
+                result[f"{name}_low"], result[f"{name}_high"] = float(low), float(high)
+    if resamples:
         result |= _macro_intervals(split, rankings, encoded, subsets, resamples)
     return result
 
