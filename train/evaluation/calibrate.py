@@ -73,8 +73,12 @@ class Part:
         self.others = np.where(genus >= 0, counts[np.maximum(genus, 0)] - (self.labels[:, SPECIES] >= 0), 0)
 
     @cached_property
-    def encoded(self) -> dict[str, Encoded]:
-        """Damage -> features, the clean ones among each."""
+    def clean(self) -> Encoded:
+        return self.setting.encoded(self.split)
+
+    @cached_property
+    def damaged(self) -> dict[str, Encoded]:
+        """Damage -> features of the damaged forms."""
         found = {}
         for name, degrade in tqdm(DAMAGE.items(), desc=f"damage of {self.split}", disable=None, leave=False):
             found[name] = self.setting.encode(self.rows, f"{self.split}_{name}", degrade=degrade)
@@ -82,7 +86,7 @@ class Part:
 
     def mask(self, query: str) -> np.ndarray:
         """The specimens that have what the query needs, bool [N]."""
-        return next(iter(self.encoded.values())).mask(query)
+        return self.clean.mask(query)
 
     def cases(self, query: str, rows: np.ndarray, damage: str = "", *, withhold: bool = False,
               weight: float = 1.0) -> Cases:  # fmt: skip
@@ -94,7 +98,7 @@ class Part:
         """
         if withhold:
             rows = rows[self.labels[rows, SPECIES] >= 0]
-        encoded = self.encoded[damage or next(iter(DAMAGE))]
+        encoded = self.damaged[damage] if damage else self.clean
         condition = list(QUERIES[query])[-1] if damage else "clean"
         features = encoded.query(query, condition, fuse_with(self.setting), rows)
         without = self.labels[rows, SPECIES] if withhold else None
@@ -188,8 +192,7 @@ def pairs(part: Part) -> dict[str, np.ndarray]:
     both = np.flatnonzero(part.mask("fused"))
     if not len(both):
         return {}
-    features = next(iter(part.encoded.values())).features
-    image, dna = features["image"][both], features["dna"][both]
+    image, dna = part.clean.features["image"][both], part.clean.features["dna"][both]
     rows = {"true": (np.arange(len(both)), np.arange(len(both)))} | swaps(part.labels[both])
     found = {}
     for kind, (first, second) in rows.items():

@@ -88,14 +88,15 @@ def combined(query: str, parts: Sequence[np.ndarray], fuse: Callable[[Tensor, Te
 
 @torch.inference_mode()
 def encode_batch(
-    model: Any, batch: Mapping[str, Any], device: torch.device | str = "cpu", *, noisy: bool = True
+    model: Any, batch: Mapping[str, Any], device: torch.device | str = "cpu", *, clean: bool = True, noisy: bool = True
 ) -> dict[str, Tensor]:
-    """Features of a batch on `device`: image, dna and, with `noisy`, their damaged forms; [b, D], zeros where missing.
+    """Features of a batch on `device`: image and dna as they are (`clean`), damaged (`noisy`); [b, D], zeros where
+    missing.
 
     A modality that no row has is left out.
     """
     result = {}
-    for suffix in ("", "_noisy") if noisy else ("",):
+    for suffix in [name for name, wanted in (("", clean), ("_noisy", noisy)) if wanted]:
         for modality in MODALITIES:
             rows = (batch["valid"] & batch[f"has_{modality}"]).nonzero()[:, 0]
             if not len(rows):
@@ -120,12 +121,14 @@ def only(index: pa.Table, modality: str) -> pa.Table:
 
 def encode_split(model: Any, index: pa.Table, taxonomy: Taxonomy, data: DataConfig, *, batch_size: int = 256,
                  device: torch.device | str = "cpu", budget: CpuBudget | None = None,
-                 noisy: bool = True, store: FeatureStore | None = None) -> Encoded:  # fmt: skip
+                 clean: bool = True, noisy: bool = True,
+                 store: FeatureStore | None = None) -> Encoded:  # fmt: skip
     """Encode every specimen of `index` (rows of `engine.pipeline.load_index`) once, with a progress bar.
 
     A specimen of which nothing can be read has neither modality; the pipeline logs its key.
 
     Args:
+        clean, noisy: which forms are encoded.
         store: where the features go, as many rows as `index`; what it holds already is not made again.
     """
     count = len(index)
@@ -135,7 +138,7 @@ def encode_split(model: Any, index: pa.Table, taxonomy: Taxonomy, data: DataConf
     rest = index.slice(first)
     for batch in evaluation_batches(rest, taxonomy, data, batch_size, budget) if len(rest) else ():
         rows = min(len(batch["valid"]), count - first)
-        values = {"labels": batch["labels"], **encode_batch(model, batch, device, noisy=noisy)}
+        values = {"labels": batch["labels"], **encode_batch(model, batch, device, clean=clean, noisy=noisy)}
         present = (("has_image", batch["has_image"]), ("has_dna", batch["has_dna"]))
         values |= {name: batch["valid"] & there for name, there in present}
         kept.write(first, {name: value[:rows].cpu().numpy() for name, value in values.items()})

@@ -68,7 +68,7 @@ class Setting:
     def encode(self, rows: pa.Table, name: str, *, noisy: bool = True,
                degrade: DegradeConfig | None = None) -> Encoded:  # fmt: skip
         """Encode rows of the index, keeping the features under `name` in the cache. `degrade`: other damage than the
-        configuration's."""
+        configuration's, and only the damaged form."""
         data = self.config.data if degrade is None else dataclasses.replace(self.config.data, degrade=degrade)
         store = None
         if self.cache is not None:
@@ -80,7 +80,7 @@ class Setting:
         size = self.config.eval.batch_size
         return encode_split(
             self.model, rows, self.taxonomy, data, batch_size=size, device=self.device,
-            budget=self.budget, noisy=noisy, store=store,
+            budget=self.budget, clean=degrade is None, noisy=noisy, store=store,
         )  # fmt: skip
 
     def encoded(self, split: str, *, noisy: bool = True) -> Encoded:
