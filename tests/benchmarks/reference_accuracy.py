@@ -31,15 +31,9 @@ def library_of(task: Task) -> Library:
 
 
 def library_labels(library: Library, task: Task, queries: list[str], threads: int) -> np.ndarray:
-    """The library's top-1 in the task's labels, int64 [N, R]: its taxa and theirs are joined by a reference."""
-    found = nearest_labels(library, library.search(queries, threads=threads))
-    answer = np.full(found.shape, -1)
-    for rank in range(found.shape[1]):
-        translate = np.full(library.taxonomy.sizes[rank] + 1, -1)
-        translate[library.labels[:, rank]] = task.reference_labels[:, rank]
-        translate[-1] = -1  # also what unknown labels wrote
-        answer[:, rank] = translate[found[:, rank]]
-    return answer
+    """The library's top-1 in the task's labels, int64 [N, R]; only binomials name species."""
+    labels = np.where(library.labels < 0, -1, task.reference_labels)
+    return nearest_labels(library, library.search(queries, threads=threads), labels)
 
 
 def scored(task: Task, answer: np.ndarray, rank: int, rows: np.ndarray) -> tuple[float, float]:

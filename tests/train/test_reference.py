@@ -10,6 +10,7 @@ import pytest
 
 from engine import degrade
 from engine.barcodes import reverse_complement
+from train.evaluation.peers import library_peer
 from train.reference import Library, answers, nearest_labels
 from train.reference.align import align
 from train.reference.library import MANIFEST, POSTINGS, RECORDS
@@ -223,3 +224,13 @@ def test_what_cannot_be_a_library_is_said(planted: Planted) -> None:
         Library.build(planted.records.slice(0, 1), [""])
     with pytest.raises(ValueError, match="one of 2 records"):
         Library.build(planted.records.slice(0, 2), planted.barcodes[:2], {"image": np.zeros((1, 4))})
+
+
+def test_as_a_peer_of_an_evaluation_it_answers_in_the_evaluations_labels(planted: Planted) -> None:
+    labels = planted.library.labels[:, ::-1] + 100
+    labels[0] = -1
+    queries = ["", *(sequence[50:300] for sequence in planted.barcodes)]
+    found = library_peer(queries, planted.barcodes, labels)
+    assert (found[0] == -1).all()
+    np.testing.assert_array_equal(found[2:], labels[1:])
+    assert found[1].tolist() == labels[1].tolist(), "a reference without labels leaves the answer to the next one"

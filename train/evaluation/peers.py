@@ -1,4 +1,4 @@
-"""Plain baselines on the same specimens: nearest neighbours by colour, by shared 6-mers, by the model's own features.
+"""Baselines on the same specimens: nearest by colour, shared 6-mers, exact alignment, the model's own features.
 
 Each answers, rank by rank, with the label of the nearest training specimen that has one there. References and
 queries go block against block, so memory does not grow with either.
@@ -22,7 +22,9 @@ from engine.schema import rng_for
 from engine.shards import ShardReader
 from engine.storage import Location
 from engine.taxonomy import Taxonomy
+from train import reference
 from train.evaluation.predict import Encoded, encode_split, only
+from train.reference import Library
 
 log = logging.getLogger(__name__)
 
@@ -110,6 +112,12 @@ def kmer_peer(queries: Sequence[str], references: Sequence[str], labels: np.ndar
     return nearest_labels(represent(asked, queries), represent(kept, references), labels[kept])[inverse]
 
 
+def library_peer(queries: Sequence[str], references: Sequence[str], labels: np.ndarray) -> np.ndarray:
+    """The nearest labelled reference by exact alignment (`train.reference`): int64 [N, R]. `labels` int64 [M, R]."""
+    library = Library.build(pa.table({"key": pa.nulls(len(references), pa.string())}), references)
+    return reference.nearest_labels(library, library.search(queries), labels)
+
+
 def colour_features(index: pa.Table, data: DataConfig) -> tuple[np.ndarray, np.ndarray]:
     """Colour histograms of all photos, clean and blurred as in the evaluation: float32 [N, 512] each; zeros without."""
     clean, noisy = (np.zeros((len(index), BINS**3), dtype=np.float32) for _ in range(2))
@@ -164,7 +172,9 @@ def image_peers(index: pa.Table, train: pa.Table, data: DataConfig, taxonomy: Ta
 
 def dna_peers(model: Any, encoded: Encoded, queries: Sequence[str], train: tuple[pa.Table, Sequence[str]],
               setting: tuple[DataConfig, Taxonomy, int, CpuBudget | None]) -> Answers:  # fmt: skip
-    """6-mer and feature nearest neighbours; {} when there are no barcodes.
+    """The reference library, 6-mer and feature nearest neighbours; {} when there are no barcodes.
+
+    The quadratic ones are left out where there are too many pairs.
 
     Args:
         encoded: the model's features of the queries.
@@ -175,15 +185,16 @@ def dna_peers(model: Any, encoded: Encoded, queries: Sequence[str], train: tuple
     data, taxonomy, batch_size, budget = setting
     present = np.array([bool(sequence) for sequence in train[1]], dtype=bool)
     index = train[0].filter(pa.array(present))
-    if not len(index) or not encoded.has_dna.any() or _too_large(len(queries), len(index), "6-mer"):
+    if not len(index) or not encoded.has_dna.any():
         return {}
     references = [sequence for sequence in train[1] if sequence]
     labels = taxonomy.encode(label_columns(index))
+    asked = dict(zip(("clean", "noisy"), degraded(encoded.keys, queries, data), strict=True))
+    found = {"dna/reference_library": {name: library_peer(some, references, labels) for name, some in asked.items()}}
+    if _too_large(len(queries), len(index), "6-mer"):
+        return found
     library, _ = degraded([""] * len(references), references, data)
-    by_kmer = {
-        condition: kmer_peer(asked, library, labels)
-        for condition, asked in zip(("clean", "noisy"), degraded(encoded.keys, queries, data), strict=True)
-    }
+    by_kmer = {name: kmer_peer(some, library, labels) for name, some in asked.items()}
     device = next(model.parameters()).device
     known = encode_split(
         model, only(index, "dna"), taxonomy, data, batch_size=batch_size, device=device, budget=budget, noisy=False
@@ -192,7 +203,7 @@ def dna_peers(model: Any, encoded: Encoded, queries: Sequence[str], train: tuple
         condition: nearest_labels(_rows_of(encoded.features[part]), _rows_of(known.features["dna"]), labels)
         for condition, part in (("clean", "dna"), ("noisy", "dna_noisy"))
     }
-    return {"dna/nearest_6mer": by_kmer, "dna/nearest_feature": by_feature}
+    return found | {"dna/nearest_6mer": by_kmer, "dna/nearest_feature": by_feature}
 
 
 def _too_large(queries: int, references: int, name: str) -> bool:

@@ -26,6 +26,7 @@ TABLE2 = (
 )  # fmt: skip
 PEERS = {
     "image/colour_histogram": "colour histogram, nearest photo",
+    "dna/reference_library": "reference library, nearest barcode",
     "dna/nearest_6mer": "6-mers, nearest barcode",
     "dna/nearest_feature": "model's features, nearest barcode",
 }
