@@ -198,3 +198,4 @@ def test_quantile_by_weight() -> None:
     values, weight = np.array([0.1, 0.2, 0.3]), np.array([1.0, 8.0, 1.0])
     assert 0.2 < calibrate.weighted_quantile(values, weight, 0.9) < 0.3
     assert RANKS[calibrate.SPECIES] == "species"
+    assert calibrate.flagged_share(10) == 0.005 < calibrate.flagged_share(300) < calibrate.flagged_share(30_000) < 0.05

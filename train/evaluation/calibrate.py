@@ -33,7 +33,7 @@ DAMAGE = {
     "fragment_200": DegradeConfig(severity=0.0, fragment=200, blur_kernel=5),
 }
 CLEAN, DAMAGED, WITHHELD = 0.6, 0.2, 0.2  # shares of the mixture
-FLAGGED = 0.04  # of known species' queries on val; under test at most 0.05 are to be flagged
+FLAGGED = 0.05  # of the queries of known species, at most
 PREVALENCE = 0.02  # of swapped pairs
 SPECIES, GENUS = RANKS.index("species"), RANKS.index("genus")
 
@@ -154,7 +154,13 @@ def fit_query(cases: Cases, inputs: tuple[str, ...] = INPUTS) -> Calibrator:
     known = fit_rule(inputs, columns, ~cases.withheld, cases.weight * named)
     score = 1 - known(columns)
     seen = named & ~cases.withheld
-    return Calibrator(tuple(rules), known, weighted_quantile(score[seen], cases.weight[seen], 1 - FLAGGED))
+    share = flagged_share(len(np.unique(cases.group[seen])))
+    return Calibrator(tuple(rules), known, weighted_quantile(score[seen], cases.weight[seen], 1 - share))
+
+
+def flagged_share(num_groups: int) -> float:
+    """Share to flag on val so that others flag more than FLAGGED in one of 20 draws of as many barcode groups."""
+    return max(0.005, FLAGGED - 1.645 * (FLAGGED * (1 - FLAGGED) / max(1, num_groups)) ** 0.5)
 
 
 def weighted_quantile(values: np.ndarray, weight: np.ndarray, share: float) -> float:

@@ -87,6 +87,14 @@ def _sentences(found: Evaluation) -> list[str]:
             f"With photo and barcode both damaged, gated fusion is {verdict} {plots.TITLES[one.modality]} alone: "
             f"{100 * gap.value:+.1f} points ({100 * gap.low:+.1f} to {100 * gap.high:+.1f}) at species."
         )
+    for query in plots.measured(values, split):
+        start = f"{split}/calibration/{query}/species"
+        if values.get(f"{start}/coverage"):
+            right, covered = (tables.percent(values[f"{start}/{name}"]) for name in ("accuracy_at", "coverage"))
+            told.append(
+                f"Where it gives a species by {plots.TITLES[query]} at least 0.95, it is right in {right}% "
+                f"({tables.interval(values, f'{start}/accuracy_at')}): {covered}% of clean, damaged and unknown specimens."
+            )
     lost = sum(sum(names.values()) for names in found.unknown.values())
     told += [f"{lost:,} labels are of taxa that the model was never shown; they are not scored."] if lost else []
     return told
