@@ -93,7 +93,7 @@ def _sentences(found: Evaluation) -> list[str]:
             right, covered = (tables.percent(values[f"{start}/{name}"]) for name in ("accuracy_at", "coverage"))
             told.append(
                 f"Where it gives a species by {plots.TITLES[query]} at least 0.95, it is right in {right}% "
-                f"({tables.interval(values, f'{start}/accuracy_at')}): {covered}% of clean, damaged and unknown specimens."
+                f"({tables.interval(values, f'{start}/accuracy_at')}): {covered}% of clean, damaged, unknown ones."
             )
     lost = sum(sum(names.values()) for names in found.unknown.values())
     told += [f"{lost:,} labels are of taxa that the model was never shown; they are not scored."] if lost else []
