@@ -45,13 +45,14 @@ def run_command(*arguments: object) -> int:
 
 
 def test_command_from_shards_to_tables(
-    shards: Path, saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    shards: Path, saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     assert run_command("--checkpoint", saved, "--shards", shards, "--out", tmp_path, "--batch-size", 32,
                        "--retrieval", "--probes", "--calibration", "--curves") == 0  # fmt: skip
     printed = capsys.readouterr().out
     for words in ("Table 1.", "Table 2.", "Baselines", "6-mers", "colour histogram", "95% interval"):
         assert words in printed
+    assert "damaged" not in caplog.text  # what a part does not need is not read, nor told of as broken
     numbers = json.loads((tmp_path / "metrics.json").read_text())
     table = pq.read_table(tmp_path / "predictions.parquet")
     assert len(table) == numbers["test/dna/clean/rows"] + (~np.asarray(table["has_dna"])).sum()

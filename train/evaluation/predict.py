@@ -115,8 +115,10 @@ def only(index: pa.Table, modality: str) -> pa.Table:
     """The rows of the index that have `modality`, stripped of the other, so that it is neither read nor decoded."""
     rows = index.filter(pa.compute.greater(index[f"{modality}_size"], 0))
     other = "dna" if modality == "image" else "image"
-    column = rows.column_names.index(f"{other}_size")
-    return rows.set_column(column, f"{other}_size", pa.array(np.zeros(len(rows), dtype=np.int64)))
+    for part, nothing in (("size", 0), ("offset", -1)):
+        column = rows.column_names.index(f"{other}_{part}")
+        rows = rows.set_column(column, f"{other}_{part}", pa.array(np.full(len(rows), nothing, dtype=np.int64)))
+    return rows
 
 
 def encode_split(model: Any, index: pa.Table, taxonomy: Taxonomy, data: DataConfig, *, batch_size: int = 256,
