@@ -136,14 +136,17 @@ def test_calibration_error_has_less_bias_than_the_plain_one() -> None:
     assert mean == pytest.approx(np.mean(perfect), abs=0.006) and high > mean
 
 
-def test_interval_of_the_calibration_error_holds_the_truth() -> None:
+@pytest.mark.parametrize("error", [0.05, 0.15])
+def test_interval_of_the_calibration_error_holds_the_truth(error: float) -> None:
     rng = np.random.default_rng(5)
-    held = 0
-    for trial in range(40):
+    held, trials = 0, 60
+    for trial in range(trials):
         told = rng.uniform(0.5, 0.9, 300)
-        low, high = reliability.error_interval(told, rng.random(300) < told - 0.15, np.arange(300), 60, trial)
-        held += low <= 0.15 <= high
-    assert held >= 34
+        right = rng.random(300) < told - error
+        low, high = reliability.error_interval(told, right, np.arange(300), 60, trial)
+        assert low <= reliability.calibration_error(told, right, seed=trial) <= high
+        held += low <= error <= high
+    assert held / trials > 0.85
 
 
 def test_risk_falls_with_confidence() -> None:
