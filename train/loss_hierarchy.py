@@ -171,42 +171,56 @@ def _is_summable(config: LossConfig, dtype: torch.dtype) -> bool:
     return config.denominator == "all" and not by_pair and (config.representatives == "all" or fits)
 
 
-def _positives(views: Views, rank: int) -> tuple[Tensor, Tensor]:
-    """For every specimen [G]: the sum of both views of all those with its label at `rank` [G, D], and their number.
-
-    No label: its own two views.
-    """
+def _classes(views: Views, rank: int) -> tuple[Tensor, Tensor]:
+    """int64 [G]: who shares a positive at `rank` (no label: a class of one's own; does not take part: class 0), and how
+    many vectors each class has [1 + number of classes]."""
     labels, stays = views.labels[:, rank], views.stays[rank]
-    both = views.candidates[: len(labels)] + views.candidates[len(labels) :]
-    counted = stays & (labels >= 0)
-    _, code = torch.unique(labels, return_inverse=True)
-    num_codes = len(labels) + 1
-    sums = both.new_zeros(num_codes, both.shape[1]).index_add(0, code[counted], both[counted])
-    counts = torch.bincount(code[counted], minlength=num_codes)
-    return torch.where(counted[:, None], sums[code], both), 2 * torch.where(counted, counts[code], 1)
+    alone = -2 - torch.arange(len(labels), device=labels.device)
+    name = torch.where(stays, torch.where(labels >= 0, labels, alone), -2 - len(labels))  # the least: sorts first
+    _, code = torch.unique(torch.cat([name.new_full((1,), -2 - len(labels)), name]), return_inverse=True)
+    return code[1:], 2 * torch.bincount(code[1:], minlength=len(labels) + 1)
+
+
+def _near(views: Views) -> tuple[Tensor, Tensor]:
+    """[R]: sum over the anchors of their mean cosine (over the temperature) with their positives; number of the pairs.
+
+    Over the anchors i of a class with n vectors, whose sum is S: sum_i a_i . (S - c_i) / (n - 1).
+    """
+    own, alone = views.own_rows, views.candidates is views.anchors
+    itself = views.anchors if alone else views.candidates[torch.cat([own, own + len(views.labels)])]
+    with_itself = (views.anchors * itself).sum(dim=1)
+    first, second = views.anchors.chunk(2)
+    both_of_mine = first + second
+    both = both_of_mine if alone else torch.add(*views.candidates.chunk(2))
+    near, pairs = [], []
+    for rank in range(views.num_ranks):
+        code, count = _classes(views, rank)
+        empty = both.new_zeros(len(count), both.shape[1])
+        mine = empty.index_add(0, code[own], both_of_mine)
+        sums = mine if alone else empty.index_add(0, code, both)
+        theirs = empty[:, 0].index_add(0, code[own].repeat(2), with_itself)
+        others = count - 1
+        near.append((((mine * sums).sum(dim=1) - theirs) / others.clamp(min=1))[1:].sum())
+        pairs.append(2 * (others[code[own]] * views.stays[rank][own]).sum())
+    return torch.stack(near), torch.stack(pairs)
 
 
 def _sums_by_class(views: Views, config: LossConfig) -> Tensor:
-    """`_sums` without floors, for `_is_summable` options: the sum over an anchor's positives of its cosines is its
-    cosine with their sum, so a rank costs B x D instead of B x G."""
+    """`_sums` without floors, for `_is_summable` options: what an anchor's positives add up to is known from the sums
+    of the classes, so a rank costs B x D instead of B x G."""
     thinned = config.representatives == "one_per_label"
     sets = (views.stays if thinned else views.stays[:1]).repeat(1, 2).T.to(views.anchors.dtype)
-    positives = [_positives(views, rank) for rank in range(views.num_ranks)]
+    stays = views.stays[:, views.own_rows].repeat(1, 2)  # [R, 2B]
 
     def part(anchor: Tensor) -> Tensor:
         mine = views.anchors if len(anchor) == len(views.anchors) else views.anchors[anchor]
-        row, itself, _ = views.places(anchor)
-        log_sums = LogSums.apply(mine, views.candidates, sets, itself)
-        columns = []
-        for rank, (sums, counts) in enumerate(positives):
-            stay, others = views.stays[rank][row], counts[row] - 1
-            near = (mine * (sums[row] - views.candidates[itself])).sum(dim=1)
-            loss = log_sums[:, rank if thinned else 0] - near / others
-            raw, num_pairs = torch.where(stay, loss, 0.0).sum(), (others * stay).sum()
-            columns.append(torch.stack([raw, raw, stay.sum(), num_pairs, raw.detach() * 0.0]))
-        return torch.stack(columns, dim=1)
+        _, itself, _ = views.places(anchor)
+        log_sums = LogSums.apply(mine, views.candidates, sets, itself).T  # [1 or R, A]
+        return torch.where(stays[:, anchor], log_sums, 0.0).sum(dim=1)
 
-    return over_anchors(views, part)
+    near, num_pairs = _near(views)
+    raw = over_anchors(views, part) - near
+    return torch.stack([raw, raw, stays.sum(dim=1), num_pairs, raw.detach() * 0.0])
 
 
 def _sums(views: Views, config: LossConfig, floors: Tensor | None) -> Tensor:
