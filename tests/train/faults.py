@@ -21,9 +21,9 @@ PARTS = {  # what stands in the command line of its processes
     "controller": (b"TrainController",),
     "head": (b"gcs_server", b"raylet/raylet"),
 }
-PATIENCE_S = 200
+PATIENCE_S = 300  # a machine may be busy with other things
 # Data tasks of 8 rows run during most of the training, so that one can be found and killed.
-LONG = ("run.epochs=16", "run.checkpoint_steps=10", "run.record_keys=true", "data.rows_per_task=8", "model.dropout=0.1")
+LONG = ("run.epochs=5", "run.checkpoint_steps=10", "run.record_keys=true", "data.rows_per_task=8", "model.dropout=0.1")
 
 
 def descendants(pid: int) -> set[int]:
@@ -125,7 +125,9 @@ class Training:
         return code
 
     def destroy(self) -> None:
-        """Kill the process and all below it."""
+        """Kill the process and all below it, where it has not ended."""
+        if self.process.poll() is not None:
+            return
         for pid in [self.process.pid, *descendants(self.process.pid)]:
             if alive(pid):
                 os.kill(pid, signal.SIGKILL)

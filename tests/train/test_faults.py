@@ -24,8 +24,7 @@ def trainings() -> Iterator[list[Training]]:
     started: list[Training] = []
     yield started
     for training in started:
-        if training.process.poll() is None:
-            training.destroy()
+        training.destroy()
 
 
 @pytest.fixture(scope="module")
