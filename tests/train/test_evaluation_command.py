@@ -72,6 +72,8 @@ def test_command_from_shards_to_tables(
             curve, own = f"test/curves/{damage}/{query}/{rank}/top1", f"test/{query}/{condition}/{rank}/top1"
             assert numbers[curve] == pytest.approx(numbers[own]), curve
     assert 0 <= numbers["test/curves/fragment/dna/species/area"] <= 1
+    gain = numbers["test/curves/preset/0/fused_minus_dna/species/difference"]
+    assert gain == pytest.approx(numbers["test/fused/clean/species/top1"] - numbers["test/both/dna/clean/species/top1"])
     fitted = Calibration.load(saved / "calibration.json")
     assert set(fitted.queries) == {"image", "dna", "average", "fused"} and fitted.disagreement is not None
     assert 0 <= numbers["test/calibration/fused/species/ece"] <= 1

@@ -161,7 +161,7 @@ def _add_pairs(result: Positions, point: Point, rows: np.ndarray, encoded: Encod
 
 def measure(setting: Setting) -> dict[str, float]:
     """Accuracies at every point and the area under each curve: `test/curves/fragment/100/dna/species/top1`,
-    `test/curves/fragment/dna/species/area`."""
+    `test/curves/fragment/dna/species/area`; and what the photo adds to each damaged barcode."""
     split = setting.split
     index = subsets.without_provisional(setting.rows(split))[0]
     encoded = setting.encoded(split)
@@ -176,7 +176,25 @@ def measure(setting: Setting) -> dict[str, float]:
     for (point, query), position in result.found.items():
         start = f"{split}/curves/{point.key}/{query}"
         values |= {f"{start}/{name}": value for name, value in _accuracies(setting, position, encoded, group).items()}
-    return values | areas(values, split)
+    return values | _gains(setting, result, encoded, group) | areas(values, split)
+
+
+def _gains(setting: Setting, result: Positions, encoded: Encoded, group: np.ndarray) -> dict[str, float]:
+    """What the clean photo adds to a damaged barcode: fused minus dna at species on the specimens with both, paired:
+    `test/curves/preset/2/fused_minus_dna/species/{first, second, difference, low, high, rows}`."""
+    values: dict[str, float] = {}
+    for (point, query), fused in result.found.items():
+        if query != "fused" or (point, "dna") not in result.found:
+            continue
+        own, other = (position[:, -1] for position in (fused, result.found[point, "dna"]))
+        rows = encoded.has_both & (own != metrics.UNSCORED) & (other != metrics.UNSCORED)
+        if rows.any():
+            first, second = metrics.hits(own[rows], 1), metrics.hits(other[rows], 1)
+            gap = metrics.paired_difference(first, second, group[rows], resamples=setting.config.eval.bootstrap)
+            start = f"{setting.split}/curves/{point.key}/fused_minus_dna/species"
+            values |= {f"{start}/first": gap.first, f"{start}/second": gap.second, f"{start}/rows": gap.rows}
+            values |= {f"{start}/difference": gap.value, f"{start}/low": gap.low, f"{start}/high": gap.high}
+    return values
 
 
 def _accuracies(setting: Setting, position: np.ndarray, encoded: Encoded, group: np.ndarray) -> dict[str, float]:

@@ -37,7 +37,7 @@ def section(values: Values, split: str) -> Section:
         shown = [(name, "dna", name) for name in ("preset", *OPERATIONS)]
         figure = _curves(values, split, shown, "severity, each operation alone")
         blocks.append(html.figure(figure, "Barcode alone: the preset and each of its operations alone"))
-    blocks += _amplicons(values, split) + _areas(values, split)
+    blocks += _gains(values, split) + _amplicons(values, split) + _areas(values, split)
     return Section("Robustness", blocks)
 
 
@@ -76,6 +76,21 @@ def _amplicons(values: Values, split: str) -> list[str]:
         return []
     told = "Parts of the barcode that short primers amplify; n: specimens whose barcode holds the part:"
     return [html.paragraph(told), html.table(["part", "asked with", *RANKS, "n"], rows)]
+
+
+def _gains(values: Values, split: str) -> list[str]:
+    rows = []
+    points = [*(p for p in robustness.dna_points() if p.curve in ("preset", "fragment", "amplicon"))]
+    for point in points:
+        start = f"{split}/curves/{point.key}/fused_minus_dna/species"
+        if f"{start}/difference" in values:
+            gap, low, high = (f"{100 * values[f'{start}/{part}']:+.1f}" for part in ("difference", "low", "high"))
+            shares = [tables.percent(values[f"{start}/{part}"]) for part in ("second", "first")]
+            rows.append([f"{point.curve} {point.key.split('/')[1]}", *shares, f"{gap}\n{low} to {high}",
+                         f"{values[f'{start}/rows']:,.0f}"])  # fmt: skip
+    told = "What a clean photo adds to a damaged barcode: species top-1 in %, paired on the specimens with both:"
+    header = ["barcode", "barcode alone", "gated fusion", "difference", "n"]
+    return [html.paragraph(told), html.table(header, rows)] if rows else []
 
 
 def _areas(values: Values, split: str) -> list[str]:
