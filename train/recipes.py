@@ -50,6 +50,9 @@ def as_robust(config: Config) -> Config:
     pieces from 50 nt on; half of the views blurred; a tenth of the photos and of the barcodes kept from the fusion.
 
     On any recipe: --set data.robust.dna=0.6 --set data.robust.image=0.5 --set data.robust.withheld=0.2
+
+    `bold`, test, seed 0 (tests/benchmarks/robust.py): damage costs 17.8 points of species accuracy instead of 31.8, at
+    96.1% instead of 98.3% on clean barcodes.
     """
     return replace(config, data=replace(config.data, robust=RobustConfig(dna=0.6, image=0.5, withheld=0.2)))
 
