@@ -92,8 +92,10 @@ def main() -> None:
             task.queries.barcodes, task.references.barcodes, task.reference_labels, [tool], options.threads,
             timed=not options.untimed,
         )[tool]  # fmt: skip
-        each = 1000 * run.seconds / len(task.queries.barcodes)
-        cost = f"{each:.2f} ms a query, loading {run.load_seconds:.0f} s, {run.memory / _MIB:,.0f} MiB"
+        each, busy = (1000 * value / len(task.queries.barcodes) for value in (run.seconds, run.cpu_seconds))
+        cost = (
+            f"{each:.2f} ms a query ({busy:.2f} of CPU), loading {run.load_seconds:.0f} s, {run.memory / _MIB:,.0f} MiB"
+        )
         print(f"{tool}: {cost}: {run.command}", flush=True)
         found[tool] = run.labels
     if options.tools:

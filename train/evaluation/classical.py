@@ -9,6 +9,7 @@ Legend: N queries, M references, R ranks.
 
 import os
 import re
+import resource
 import shutil
 import subprocess
 import tempfile
@@ -50,6 +51,7 @@ class Run:
     labels: np.ndarray  # int64 [N, R], -1 = no answer
     reference: np.ndarray  # int64 [N], row of the top hit, NO_HIT = none; SINTAX has no top hit
     seconds: float  # wall time of the search, the time of a run with one query taken off
+    cpu_seconds: float  # CPU time of the search, likewise: what other load on the machine changes least
     load_seconds: float  # wall time of a run with one query
     memory: int  # highest resident memory, bytes
     command: str  # as typed, without folders
@@ -110,22 +112,23 @@ def _with_taxa(labels: np.ndarray) -> list[str]:
 
 
 def _run(tool: str, folder: Path, num_queries: int, labels: np.ndarray, threads: int, timed: bool) -> Run:
-    def measured(queries: str) -> tuple[float, int]:
+    def measured(queries: str) -> tuple[float, float, int]:
         places = {"queries": folder / queries, "references": folder / "references", "out": folder / "out"}
         command = [part.format(**places) for part in COMMANDS[tool]] + [_THREADS[COMMANDS[tool][0]], str(threads)]
         start = time.perf_counter()
-        memory = _execute(command)
-        return time.perf_counter() - start, memory
+        usage = _execute(command)
+        return time.perf_counter() - start, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024
 
-    loading = measured("one")[0] if timed else 0.0
-    seconds, memory = measured("queries")
+    loading, loading_cpu, _ = measured("one") if timed else (0.0, 0.0, 0)
+    seconds, cpu, memory = measured("queries")
     answers, reference = _READ[tool](folder / "out", num_queries, labels)
     shown = " ".join((*COMMANDS[tool], _THREADS[COMMANDS[tool][0]], str(threads)))
-    return Run(answers, reference, max(0.0, seconds - loading), loading, memory, re.sub(r"[{}]", "", shown))
+    taken = (max(0.0, seconds - loading), max(0.0, cpu - loading_cpu), loading)
+    return Run(answers, reference, *taken, memory, re.sub(r"[{}]", "", shown))
 
 
-def _execute(command: Sequence[str]) -> int:
-    """Run a program to its end; its highest resident memory in bytes. RuntimeError with its last words if it fails."""
+def _execute(command: Sequence[str]) -> resource.struct_rusage:
+    """Run a program to its end; what it used. RuntimeError with its last words if it fails."""
     with tempfile.TemporaryFile() as told:
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=told)
         _, status, usage = os.wait4(process.pid, 0)
@@ -135,7 +138,7 @@ def _execute(command: Sequence[str]) -> int:
             raise RuntimeError(
                 f"{command[0]} failed ({process.returncode}): {told.read().decode(errors='replace')[-500:]}"
             )
-    return usage.ru_maxrss * 1024
+    return usage
 
 
 def read_hits(path: Path, num_queries: int, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
