@@ -18,7 +18,7 @@ def main() -> None:
     from train.trainer import train
 
     shards, storage, *settings = sys.argv[1:]
-    config = small_config(Path(shards), f"run.storage={storage}", "run.name=job", *settings)
+    config = small_config(shards, f"run.storage={storage}", "run.name=job", *settings)
     ray.init(address="local", num_cpus=2, object_store_memory=300 * 1024**2, log_to_driver=False, logging_level="ERROR")
     done = train(config)
     print(json.dumps({"history": done.history, "steps": done.steps}))

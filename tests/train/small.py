@@ -16,7 +16,7 @@ SETTINGS = (
 )  # fmt: skip
 
 
-def small_config(shards: Path, *assignments: str) -> Config:
+def small_config(shards: Path | str, *assignments: str) -> Config:
     """The small run with some settings changed."""
     return override(Config(), [f"data.shards={shards}", *SETTINGS, *assignments])
 
