@@ -92,8 +92,9 @@ def _sentences(found: Evaluation) -> list[str]:
         if values.get(f"{start}/coverage"):
             right, covered = (tables.percent(values[f"{start}/{name}"]) for name in ("accuracy_at", "coverage"))
             told.append(
-                f"Where it gives a species by {plots.TITLES[query]} at least 0.95, it is right in {right}% "
-                f"({tables.interval(values, f'{start}/accuracy_at')}): {covered}% of clean, damaged, unknown ones."
+                f"By {plots.TITLES[query]} it names a species with 0.95 or more for {covered}% of a mixture of clean, "
+                f"damaged and unknown specimens; {right}% of these are right "
+                f"({tables.interval(values, f'{start}/accuracy_at')})."
             )
     lost = sum(sum(names.values()) for names in found.unknown.values())
     told += [f"{lost:,} labels are of taxa that the model was never shown; they are not scored."] if lost else []
