@@ -103,7 +103,7 @@ def section(values: Mapping[str, float], split: str) -> Section:
     how = (
         f"specimens of {split}_unseen"
         if real
-        else "made by taking a query's own species from the candidates; training did see it, so a new species may differ"
+        else "made by taking a query's own species from the candidates; training saw it, so a new one may differ"
     )
     told = (
         f"Probabilities fitted on {FIT_ON}, measured on {split}: 60% clean, 20% damaged (the preset at 1x and 2x, "
