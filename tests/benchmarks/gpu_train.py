@@ -1,7 +1,7 @@
 """What training costs on a GPU: ViT-L/14 and DNABERT-2 from random weights, bf16, two views, photos of 224 pixels.
 
     python -m tests.benchmarks.gpu_train --check-imports      what is missing on this machine
-    python -m tests.benchmarks.gpu_train                      all of it on the first GPU; needs no network and no MLflow
+    python -m tests.benchmarks.gpu_train                      all of it on the first GPU; needs no network, no MLflow
     python -m tests.benchmarks.gpu_train --release CHECKOUT   and the authors' release's float32 step beside it
     python -m tests.benchmarks.gpu_train --small              the same path on a CPU in seconds, at tiny sizes
 
@@ -14,6 +14,7 @@ are cut by a byte-pair tokenizer made from them, as large as DNABERT-2's.
 
 import argparse
 import importlib
+import logging
 import pkgutil
 import statistics
 import sys
@@ -141,7 +142,7 @@ def fed_by_the_engine(options: argparse.Namespace, session: "Session") -> None:
     if not options.small:
         import ray
 
-        ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
         budget = cpu_budget(ray.cluster_resources(), 1, 1.0)
     waits, steps, rows = [], [], 0
     batches = session.batches(budget)

@@ -37,7 +37,7 @@ def test_two_steps_of_every_recipe(name: str, simulated_shards: Path, tmp_path: 
     before = {key: value.detach().clone() for key, value in session.model.named_parameters()}
     batches = session.batches(None)
     terms = [session.train_step(next(batches)) for _ in range(2)]
-    batches.close()
+    batches.close()  # type: ignore[attr-defined]
     assert session.step == 2
     assert all(torch.isfinite(value) for step in terms for value in step.values())
     moved = {key for key, value in session.model.named_parameters() if not torch.equal(value, before[key])}
