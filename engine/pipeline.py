@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 FIRST_TASKS, MAX_TASKS = 64, 1024  # of the first execution, and of a later one: starting costs 1 ms for each task
 OVERLAP = 48  # tasks of an execution that are still to come when the next one is started
-POLL_S = 0.01  # Ray's executor waits 0.1 s for all running tasks before it starts another: a third of two cores idled
+POLL_S = 0.005  # Ray's executor waits 0.1 s for all running tasks before it starts another: a third of two cores idled
 MIN_TASK_CPU = 0.25  # a data task with less than a quarter of a core would starve the step
 STORE_SHARE = 0.5  # of the object store goes to the data executions; the rest is Ray's and the user's
 STORE_PER_CPU = 2**28  # bytes of blocks in flight for each CPU of an execution; more would only wait for their turn
