@@ -1,9 +1,11 @@
 """The evaluation command on real shards, from a checkpoint to a page."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -25,7 +27,11 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def saved(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint of a model with random weights."""
+    return untrained(shards, tmp_path_factory.mktemp("checkpoint"))
+
+
+def untrained(shards: Path, folder: Path) -> Path:
+    """A checkpoint of a model with random weights that knows the taxa of train."""
     from engine.pipeline import label_columns, load_index, select_split
     from train import checkpoint
     from train.config import Config, override
@@ -33,7 +39,6 @@ def saved(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = override(Config(), [f"data.shards={shards}", "data.image_size=32", "eval.bootstrap=20"])
     taxonomy = Taxonomy.build(label_columns(select_split(load_index([shards]), "train")))
     torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("checkpoint")
     checkpoint.save(folder, checkpoint.build(config, taxonomy), config, taxonomy, step=0, state=None)
     return folder
 
@@ -83,6 +88,34 @@ def test_command_from_shards_to_tables(
     assert not (tmp_path / "features").exists()
 
 
+def test_species_that_the_model_was_never_shown(shards: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(shards, tmp_path / "shards"))
+    index = pq.read_table(other / "index.parquet")
+    species, split = (np.array(index[name].to_pylist(), dtype=object) for name in ("species", "split"))
+    gone = sorted(set(species[split == "test"]) - {None})[:3]
+    hidden = np.isin(species.astype(str), gone)
+    split[hidden & (split == "test")] = "test_unseen"
+    split[hidden & (split == "val")] = "other_heldout"
+    keys = np.flatnonzero(hidden & (split == "train"))
+    split[keys] = "key_unseen"
+    place, column = (
+        index.schema.get_field_index("split"),
+        pa.array(split.tolist()).cast(index.schema.field("split").type),
+    )
+    pq.write_table(index.set_column(place, index.schema.field("split"), column), other / "index.parquet")
+    model = untrained(other, tmp_path)
+    arguments = ("--shards", other, "--out", tmp_path / "out", "--calibration", "--retrieval", "--no-baselines")
+    assert run_command("--checkpoint", model, *arguments) == 0
+    numbers = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert numbers["test/calibration/unseen_are_real"] == 1
+    withheld, seen = (numbers[f"test/calibration/dna/novelty/{part}/rows"] for part in ("withheld", "seen"))
+    assert 0 < withheld <= (split == "test_unseen").sum() and withheld / (withheld + seen) == pytest.approx(
+        0.2, abs=0.1
+    )
+    both = [numbers[f"test/retrieval/dna_to_dna/{part}/species/macro_top1"] for part in ("seen", "unseen", "harmonic")]
+    assert both[1] > 0 and both[2] == pytest.approx(2 * both[0] * both[1] / (both[0] + both[1]))
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -112,8 +145,6 @@ def test_user_errors_take_one_line(
 def test_checkpoint_of_another_format_version_is_refused(
     shards: Path, saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import shutil
-
     other = shutil.copytree(saved, tmp_path / "other")
     meta = json.loads((other / "meta.json").read_text())
     (other / "meta.json").write_text(json.dumps(meta | {"format_version": 99}))
