@@ -61,13 +61,13 @@ def train(config: Config, folder: Path) -> None:
 
 
 def features_of(model: Trimodal, config: Config, taxonomy: Taxonomy, index: pa.Table, what: str) -> np.ndarray:
-    """Unit features [N, D] under one kind of damage: "severity=2", "fragment=100", "blur=7" or "" (none)."""
+    """Unit features [N, D] under one kind of damage: "severity=2", "fragment=100" or "blur=7"."""
     kind, _, value = what.partition("=")
     modality = "image" if kind == "blur" else "dna"
     plain = dataclasses.replace(config.data.degrade, severity=0.0, fragment=0)
     degrade = dataclasses.replace(plain, **{"blur_kernel" if kind == "blur" else kind: int(value)})
     data = dataclasses.replace(config.data, degrade=degrade)
-    encoded = encode_split(model, only(index, modality), taxonomy, data)
+    encoded = encode_split(model, only(index, modality), taxonomy, data, clean=False)
     return encoded.features[f"{modality}_noisy"]
 
 
