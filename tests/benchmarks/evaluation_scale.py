@@ -1,7 +1,7 @@
 """Peak memory of an evaluation of BIOSCAN-1M's size from cached features: no encoder, no shards.
 
     python -m tests.benchmarks.evaluation_scale OUT [--queries 225000] [--species 20000] [--dimensions 256]
-        [--ranked 225000] [--asked dna:clean]
+        [--ranked 225000] [--asked dna:clean] [--resamples 1000]
 
 Random features of image and dna, clean and damaged, are written as an evaluation keeps them, then read, ranked,
 measured and written with the evaluation's own functions. Ranking takes the same memory for every chunk of specimens and
@@ -109,6 +109,7 @@ def main() -> None:
     parser.add_argument("--dimensions", type=int, default=256)
     parser.add_argument("--ranked", type=int, default=225_000)
     parser.add_argument("--asked", default="dna:clean")
+    parser.add_argument("--resamples", type=int, default=1000)
     options = parser.parse_args()
     query, condition = options.asked.split(":")
     asked: tuple[str, str] = (query, condition)
@@ -133,8 +134,8 @@ def main() -> None:
     began = time.perf_counter()
     novel = np.random.default_rng(1).random(options.queries) < 0.5
     parts = measure.Subsets(species, novel, encoded.has_both)
-    values = measure.measure("test", rankings, encoded, parts, 1000)
-    values |= findings.measure("test", index, index, rankings, encoded, taxonomy, parts, 1000)
+    values = measure.measure("test", rankings, encoded, parts, options.resamples)
+    values |= findings.measure("test", index, index, rankings, encoded, taxonomy, parts, options.resamples)
     table = report.predictions(index, encoded, rankings, taxonomy, parts)
     found = Evaluation("test", values, table, {})
     report.write(options.out, values, tables.full_text(values, "test"), page.report(found, "scale", "rollup"), table)
