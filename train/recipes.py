@@ -51,8 +51,9 @@ def as_robust(config: Config) -> Config:
 
     On any recipe: --set data.robust.dna=0.6 --set data.robust.image=0.5 --set data.robust.withheld=0.2
 
-    `bold`, test, seed 0 (tests/benchmarks/robust.py): damage costs 17.8 points of species accuracy instead of 31.8, at
-    96.1% instead of 98.3% on clean barcodes.
+    Species accuracy on test, seed 0 (tests/benchmarks/robust.py): on `moths` damage costs the fusion 7.2 points instead
+    of 33.0, at 99.1% instead of 98.1% on clean inputs; on `bold`, with 10 epochs instead of 80, it costs 17.8 points
+    instead of 31.8, at 96.1% instead of 98.3%.
     """
     return replace(config, data=replace(config.data, robust=RobustConfig(dna=0.6, image=0.5, withheld=0.2)))
 
