@@ -249,7 +249,9 @@ def mixture(setting: Setting, part: Part, query: str, unseen: Part | None) -> Ca
         pieces.append(part.cases(query, np.flatnonzero(mask & ~rest), withhold=True))
     else:
         few = min(int(unseen.mask(query).sum()), round(mask.sum() * WITHHELD / (1 - WITHHELD)))
-        pieces.append(unseen.cases(query, np.flatnonzero(unseen.mask(query))[:few]))
+        there = np.flatnonzero(unseen.mask(query))
+        lots = uniforms_for(0, 0, unseen.rows["key"].to_pylist(), "mixture", 1)[there, 0]
+        pieces.append(unseen.cases(query, np.sort(there[np.argsort(lots, kind="stable")[:few]])))
         most = few * (1 - WITHHELD) / WITHHELD  # of the others, so that the shares are those of the mixture
         rest = draws[:, 0] < most / max(1, int(mask.sum()))
     clean = draws[:, 1] < CLEAN / (CLEAN + DAMAGED)
