@@ -53,7 +53,8 @@ def test_every_tool_names_fragments_on_either_strand(
     run, truth = runs[0][tool], runs[1]
     np.testing.assert_array_equal(run.labels[:12], truth)
     assert (run.labels[12] == -1).all(), "no barcode, no answer"
-    assert run.memory > 1 << 20 and run.load_seconds > 0 and run.seconds >= 0 and run.cpu_seconds >= 0
+    assert 1 << 20 < run.memory < 200 << 20, "the program's, not this process's"
+    assert run.load_seconds > 0 and run.seconds >= 0 and run.cpu_seconds >= 0
     assert run.command.startswith(COMMANDS[tool][0]) and "/" not in run.command
     if tool != "sintax":
         assert run.reference[:12].tolist() == truth[:, 3].tolist()

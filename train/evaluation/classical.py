@@ -9,7 +9,6 @@ Legend: N queries, M references, R ranks.
 
 import os
 import re
-import resource
 import shutil
 import subprocess
 import tempfile
@@ -23,6 +22,7 @@ import numpy as np
 from engine.taxonomy import RANKS
 
 NO_HIT = -1
+_POLL = 0.005  # seconds between two looks at a running program
 _VSEARCH = ("vsearch", "--usearch_global", "{queries}", "--db", "{references}", "--id", "0.6")
 _HITS = ("--strand", "both", "--minseqlength", "20", "--userfields", "query+target+id", "--userout", "{out}")
 _BLAST = ("blastn", "-query", "{queries}", "-db", "{references}.blast", "-evalue", "1e-5")
@@ -116,8 +116,8 @@ def _run(tool: str, folder: Path, num_queries: int, labels: np.ndarray, threads:
         places = {"queries": folder / queries, "references": folder / "references", "out": folder / "out"}
         command = [part.format(**places) for part in COMMANDS[tool]] + [_THREADS[COMMANDS[tool][0]], str(threads)]
         start = time.perf_counter()
-        usage = _execute(command)
-        return time.perf_counter() - start, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024
+        cpu, memory = _execute(command)
+        return time.perf_counter() - start, cpu, memory
 
     loading, loading_cpu, _ = measured("one") if timed else (0.0, 0.0, 0)
     seconds, cpu, memory = measured("queries")
@@ -127,18 +127,29 @@ def _run(tool: str, folder: Path, num_queries: int, labels: np.ndarray, threads:
     return Run(answers, reference, *taken, memory, re.sub(r"[{}]", "", shown))
 
 
-def _execute(command: Sequence[str]) -> resource.struct_rusage:
-    """Run a program to its end; what it used. RuntimeError with its last words if it fails."""
+def _execute(command: Sequence[str]) -> tuple[float, int]:
+    """Run a program to its end: CPU seconds and highest resident memory, bytes. RuntimeError with its last words if it
+    fails. The memory is looked up while it runs: what wait4 tells of it counts this process's own before the exec."""
     with tempfile.TemporaryFile() as told:
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=told)
-        _, status, usage = os.wait4(process.pid, 0)
+        memory = finished = 0
+        while not finished:
+            memory = max(memory, _high_water(process.pid))
+            finished, status, usage = os.wait4(process.pid, os.WNOHANG)
+            time.sleep(0 if finished else _POLL)
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode:
             told.seek(0)
             raise RuntimeError(
                 f"{command[0]} failed ({process.returncode}): {told.read().decode(errors='replace')[-500:]}"
             )
-    return usage
+    return usage.ru_utime + usage.ru_stime, memory
+
+
+def _high_water(process: int) -> int:
+    """The highest resident memory that a process has had, bytes; 0 when it has ended."""
+    found = re.search(r"VmHWM:\s*(\d+) kB", Path(f"/proc/{process}/status").read_text())
+    return 1024 * int(found[1]) if found else 0
 
 
 def read_hits(path: Path, num_queries: int, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
