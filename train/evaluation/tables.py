@@ -30,10 +30,6 @@ PEERS = {
     "dna/nearest_6mer": "6-mers, nearest barcode",
     "dna/nearest_feature": "model's features, nearest barcode",
 }
-SCORING_TEXT = {
-    "rollup": "roll-up: softmax over the complete known lineages, a taxon is the sum over its descendants",
-    "prompt": "prompt: the captions of the taxa of each rank compete",
-}
 
 
 @dataclass(frozen=True)
