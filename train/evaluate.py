@@ -36,7 +36,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--checkpoint", metavar="DIR", required=True, type=Path, help="a run's folder, or a checkpoint inside it")
-    add("--shards", metavar="DIR", required=True, nargs="+", type=Path,
+    add("--shards", metavar="DIR", required=True, nargs="+",
         help="folders written by `engine.main ingest`; their train split serves baselines and novelty")  # fmt: skip
     add("--split", default="test", help="which specimens to measure (default: test)")
     add("--out", metavar="DIR", required=True, type=Path, help="folder for the results; made if it is not there")

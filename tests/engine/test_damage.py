@@ -15,11 +15,10 @@ from engine.barcodes import orient_batch, reverse_complement
 from engine.collate import Batch
 from engine.config import DataConfig, RobustConfig
 from engine.degrade import PAPER, BarcodePreset, blur, degrade_batch
-from engine.pipeline import CpuBudget, evaluation_batches, label_columns, load_index, select_split, training_batches
-from engine.prepare import Prepare, Specimens
-from engine.sampling import Plan
+from engine.pipeline import CpuBudget, evaluation_batches, load_index, select_split, training_batches
+from engine.prepare import Prepare
 from engine.schema import rng_for
-from engine.taxonomy import Taxonomy
+from tests.engine.test_pipeline import opened
 
 BASES = np.random.default_rng(7).choice(list("ACGT"), 200_000)
 LONG = "".join(BASES)
@@ -147,13 +146,6 @@ def test_shares() -> None:
 @pytest.fixture(scope="module")
 def data(simulated_shards: Path) -> DataConfig:
     return DataConfig(shards=(str(simulated_shards),), image_size=32, rows_per_task=64)
-
-
-def opened(data: DataConfig) -> tuple[Specimens, Plan, Taxonomy]:
-    train = select_split(load_index(data.shards), "train")
-    taxonomy = Taxonomy.build(label_columns(train))
-    specimens = Specimens.from_index(train, taxonomy)
-    return specimens, Plan(labels=specimens.labels, seed=3, global_batch_size=32, window=128), taxonomy
 
 
 def differing(a: Batch, b: Batch) -> set[str]:
