@@ -9,7 +9,6 @@ same cleaned barcodes, a run with one query taken off. Both with --threads. Accu
 """
 
 import argparse
-import resource
 import time
 from pathlib import Path
 
@@ -32,12 +31,6 @@ def held(library: Library) -> float:
     return (sum(array.nbytes for array in arrays) + library.records.nbytes) / _MIB
 
 
-def resident() -> float:
-    """Memory of this process that is in use now, MiB, pages of mapped files included."""
-    pages = Path("/proc/self/statm").read_text().split()[1]
-    return int(pages) * resource.getpagesize() / _MIB
-
-
 def open_library(task: Task, folder: Path | None) -> Library:
     """Build the library, or read the kept one; says what that took."""
     start = time.perf_counter()
@@ -48,10 +41,9 @@ def open_library(task: Task, folder: Path | None) -> Library:
             return library
         library.save(folder)
         start = time.perf_counter()
-    before = resident()
     library = Library.load(folder, verify=False)
     library.search(task.queries.barcodes[:1])
-    print(f"library loaded in {time.perf_counter() - start:.1f} s, {resident() - before:,.0f} MiB resident", flush=True)
+    print(f"library loaded in {time.perf_counter() - start:.1f} s", flush=True)
     return library
 
 
@@ -84,7 +76,7 @@ def main() -> None:
     queries = Side(pa.concat_tables([part.index for part in parts]), [one for part in parts for one in part.barcodes])
     queries = queries.take(np.sort(np.random.default_rng(0).permutation(len(queries.barcodes))[: options.queries]))
     task = make_task(queries, binomial_only(references) if options.binomial else references)
-    print(f"{len(task.queries.barcodes)} queries, {len(task.references.barcodes)} references, {resident():,.0f} MiB")
+    print(f"{len(task.queries.barcodes)} queries, {len(task.references.barcodes)} references")
     library = open_library(task, options.keep)
     found = {"library": timed_library(library, task, options.threads)}
     for tool in options.tools:
