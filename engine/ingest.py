@@ -24,7 +24,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
-import ray.data
 from tqdm import tqdm
 
 from engine.datasets import SpecimenSource
@@ -35,6 +34,7 @@ from engine.schema import INDEX_SCHEMA
 from engine.shards import FORMAT_VERSION, INDEX_NAME, MANIFEST_NAME, PAGE_NAME, REPORT_NAME, file_sha256, shard_name
 from engine.splits import SplitOptions
 from engine.storage import Location
+from engine.tasks import numbered_tasks
 
 log = logging.getLogger(__name__)
 
@@ -207,10 +207,7 @@ def _run_parallel(writer: ShardWriter, numbers: list[int]) -> Iterator[None]:
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it warns that its bars are off
-    shards = ray.data.range(len(numbers), override_num_blocks=len(numbers))
-    task = _Task(writer, numbers)
-    results = shards.map_batches(task, batch_size=1, batch_format="pyarrow")
-    results.context.enable_progress_bars = False
+    results = numbered_tasks(len(numbers)).map_batches(_Task(writer, numbers), batch_size=1, batch_format="pyarrow")
     failure: OSError | None = None
     try:
         for row in results.iter_rows():
@@ -237,7 +234,7 @@ class _Task:
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         error = OSError(0, "", "")
-        for place in batch["id"].to_pylist():
+        for place in batch["item"].to_pylist():
             try:
                 if not self.stop.is_file():
                     self.writer.write(self.numbers[place])

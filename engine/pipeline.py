@@ -29,13 +29,13 @@ from engine.sampling import Plan
 from engine.shards import check_files, read_index
 from engine.storage import Location
 from engine.stream import Columns, ProblemLog, ahead, rebatched
+from engine.tasks import numbered_tasks
 from engine.taxonomy import RANKS, Taxonomy
 
 log = logging.getLogger(__name__)
 
 FIRST_TASKS, MAX_TASKS = 64, 1024  # of the first execution, and of a later one: starting costs 1 ms for each task
 OVERLAP = 48  # tasks of an execution that are still to come when the next one is started
-POLL_S = 0.005  # Ray's executor waits 0.1 s for all running tasks before it starts another: a third of two cores idled
 MIN_TASK_CPU = 0.25  # a data task with less than a quarter of a core would starve the step
 STORE_SHARE = 0.5  # of the object store goes to the data executions; the rest is Ray's and the user's
 STORE_PER_CPU = 2**28  # bytes of blocks in flight for each CPU of an execution; more would only wait for their turn
@@ -190,8 +190,7 @@ def _started(make: _Make, shared: Any, span: _Span, budget: CpuBudget) -> Iterat
     import ray
     from ray.data import ExecutionResources
 
-    numbers = list(range(len(span.rows)))  # `ray.data.range` would run two tasks for each: it is not fused with the map
-    dataset = ray.data.from_items(numbers, override_num_blocks=len(numbers)).map_batches(
+    dataset = numbered_tasks(len(span.rows)).map_batches(
         _run_task,  # type: ignore[arg-type]
         batch_size=1, fn_kwargs={"shared": shared, "span": ray.put(span.packed()), "make": make},
         num_cpus=budget.task_cpus,
@@ -212,14 +211,8 @@ def _stream(make: _Make, specimens: Specimens, epochs: Iterable[tuple[int, np.nd
     second or two.
     """
     import ray
-    from ray.data import DataContext
-    from ray.data._internal.execution import streaming_executor_state
     from ray.data.block import BlockAccessor
 
-    context = DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    streaming_executor_state.WAIT_FOR_TASK_COMPLETION_TIMEOUT_S = POLL_S
     shared = ray.put(specimens)
     spans = _spans(epochs, make.rows_per_task(specimens, budget, batch_size))
     with ThreadPoolExecutor(1) as starter:

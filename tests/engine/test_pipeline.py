@@ -301,7 +301,7 @@ def test_executions_that_follow_each_other_keep_order(
 
 
 def test_ray_still_has_the_constant_that_is_set() -> None:
-    """`pipeline.POLL_S` replaces it; under another name the executor would go back to its 0.1 s without a word."""
+    """`tasks.POLL_S` replaces it; under another name the executor would go back to its 0.1 s without a word."""
     from ray.data._internal.execution import streaming_executor_state
 
     assert isinstance(streaming_executor_state.WAIT_FOR_TASK_COMPLETION_TIMEOUT_S, float)
