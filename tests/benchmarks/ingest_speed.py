@@ -149,12 +149,11 @@ def one(contestant: str, case: str, table: Path) -> None:
             print(json.dumps({"wall": wall, "cpu": cpu}), flush=True)
 
 
-def compare(case: str, rounds: int, specimens: int, scratch: Path) -> dict[str, Any]:
+def compare(case: str, names: list[str], rounds: int, specimens: int, scratch: Path) -> dict[str, Any]:
     """Interleaved rounds; prints medians with their range."""
     folder = scratch / case
     folder.mkdir()
     table = make_source(folder, case, specimens)
-    names = CONTESTANTS[case]
     command = [sys.executable, "-m", "tests.benchmarks.ingest_speed", case, "--source", str(table), "--one"]
     processes = {
         name: subprocess.Popen([*command, name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -219,7 +218,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cases", nargs="+", choices=[*SPECIMENS, "memory"])
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--specimens", type=int, nargs="+", help="per case; for memory: photos, one run each")
+    parser.add_argument("--specimens", type=int, nargs="+", help="of every case; for memory: photos, one run each")
+    parser.add_argument(
+        "--against", nargs="+", choices=CONTESTANTS["shrink"][1:], help="who beside ours (default: all)"
+    )
     parser.add_argument("--table", type=Path, help="for memory: specimens to read instead of generated ones")
     parser.add_argument("--out", type=Path, help="JSON of all measurements")
     parser.add_argument("--scratch", type=Path, help="folder for what is written (default: a temporary one)")
@@ -233,7 +235,8 @@ def main() -> None:
         for case in arguments.cases:
             if case != "memory":
                 specimens = (arguments.specimens or [SPECIMENS[case]])[0]
-                found.append(compare(case, arguments.rounds, specimens, scratch))
+                names = [name for name in CONTESTANTS[case] if name == "ours" or name in (arguments.against or [name])]
+                found.append(compare(case, names, arguments.rounds, specimens, scratch))
             elif arguments.source or arguments.table:
                 measure_memory(arguments.source or arguments.table, scratch)
             else:
