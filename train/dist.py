@@ -75,21 +75,12 @@ def gather(tensor: Tensor) -> Tensor:
     return _all_gather(tensor)
 
 
-def _all_reduce(tensor: Tensor, operation: "torch_dist.ReduceOp.RedOpType") -> Tensor:
-    result = tensor.detach().clone(memory_format=torch.contiguous_format)
-    if world_size() > 1:
-        torch_dist.all_reduce(result, op=operation)
-    return result
-
-
 def all_reduce_sum(tensor: Tensor) -> Tensor:
     """Element-wise sum over ranks; a new tensor without gradient."""
-    return _all_reduce(tensor, torch_dist.ReduceOp.SUM)
-
-
-def all_reduce_max(tensor: Tensor) -> Tensor:
-    """Element-wise maximum over ranks; a new tensor without gradient."""
-    return _all_reduce(tensor, torch_dist.ReduceOp.MAX)
+    result = tensor.detach().clone(memory_format=torch.contiguous_format)
+    if world_size() > 1:
+        torch_dist.all_reduce(result)
+    return result
 
 
 def reduce_metrics(metrics: Mapping[str, Tensor | float]) -> dict[str, float]:
@@ -122,15 +113,6 @@ def _bytes(tensor: Tensor) -> bytes:
 def _parameters(model: nn.Module) -> dict[str, Tensor]:
     inner = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
     return dict(inner.named_parameters())
-
-
-def parameter_hash(model: nn.Module) -> str:
-    """SHA-256 over names, shapes and bytes of all parameters; a DDP wrapper does not change it."""
-    digest = hashlib.sha256()
-    for name, parameter in _parameters(model).items():
-        digest.update(f"{name}{tuple(parameter.shape)}{parameter.dtype}".encode())
-        digest.update(_bytes(parameter))
-    return digest.hexdigest()
 
 
 def _digest(content: bytes) -> int:

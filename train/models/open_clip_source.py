@@ -19,14 +19,13 @@ import open_clip
 from open_clip.pretrained import download_pretrained, get_pretrained_cfg
 from torch import nn
 
-from train.models import convnet  # registers the trunk that taxafuse-tiny names with timm
+from train.models import convnet  # noqa: F401  registers the trunk that taxafuse-tiny names with timm
 
 logger = logging.getLogger(__name__)
 
 OWN_CONFIGS = Path(__file__).parent
 CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")  # the first that is there is taken
-TRUNK = convnet.taxafuse_convnet.__name__
 
 
 @dataclass(frozen=True, kw_only=True)
