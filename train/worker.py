@@ -26,6 +26,7 @@ from engine.pipeline import CpuBudget, evaluation_batches, load_index, select_sp
 from engine.taxonomy import Taxonomy
 from train import checkpoint, commits, dist, evaluation, flops, progress
 from train.config import Config, from_dict
+from train.gauges import Gauges
 from train.loop import Meter, Session, timed
 from train.tracking import open_tracker
 
@@ -90,6 +91,7 @@ class Worker:
         self.config, taxonomy, self.index = job.open()
         self.rank0 = dist.rank() == 0
         self.tracker = open_tracker(self.config, job.run_id if self.rank0 else "")
+        self.gauges = Gauges(self.config.run.name, dist.rank())
         self.folder = run_folder(self.config)
         self.session = Session(self.config, self.index, taxonomy, device)
         self.commits = commits.Commits(self.folder, self.config.run.keep_checkpoints) if self.rank0 else None
@@ -148,6 +150,7 @@ class Worker:
         if self._due(session.step, self.config.run.log_every):
             summary = self.interval.summary(self.peak)
             self.tracker.metrics(summary | {"optim/lr": float(session.schedule.get_last_lr()[0])}, session.step)
+            self.gauges.set(summary | {"step": float(session.step)})
             self.beside = f"loss {summary['loss/total']:.3f}, {summary['perf/samples_per_s']:.0f} specimens/s"
             self.interval = Meter()
         if self.rank0:
