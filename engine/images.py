@@ -20,6 +20,7 @@ MAX_PIXELS = 100_000_000  # a photo beyond this is refused before decoding (300 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as in JPEG
 VIEW_DRAWS = 12  # random numbers of one training view
 _SHRINK = 1.2  # beyond this factor linear interpolation would alias: average areas instead
+_STRIP = 64  # rows of a transparent photo that are laid over white at a time
 _HARMLESS = ("extraneous bytes before marker", "Invalid SOS parameters")  # libjpeg warnings that lose no pixel
 
 
@@ -28,7 +29,7 @@ def single_thread() -> None:
     cv2.setNumThreads(1)
 
 
-def decode(data: bytes, min_side: int = 0) -> np.ndarray:
+def decode(data: bytes, min_side: int = 0, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Return the photo upright (EXIF orientation applied) as uint8 [H, W, 3] RGB.
 
     Grey, CMYK, palette, 16-bit (scaled to 8) and transparent (laid over white) photos become RGB; the first frame of an
@@ -38,16 +39,17 @@ def decode(data: bytes, min_side: int = 0) -> np.ndarray:
         data: a JPEG, PNG, WebP, TIFF, BMP or GIF file.
         min_side: a JPEG may be decoded at n/8 of its size, averaged by libjpeg, as long as no side gets shorter than
             this. 0 = full size.
+        max_pixels: a photo of more is refused by its header, before it is decoded.
 
     Raises:
-        ValueError: with the reason: empty, truncated, corrupt, unknown format, more than MAX_PIXELS.
+        ValueError: with the reason: empty, truncated, corrupt, unknown format, too many pixels.
     """
     if not data:
         raise ValueError("photo: got 0 bytes, allowed: an image file")
     if data[:2] == b"\xff\xd8":
-        return _decode_jpeg(data, min_side)
+        return _decode_jpeg(data, min_side, max_pixels)
     width, height, orientation = file_header(data)
-    _check_size(width, height)
+    _check_size(width, height, max_pixels)
     return _turn(_decode_other(data), orientation)
 
 
@@ -192,9 +194,9 @@ def _jpeg_header(data: bytes) -> tuple[int, int, str]:
     return width, height, "CMYK" if colours in ("CMYK", "YCCK") else colours
 
 
-def _decode_jpeg(data: bytes, min_side: int) -> np.ndarray:
+def _decode_jpeg(data: bytes, min_side: int, max_pixels: int) -> np.ndarray:
     width, height, colours = _jpeg_header(data)
-    _check_size(width, height)
+    _check_size(width, height, max_pixels)
     target = "CMYK" if colours == "CMYK" else "RGB"
     try:
         image = simplejpeg.decode_jpeg(data, target, min_height=min_side, min_width=min_side)
@@ -207,9 +209,9 @@ def _decode_jpeg(data: bytes, min_side: int) -> np.ndarray:
     return _turn(image, jpeg_segments(data)[0])
 
 
-def _check_size(width: int, height: int) -> None:
-    if width < 1 or height < 1 or width * height > MAX_PIXELS:
-        raise ValueError(f"photo: got {width} x {height} pixels, allowed at most {MAX_PIXELS} in all")
+def _check_size(width: int, height: int, max_pixels: int = MAX_PIXELS) -> None:
+    if width < 1 or height < 1 or width * height > max_pixels:
+        raise ValueError(f"photo: got {width} x {height} pixels, allowed at most {max_pixels} in all")
 
 
 def _decode_other(data: bytes) -> np.ndarray:
@@ -231,8 +233,12 @@ def _decode_other(data: bytes) -> np.ndarray:
         return cv2.cvtColor(image, cv2.COLOR_GRAY2RGB)
     if image.shape[2] == 3:
         return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-    alpha = image[..., 3:].astype(np.float32) / 255
-    return np.rint(image[..., 2::-1] * alpha + 255 * (1 - alpha)).astype(np.uint8)
+    opaque = np.empty((*image.shape[:2], 3), dtype=np.uint8)
+    for top in range(0, len(image), _STRIP):  # in strips: as floats the whole photo would take eight times its bytes
+        part = image[top : top + _STRIP]
+        alpha = part[..., 3:].astype(np.float32) / 255
+        opaque[top : top + _STRIP] = np.rint(part[..., 2::-1] * alpha + 255 * (1 - alpha))
+    return opaque
 
 
 def _turn(image: np.ndarray, orientation: int) -> np.ndarray:

@@ -5,6 +5,7 @@ The answered lineage is found from the coarsest rank down: at each rank the most
 Legend: N queries, D embedding, R ranks, T_r taxa of rank r, L leaves (complete lineages).
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,24 +34,32 @@ class Answers:
         return cls(np.concatenate([part.path for part in parts]), whole)
 
 
-@torch.inference_mode()
-def answers(scorer: Scorer, features: np.ndarray, without: np.ndarray | None = None) -> Answers:
-    """Answer queries and gather evidence:
+@dataclass(frozen=True)
+class Scored:
+    """Some queries, scored: b rows."""
 
-    probability [N, R]: logit of the answer's rolled-up probability; margin [N, R]: log of its ratio to the most
-    probable other taxon of the rank (0 or less where that one is more probable); cosine [N]: highest with any lineage.
+    probabilities: list[Tensor]  # per rank [b, T_r], rolled up
+    answers: Answers
+
+
+@torch.inference_mode()
+def scored(scorer: Scorer, features: np.ndarray | Tensor, *, without: np.ndarray | None = None,
+           among: np.ndarray | None = None) -> Iterator[Scored]:  # fmt: skip
+    """Score queries against the taxonomy in chunks, in order; a chunk without rows where there is no query.
 
     Args:
         features: unit rows float32 [N, D].
         without: int64 [N], a species that is taken from the candidates of each query, as if the model did not know
             it; -1 = none.
+        among: bool [L], the lineages that compete, at least one; None = all.
     """
-    parts = []
     for rows in list(scorer.chunks(len(features))) or [slice(0, 0)]:  # no query has evidence of the right shape
         chunk = torch.as_tensor(features[rows]).to(scorer.device).float()
         cosine = chunk @ scorer.leaf_text.T
         if without is not None:
             _withhold(scorer, cosine, torch.as_tensor(without[rows]).to(scorer.device))
+        if among is not None:
+            cosine[:, torch.as_tensor(~among).to(scorer.device)] = -torch.inf
         probabilities = scorer.sum_descendants((cosine * float(scorer.model.logit_scale)).softmax(1))
         path, share, rival = _descend(scorer, probabilities)
         whole = {
@@ -58,8 +67,17 @@ def answers(scorer: Scorer, features: np.ndarray, without: np.ndarray | None = N
             "margin": torch.log(share.clamp(min=FLOOR) / rival.clamp(min=FLOOR)),
             "cosine": cosine.amax(1),
         }
-        parts.append(Answers(path.cpu().numpy(), {name: value.cpu().numpy() for name, value in whole.items()}))
-    return Answers.concatenate(parts)
+        found = Answers(path.cpu().numpy(), {name: value.cpu().numpy() for name, value in whole.items()})
+        yield Scored(probabilities, found)
+
+
+def answers(scorer: Scorer, features: np.ndarray, without: np.ndarray | None = None) -> Answers:
+    """Answer queries and gather evidence; arguments as of `scored`.
+
+    probability [N, R]: logit of the answer's rolled-up probability; margin [N, R]: log of its ratio to the most
+    probable other taxon of the rank (0 or less where that one is more probable); cosine [N]: highest with any lineage.
+    """
+    return Answers.concatenate([chunk.answers for chunk in scored(scorer, features, without=without)])
 
 
 def _withhold(scorer: Scorer, cosine: Tensor, species: Tensor) -> None:

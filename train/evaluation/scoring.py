@@ -87,10 +87,11 @@ class Scorer:
         taxonomy: the model's own, never that of the file under test.
         tokenizer: captions -> int64 [U, T].
         device: where the text features and the scores live.
+        text: features of all candidates [all, D] that were made before, None = they are made when they are needed.
     """
 
     def __init__(self, model: Any, taxonomy: Taxonomy, tokenizer: Callable[[list[str]], Tensor],
-                 device: torch.device | str = "cpu") -> None:  # fmt: skip
+                 device: torch.device | str = "cpu", text: Tensor | None = None) -> None:  # fmt: skip
         self.model, self.taxonomy, self.tokenizer, self.device = model, taxonomy, tokenizer, torch.device(device)
         cuts = [np.asarray(taxonomy.candidates(rank), dtype=np.int64) for rank in range(len(RANKS))]
         self.sizes = [len(cut) for cut in cuts]
@@ -103,6 +104,7 @@ class Scorer:
         self.leaf_candidate = torch.as_tensor(self.first, device=self.device)[rank] + taxon  # [leaves], row of `all`
         self.leaf_of = torch.full((len(self.candidates),), -1, device=self.device)
         self.leaf_of[self.leaf_candidate] = torch.arange(len(self.leaves), device=self.device)
+        self._text = text
 
     @torch.inference_mode()
     def encode(self, captions: Sequence[str]) -> Tensor:
@@ -116,6 +118,8 @@ class Scorer:
     @cached_property
     def text(self) -> Tensor:
         """Features of the captions of all candidates, [all, D]."""
+        if self._text is not None:
+            return self._text.to(self.device)
         return self.encode([caption(self.taxonomy.lineage_names(row)) for row in self.candidates.tolist()])
 
     @cached_property

@@ -85,7 +85,6 @@ def answers(library: Library, hits: Hits) -> list[dict[str, Any]]:
     names, BIN, country, identity, overlap, number of specimens with this very barcode).
     """
     scores = [rank_scores(library, hits, rank) for rank in range(len(RANKS))]
-    per_species = np.bincount(library.labels[:, _SPECIES] + 1, minlength=library.taxonomy.sizes[_SPECIES] + 1)[1:]
     spans = [np.searchsorted(one.query, np.arange(len(hits.length) + 1)) for one in scores]
     evidence = _evidence(library, hits)
     result = []
@@ -94,7 +93,7 @@ def answers(library: Library, hits: Hits) -> list[dict[str, Any]]:
         names, rank, tied, species = _lineage(library, scores, mine)
         answer: dict[str, Any] = {"names": names, "rank": rank, "tied": tied, "strand": int(hits.strand[number])}
         answer |= {key: told[0][key] if told else None for key in ("identity", "overlap", "bin_uri")}
-        answer["records_of_species"] = int(per_species[species]) if species >= 0 else None
+        answer["records_of_species"] = int(library.records_per_species[species]) if species >= 0 else None
         answer["other_species"] = _other(library, hits, scores[_SPECIES], mine[_SPECIES], species)
         result.append(answer | {"evidence": told})
     return result

@@ -26,7 +26,7 @@ class Encoder:
 
     def view(self, photo: bytes) -> np.ndarray:
         """A photo's file as the model sees it, uint8 [S, S, 3]. Raises ValueError for what is no photo."""
-        return images.evaluation_view(images.decode(photo), self.data.image_size)
+        return images.evaluation_view(images.decode(photo, self.data.image_size), self.data.image_size)
 
     def images(self, views: Sequence[np.ndarray | None]) -> np.ndarray:
         """What `view` returns, None = no photo -> float32 [n, D], zeros there."""

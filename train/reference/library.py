@@ -111,6 +111,11 @@ class Library:
         return columns
 
     @cached_property
+    def records_per_species(self) -> np.ndarray:
+        """Specimens of every species of `taxonomy`, int64 [species]."""
+        return np.bincount(self.labels[:, _SPECIES] + 1, minlength=self.taxonomy.sizes[_SPECIES] + 1)[1:]
+
+    @cached_property
     def _first_species(self) -> np.ndarray:
         """int64 [H]: the first known species among a haplotype's records, -1 = none."""
         haplotype = self.records["haplotype"].to_numpy()
