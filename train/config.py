@@ -94,6 +94,7 @@ class EvalConfig:
     batch_size: Positive = 256
     scoring: Literal["rollup", "prompt"] = "rollup"  # of the headline table; both are always written
     bootstrap: Positive = 1000
+    validate_noisy: bool = False  # validations during training also answer from damaged inputs; sweeps do
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -72,9 +72,10 @@ def resolve(options: argparse.Namespace) -> Config:
 
 
 def with_simulated(config: Config) -> Config:
-    """Replace `simulated:SEED` in data.shards by a folder of simulated specimens, written here where it is not yet.
+    """Replace `simulated:SEED` in data.shards by a folder of simulated specimens, written here where it is not yet;
+    `simulated:SEED:COUNT` makes that many of them, of fewer species.
 
-    Raises ValueError for a seed that is no number.
+    Raises ValueError for a seed or a count that is no number, and for a count that is too small.
     """
     from engine.datasets import open_dataset
     from engine.ingest import IngestOptions, ingest
@@ -83,17 +84,20 @@ def with_simulated(config: Config) -> Config:
 
     folders = []
     for name in config.data.shards:
-        kind, colon, seed = name.partition(":")
+        kind, colon, numbers = name.partition(":")
         if kind != "simulated" or not colon:
             folders.append(name)
             continue
-        if not seed.isdigit():
+        seed, colon, count = numbers.partition(":")
+        if not seed.isdigit() or (colon and not count.isdigit()):
             raise ValueError(f"data.shards: simulated:SEED takes a whole number, got {name!r}")
-        folder = Path(config.run.storage).resolve() / f"simulated-{seed}"
+        size = {"num_specimens": int(count), "num_species": min(120, int(count) // 40)} if colon else {}
+        source = open_dataset("simulated", [], seed=int(seed), **size)
+        folder = Path(config.run.storage).resolve() / f"simulated-{numbers.replace(':', '-')}"
         if not (folder / MANIFEST_NAME).is_file():
             log.info("writing simulated specimens to %s", folder)
             start_ray()
-            ingest(open_dataset("simulated", [], seed=int(seed)), folder, IngestOptions(overwrite=True))
+            ingest(source, folder, IngestOptions(overwrite=True))
         folders.append(str(folder))
     return dataclasses.replace(config, data=dataclasses.replace(config.data, shards=tuple(folders)))
 

@@ -22,6 +22,15 @@ class Board:
     def __init__(self) -> None:
         self._step, self._beside, self._stop = 0, "", False
         self._lines: list[str] = []
+        self._epochs: dict[float, dict[str, float]] = {}
+
+    def add_epoch(self, metrics: dict[str, float]) -> None:
+        """Keep what an epoch ended with; an epoch that was done again after a restart counts once."""
+        self._epochs[metrics["epoch"]] = metrics
+
+    def epochs(self) -> list[dict[str, float]]:
+        """The metrics of every epoch so far, in order."""
+        return [self._epochs[epoch] for epoch in sorted(self._epochs)]
 
     def set(self, step: int, beside: str = "") -> bool:
         """Move the bar; an empty `beside` leaves what stands there. Returns whether the run is to stop."""
@@ -50,7 +59,8 @@ def new_board() -> Any:
 
 
 class Told:
-    """The workers' side: what rank 0 tells the board, and what it hears back, without ever waiting for it."""
+    """The workers' side: what rank 0 tells the board (None = there is none), and what it hears back, without ever
+    waiting for it."""
 
     def __init__(self, board: Any) -> None:
         self._board = board
@@ -61,9 +71,16 @@ class Told:
         """Move the bar; hear whether the run is to stop, from the latest answer that is there."""
         import ray
 
+        if self._board is None:
+            return
         if self._answer is None or ray.wait([self._answer], timeout=0)[0]:
             self.stop = self.stop or (self._answer is not None and ray.get(self._answer))
             self._answer = self._board.set.remote(step, beside)
+
+    def epoch(self, metrics: dict[str, float]) -> None:
+        """What an epoch ended with."""
+        if self._board is not None:
+            self._board.add_epoch.remote(metrics)
 
 
 class _BoardHandler(logging.Handler):

@@ -76,6 +76,22 @@ def quickstart() -> Config:
 
 
 @recipe
+def sweep() -> Config:
+    """CLIBD-HiR-Fuse on 2,400 simulated specimens of 60 species: small enough to be trained many times over.
+
+    python tune/main.py --recipe sweep
+
+    2 CPU cores: XX s a training of one core. Test: see tests/benchmarks/RESULTS.md.
+    """
+    return Config(
+        recipe="sweep",
+        data=DataConfig(shards=("simulated:0:2400",), augment=AugmentConfig(min_area=0.7)),
+        optim=OptimConfig(max_lr=4e-3),
+        run=RunConfig(epochs=9, global_batch_size=128, validate_every=3),
+    )
+
+
+@recipe
 def bold() -> Config:
     """DNA and text on the BOLD barcodes of four insect orders: no photos, so CLIBD's DNA-text half.
 

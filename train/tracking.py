@@ -22,6 +22,7 @@ MAX_PARAM_LENGTH = 500  # MLflow refuses longer parameter values with some store
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # the page opens on runs
 BATCH_LIMIT = 500  # metrics in one request; MLflow allows 1,000
 RETRY_SECONDS = 2.0  # between two offers
+KEY = "taxafuse.key"  # tag: what a run stands for, where that must not be recorded twice
 PATIENCE_SECONDS = 120.0  # for a server that is away when the run ends
 
 
@@ -130,8 +131,32 @@ def tracking_uri(config: Config) -> str:
     return config.run.tracking_uri or f"sqlite:///{Path(config.run.storage).resolve() / 'mlflow.db'}"
 
 
-def create_run(config: Config, tags: Mapping[str, str]) -> str:
+def _experiment(client: Any, config: Config) -> str:
+    """The id of the experiment, made where there is none yet; its artifacts lie beside a sqlite file of our own."""
+    found = client.get_experiment_by_name(config.run.experiment)
+    if found:
+        return found.experiment_id
+    where = None if config.run.tracking_uri else str(Path(config.run.storage).resolve() / "mlflow-artifacts")
+    return client.create_experiment(config.run.experiment, where, tags=EXPERIMENT_TAGS)
+
+
+def _run_of(client: Any, experiment: str, name: str, tags: Mapping[str, str]) -> str:
+    """A run of this `KEY` that is there already, marked as running again, or a new one."""
+    if KEY in tags:
+        known = client.search_runs([experiment], f"tags.`{KEY}` = '{tags[KEY]}'", max_results=1)
+        if known:
+            client.update_run(known[0].info.run_id, status="RUNNING")
+            return known[0].info.run_id
+    return client.create_run(experiment, run_name=name, tags=dict(tags)).info.run_id
+
+
+def create_run(config: Config, tags: Mapping[str, str], title: str = "") -> str:
     """Create the experiment and the run with its parameters, in the driver; returns the run id ("" when not tracking).
+
+    Args:
+        tags: of the run. With the tag `KEY` a run that has it already is taken instead of a new one, so that a driver
+            that died before it could note the id makes no second run.
+        title: the name that MLflow shows; "" = the run's.
 
     Raises ValueError when MLflow is asked for but not installed or its store cannot be reached: at the start of a run
     that is a mistake to mend, later it is only a warning.
@@ -147,21 +172,56 @@ def create_run(config: Config, tags: Mapping[str, str]) -> str:
     storage.mkdir(parents=True, exist_ok=True)
     try:
         client = _client(uri)
-        experiment = client.get_experiment_by_name(config.run.experiment)
-        where = None if config.run.tracking_uri else str(storage / "mlflow-artifacts")
-        found = (
-            experiment.experiment_id
-            if experiment
-            else client.create_experiment(config.run.experiment, where, tags=EXPERIMENT_TAGS)
-        )
-        run = client.create_run(found, run_name=config.run.name, tags=dict(tags))
+        run_id = _run_of(client, _experiment(client, config), title or config.run.name, tags)
         flat = {key: str(value)[:MAX_PARAM_LENGTH] for key, value in flatten(to_dict(config)).items()}
-        client.log_batch(run.info.run_id, params=[Param(key, value) for key, value in flat.items()])
-        client.log_dict(run.info.run_id, to_dict(config), "config.json")
+        client.log_batch(run_id, params=[Param(key, value) for key, value in flat.items()])
+        client.log_dict(run_id, to_dict(config), "config.json")
     except Exception as error:
         reason = str(error).splitlines()[0][:200]
         raise ValueError(f"MLflow at {uri} cannot be used: {reason}; allowed: run.tracking=none") from None
-    return run.info.run_id
+    return run_id
+
+
+def describe_run(config: Config, run_id: str, tags: Mapping[str, str], status: str = "") -> None:
+    """Set tags of a run, and end it when a status is given; costs a warning at most."""
+    if not run_id:
+        return
+    try:
+        client = _client(tracking_uri(config))
+        for key, value in tags.items():
+            client.set_tag(run_id, key, value)
+        if status:
+            client.set_terminated(run_id, status)
+    except Exception as error:  # the server may be away: what was found out stays on disk
+        log.warning("tracking: a run could not be described: %s", error)
+
+
+def register_model(config: Config, run_id: str, model: Path, *, name: str, alias: str,
+                   tags: Mapping[str, str]) -> str:  # fmt: skip
+    """Make a trained model's folder a version of the registered model `name`, with an alias that moves to it.
+
+    The folder becomes the artifact `model` of the run. A run that has a version already keeps that one.
+
+    Returns:
+        The version, "" when not tracking or when the server refuses (a warning tells).
+    """
+    if not run_id:
+        return ""
+    try:
+        client = _client(tracking_uri(config))
+        if not client.search_registered_models(f"name='{name}'"):
+            client.create_registered_model(name, description="Trained by taxafuse; see the runs that its versions name")
+        known = [found for found in client.search_model_versions(f"name='{name}'") if found.run_id == run_id]
+        if not known:
+            client.log_artifacts(run_id, str(model), "model")
+            source = f"{client.get_run(run_id).info.artifact_uri}/model"
+            known = [client.create_model_version(name, source, run_id, tags=dict(tags))]
+        version = str(known[0].version)
+        client.set_registered_model_alias(name, alias, version)
+        return version
+    except Exception as error:  # a registry that is not there must not cost the result
+        log.warning("tracking: the model is not registered: %s", error)
+        return ""
 
 
 def reopen_run(config: Config, run_id: str) -> None:

@@ -24,7 +24,7 @@ os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # else every line of
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # keep CUDA visible to zero-GPU drivers; no warning
 os.environ.setdefault("RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S", "300")  # 30 minutes of silence help nobody
 
-from engine.pipeline import cpu_budget, label_columns, load_index, select_split
+from engine.pipeline import CpuBudget, cpu_budget, label_columns, load_index, select_split
 from engine.sampling import Plan
 from engine.taxonomy import Taxonomy
 from train import checkpoint, commits, progress
@@ -54,6 +54,17 @@ class Run:
     history: list[dict[str, float]]  # one record an epoch
     steps: int
     seconds: float
+
+
+@dataclass(frozen=True)
+class Within:
+    """What a run that is one of several is given by whoever runs them all, and keeps an eye on the run with."""
+
+    budget: CpuBudget  # its part of the cluster
+    board: Any  # of train.progress
+    stop: threading.Event  # set, the run ends after its step, with a checkpoint
+    measured_last: str = ""  # as in Job
+    frozen_texts: str = ""
 
 
 def prepare(config: Config) -> tuple[Taxonomy, int]:
@@ -225,8 +236,11 @@ def _record(config: Config) -> str:
     return run_id
 
 
-def train(config: Config) -> Run:
+def train(config: Config, within: Within | None = None) -> Run:
     """Train as configured, on the running Ray cluster or one started here; a run of the same name is continued.
+
+    Args:
+        within: given for one of several runs; the status of its MLflow run is then left to whoever runs them all.
 
     Raises ValueError for everything that the user can mend: shards, splits, numbers of workers, CPUs, tracking;
     FloatingPointError when the loss is not finite; SystemExit(143) after SIGTERM, with the last step committed.
@@ -237,13 +251,18 @@ def train(config: Config) -> Run:
     taxonomy, total_steps = prepare(config)
     start_ray()
     run = config.run
-    budget = cpu_budget(ray.cluster_resources(), run.num_workers, CPU_PER_WORKER[run.use_gpu])
+    if within is None:
+        budget = cpu_budget(ray.cluster_resources(), run.num_workers, CPU_PER_WORKER[run.use_gpu])
+        board, last, texts = progress.new_board(), "", ""
+    else:
+        budget, board, last, texts = within.budget, within.board, within.measured_last, within.frozen_texts
     folder = make_folder(run_folder(config))
     run_id = _record(config)
     started, status = time.perf_counter(), "FAILED"
     try:
-        with _sigterm_stops() as stop:
-            job = Job(to_dict(config), taxonomy.to_json(), run_id, budget, _threads(config), progress.new_board())
+        with _sigterm_stops() if within is None else contextlib.nullcontext(within.stop) as stop:
+            tree, taxa = to_dict(config), taxonomy.to_json()
+            job = Job(tree, taxa, run_id, budget, _threads(config), board, last, texts)
             _fit(job, config, total_steps, stop)
         reached = max(commits.steps(folder), default=0)
         if reached < total_steps:
@@ -252,7 +271,7 @@ def train(config: Config) -> Run:
             raise SystemExit(STOPPED)
         status = ""
     finally:
-        if status:
+        if status and within is None:
             open_tracker(config, run_id).close(status)
     seconds = time.perf_counter() - started
     best = commits.best(folder)

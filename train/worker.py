@@ -14,6 +14,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,9 @@ class Job:
     run_id: str
     budget: CpuBudget | None
     threads: int
-    board: Any  # actor handle of train.progress
+    board: Any  # actor handle of train.progress; None = nobody looks
+    measured_last: str = ""  # a split that is measured once, after the last epoch
+    frozen_texts: str = ""  # a folder in which runs share the features of a frozen text tower; "" = none
 
     def open(self) -> tuple[Config, Taxonomy, pa.Table]:
         """Configuration, taxonomy and index as objects."""
@@ -78,7 +81,8 @@ def train_loop(task: dict[str, Any]) -> None:
     torch.set_num_threads(job.threads)
     worker = Worker(job, ray.train.torch.get_device())
     try:
-        worker.run()
+        for metrics in worker.epochs():
+            ray.train.report(metrics)
     finally:
         worker.close()
 
@@ -88,6 +92,7 @@ class Worker:
 
     def __init__(self, job: Job, device: torch.device) -> None:
         self.budget, self.told = job.budget, progress.Told(job.board)
+        self.job = job
         self.config, taxonomy, self.index = job.open()
         self.rank0 = dist.rank() == 0
         self.tracker = open_tracker(self.config, job.run_id if self.rank0 else "")
@@ -99,6 +104,14 @@ class Worker:
         self.flops = 0.0  # of a step of this worker
         self.peak = 0.0  # operations a second of its device
         self._restore()
+        self._share_texts()
+
+    def _share_texts(self) -> None:
+        """Take the features of a frozen text tower that another run of the same weights has left."""
+        text = self.session.model.text_encoder
+        self.texts = Path(self.job.frozen_texts) if self.job.frozen_texts and text.frozen else None
+        if self.texts:
+            text.recall(self.texts)
 
     def _restore(self) -> None:
         # Rank 0 chooses: a worker could see a checkpoint that the others do not see yet.
@@ -108,16 +121,21 @@ class Worker:
             folder = commits.path_of(self.folder, chosen)
             self.session.restore(checkpoint.load(folder).model.state_dict(), checkpoint.load_training_state(folder))
             log.info("resumed at step %d of %d", chosen, self.session.total_steps)
+            for metrics in self.session.history if self.rank0 else []:
+                self.told.epoch(metrics)
 
-    def run(self) -> None:
-        """All steps that are left. Raises Preempted when any worker was asked to end, after a checkpoint."""
+    def epochs(self) -> Iterator[dict[str, float]]:
+        """Do all steps that are left; yields the metrics of each epoch at its end.
+
+        Raises Preempted when any worker was asked to end, after a checkpoint.
+        """
         session, every = self.session, self.session.plan.steps_per_epoch
         with contextlib.closing(session.batches(self.budget)) as batches:  # type: ignore[type-var]
             for batch, wait in timed(batches):
                 self._step(batch, wait)
                 stop = any(session.asked)
                 if session.step % every == 0:
-                    self._end_epoch(stop)
+                    yield self._end_epoch(stop)
                 elif stop or self._due(session.step, self.config.run.checkpoint_steps):
                     self._commit()
                 if stop and session.step < session.total_steps:
@@ -156,10 +174,8 @@ class Worker:
         if self.rank0:
             self.told.step(session.step, self.beside)
 
-    def _end_epoch(self, stop: bool) -> None:
-        """Compare the replicas, validate when due, commit when due, report."""
-        import ray.train
-
+    def _end_epoch(self, stop: bool) -> dict[str, float]:
+        """Compare the replicas, validate when due, commit when due; returns the epoch's metrics."""
         session, run = self.session, self.config.run
         epoch, last = session.step // session.plan.steps_per_epoch, session.step == session.total_steps
         dist.check_replicas(session.model)
@@ -167,10 +183,13 @@ class Worker:
         self.epoch = Meter()
         found = validate(session, self.index) if last or self._due(epoch, run.validate_every) else {}
         metrics |= found
+        if last and self.job.measured_last:
+            metrics |= validate(session, self.index, self.job.measured_last)
         metrics["data/left_out"] = float(session.plan.num_left_out)
         self.tracker.metrics({key: value for key, value in metrics.items() if key != "step"}, session.step)
         tops = [(k.split("/"), v) for k, v in found.items() if k.endswith("/top1")]
-        accuracies = [f"{query} {rank} {100 * v:.1f}" for (_, query, _, rank, _), v in tops if rank in SHOWN_RANKS]
+        shown = [(query, rank, v) for (_, query, kind, rank, _), v in tops if kind == "clean" and rank in SHOWN_RANKS]
+        accuracies = [f"{query} {rank} {100 * v:.1f}" for query, rank, v in shown]
         text = f"; val top-1 %: {', '.join(accuracies)}" if accuracies else ""
         if self.rank0:
             log.info("epoch %d/%d: loss %.3f%s", epoch, run.epochs, metrics["loss/total"], text)
@@ -178,7 +197,11 @@ class Worker:
         if stop or last or found or self._due(epoch, run.checkpoint_every):
             scores = [value for key, value in found.items() if key.endswith(SCORED)]
             self._commit(sum(scores) / len(scores) if scores else None)
-        ray.train.report(metrics)
+        if self.rank0:
+            self.told.epoch(metrics)
+            if self.texts and epoch == 1:  # by now every caption has been met
+                session.model.text_encoder.leave(self.texts)
+        return metrics
 
     def _commit(self, score: float | None = None) -> None:
         """Rank 0 hands a copy of everything to the thread that writes it; training goes on meanwhile."""
@@ -217,18 +240,21 @@ class Worker:
         self.tracker.close()
 
 
-def validate(session: Session, index: pa.Table) -> dict[str, float]:
-    """Per-rank roll-up accuracy on val, each worker with its share of the specimens; {} where there is no val split."""
-    if not bool((index["split"].to_numpy(zero_copy_only=False) == "val").any()):
+def validate(session: Session, index: pa.Table, split: str = "val") -> dict[str, float]:
+    """Per-rank roll-up accuracy on a split, each worker with its share of the specimens; {} where there is none."""
+    if not bool((index["split"].to_numpy(zero_copy_only=False) == split).any()):
         return {}
-    rows = select_split(index, "val")
+    rows = select_split(index, split)
     first, last = (len(rows) * (dist.rank() + end) // dist.world_size() for end in (0, 1))
     own: dict[str, float] = {}
     if first < last:
         batches = evaluation_batches(
             rows.slice(first, last - first), session.taxonomy, session.config.data, session.config.eval.batch_size
         )
-        own = evaluation.accuracy_of(session.model, session.taxonomy, batches, session.tokenizer, session.device)
+        own = evaluation.accuracy_of(
+            session.model, session.taxonomy, batches, session.tokenizer, session.device, split,
+            session.config.eval.validate_noisy,
+        )  # fmt: skip
     return pooled(dist.gather_objects(own))
 
 

@@ -19,6 +19,7 @@ from engine.pipeline import CpuBudget, evaluation_batches
 from engine.taxonomy import RANKS, Taxonomy
 from train.evaluation.scoring import Scorer
 from train.evaluation.store import FeatureStore
+from train.metrics import prefix
 
 MODALITIES = ("image", "dna")
 QUERY_ROWS = 8192  # specimens whose features are in memory at once
@@ -154,41 +155,43 @@ def encode_split(model: Any, index: pa.Table, taxonomy: Taxonomy, data: DataConf
     return Encoded(keys=index["key"].to_pylist(), features=features, **known)
 
 
-def _clean_queries(
-    model: Any, batch: Mapping[str, Any], device: torch.device | str
-) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """(query, rows, unit features of these rows) of a batch: image, dna, fused."""
-    features = encode_batch(model, batch, device, noisy=False)
+def _quick_queries(
+    model: Any, batch: Mapping[str, Any], device: torch.device | str, noisy: bool
+) -> Iterator[tuple[tuple[str, str], Tensor, Tensor]]:
+    """((query, condition), rows, unit features of these rows) of a batch: image, dna, fused."""
+    features = encode_batch(model, batch, device, noisy=noisy)
     present = {name: batch["valid"] & batch[f"has_{name}"] for name in MODALITIES}
-    for name, values in features.items():
-        yield name, present[name], values[present[name].to(values.device)]
-    both = present["image"] & present["dna"]
-    if both.any():
-        rows = both.to(features["image"].device)
-        yield "fused", both, model.fuse(features["image"][rows], features["dna"][rows]).float()
+    present["fused"] = present["image"] & present["dna"]
+    for query, rows in present.items():
+        for condition, parts in QUERIES[query].items():
+            if rows.any() and all(part in features for part in parts):
+                values = [features[part][rows.to(features[part].device)] for part in parts]
+                yield (query, condition), rows, model.fuse(*values).float() if query == "fused" else values[0]
 
 
 @torch.inference_mode()
 def accuracy_of(model: Any, taxonomy: Taxonomy, batches: Iterable[Mapping[str, Any]],
                 tokenizer: Callable[[list[str]], Tensor], device: torch.device | str = "cpu",
-                split: str = "val") -> dict[str, float]:  # fmt: skip
-    """Quick validation: micro top-1 per rank by roll-up, clean inputs, for image, dna and fused.
+                split: str = "val", noisy: bool = False) -> dict[str, float]:  # fmt: skip
+    """Quick validation: micro top-1 per rank by roll-up for image, dna and fused.
 
     Args:
         model: put into evaluation mode meanwhile; must live on `device`.
-        batches: of `evaluation_batches`; the damaged columns are not needed.
+        batches: of `evaluation_batches`.
+        noisy: answer from damaged inputs, too; else their columns are not needed.
 
     Returns:
-        `val/dna/clean/species/top1` and `.../rows`; what no specimen has is left out.
+        `val/dna/clean/species/top1` and `.../rows`, with `noisy` also `val/dna/noisy/...` and
+        `val/fused/noisy_both/...`; what no specimen has is left out.
     """
     training = model.training
     model.eval()
     try:
         scorer = Scorer(model, taxonomy, tokenizer, device)
-        right: dict[str, np.ndarray] = {}
-        total: dict[str, np.ndarray] = {}
+        right: dict[tuple[str, str], np.ndarray] = {}
+        total: dict[tuple[str, str], np.ndarray] = {}
         for batch in batches:
-            for query, rows, features in _clean_queries(model, batch, device):
+            for query, rows, features in _quick_queries(model, batch, device, noisy):
                 position = scorer.rank(features, batch["labels"][rows].numpy()).position[:, : len(RANKS)]
                 right[query] = right.get(query, 0) + (position == 0).sum(axis=0)
                 total[query] = total.get(query, 0) + (position >= 0).sum(axis=0)
@@ -197,11 +200,14 @@ def accuracy_of(model: Any, taxonomy: Taxonomy, batches: Iterable[Mapping[str, A
     return _shares(right, total, split)
 
 
-def _shares(right: Mapping[str, np.ndarray], total: Mapping[str, np.ndarray], split: str) -> dict[str, float]:
+def _shares(
+    right: Mapping[tuple[str, str], np.ndarray], total: Mapping[tuple[str, str], np.ndarray], split: str
+) -> dict[str, float]:
     result: dict[str, float] = {}
-    for query in right:
+    for asked in right:
         for column, rank in enumerate(RANKS):
-            if total[query][column]:
-                result[f"{split}/{query}/clean/{rank}/top1"] = float(right[query][column] / total[query][column])
-                result[f"{split}/{query}/clean/{rank}/rows"] = int(total[query][column])
+            if total[asked][column]:
+                start = f"{prefix(split, *asked)}/{rank}"
+                result[f"{start}/top1"] = float(right[asked][column] / total[asked][column])
+                result[f"{start}/rows"] = int(total[asked][column])
     return result

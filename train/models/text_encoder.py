@@ -3,6 +3,7 @@
 Shapes: U unique captions, T context, L longest caption of the call, D embedding.
 """
 
+import uuid
 from collections.abc import Callable
 from functools import lru_cache
 from hashlib import blake2b
@@ -13,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 from open_clip.transformer import TextTransformer, text_global_pool
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from train.models.open_clip_source import Source
@@ -131,6 +133,43 @@ class TextEncoder(nn.Module):
                 if key not in self._remembered:
                     self._remembered[key] = F.normalize(self(tokens[place : place + 1]).float(), dim=1)[0]
             return torch.stack([self._remembered[key] for key in keys])
+
+    def _shelf(self, folder: Path) -> Path:
+        """The file for features of exactly these weights, whatever they belong to."""
+        digest = blake2b(digest_size=8)
+        for name, value in sorted(self.tower.state_dict().items()):
+            digest.update(
+                name.encode() + value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+            )
+        return folder / f"texts-{digest.hexdigest()}.safetensors"
+
+    def recall(self, folder: Path) -> int:
+        """Take over what another process `leave`s in `folder` of the same weights; returns how many captions."""
+        shelf = self._shelf(folder)
+        if not shelf.is_file():
+            return 0
+        device = next(self.tower.parameters()).device
+        tensors = load_file(shelf)
+        for kind in {name.partition("/")[0] for name in tensors}:
+            precision = None if kind == "None" else getattr(torch, kind.removeprefix("torch."))
+            for tokens, features in zip(tensors[f"{kind}/tokens"], tensors[f"{kind}/features"], strict=True):
+                self._remembered[tokens.numpy().tobytes(), precision] = features.to(device)
+        return len(self._remembered)
+
+    def leave(self, folder: Path) -> None:
+        """Write what is remembered, for other processes; a file that is there already stays as it is."""
+        shelf = self._shelf(folder)
+        if shelf.is_file() or not self._remembered:
+            return
+        tensors = {}
+        for precision in {precision for _, precision in self._remembered}:
+            keys = [key for key in self._remembered if key[1] == precision]
+            rows = [torch.frombuffer(bytearray(key[0]), dtype=torch.int64) for key in keys]
+            tensors[f"{precision}/tokens"] = torch.stack(rows)
+            tensors[f"{precision}/features"] = torch.stack([self._remembered[key] for key in keys]).cpu()
+        part = shelf.with_name(f"{shelf.name}.{uuid.uuid4().hex}.part")
+        save_file(tensors, part)
+        part.rename(shelf)
 
     def placeholder(self, tokens: Tensor) -> Tensor:
         """One row [1, T] that stands for no caption; without padding, which some towers' masks cannot bear alone."""
