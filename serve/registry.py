@@ -104,12 +104,14 @@ def _local(client: Any, found: Any, registry: str, cache: Path | None) -> Path:
 
 
 def _data_folder(folder: Path) -> Path:
-    """The checkpoint inside a registered pyfunc model, as its MLmodel file says.
+    """The checkpoint in what was registered: the folder itself, or inside a pyfunc model, as its MLmodel file says.
 
     Raises ValueError when it is none of ours, or names a place outside of itself.
     """
     from mlflow.models import Model
 
+    if (folder / checkpoint.META).is_file():
+        return folder
     try:
         inside = Model.load(str(folder)).flavors["python_function"]["data"]
     except Exception as error:

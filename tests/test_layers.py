@@ -19,7 +19,9 @@ ORDER = {
     "substrings containment splits datasets collate prepare stream tasks pipeline "
     "ingest_report ingest_plan ingest_shard ingest description curation check main",
     "train": "config recipes models dist loss_masks loss_views loss_hierarchy losses metrics optim checkpoint commits "
-    "tracking progress gauges reference evaluation gradient_cache lane_dropout flops loop worker trainer export main evaluate",
+    "tracking progress gauges reference evaluation gradient_cache lane_dropout flops loop worker trainer main evaluate",
+    "serve": "answer query candidates compose predictor registry sources columns plan answering result bulk library "
+    "export schemas app main",
 }
 
 
