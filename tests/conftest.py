@@ -29,6 +29,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=ROOT.parent / "shared" / "data",
         help="folder of real specimens (bold/, moths/); tests that need it are skipped where it is absent",
     )
+    parser.addoption(
+        "--schemas",
+        type=Path,
+        default=ROOT.parent / "shared" / "schemas",
+        help="folder of published schemas (see tests/infra/test_manifests.py); tests are skipped where it is absent",
+    )
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -1,0 +1,82 @@
+"""A sum over all train workers-to-be: the one thing that training needs of the network between nodes.
+
+One rank per GPU with NCCL, or one per node with gloo where there is no GPU; each in a process of its own, placed by Ray
+as training's workers are.
+"""
+
+import socket
+import time
+from datetime import timedelta
+from typing import Any
+
+from infra.checks import Finding
+
+ELEMENTS = 2**24  # float32: 64 MiB, large enough that bandwidth counts and not latency
+TIMEOUT_S = 60.0
+REPEATS = 3
+
+
+class Rank:
+    """One rank, as a Ray actor."""
+
+    def address(self) -> str:
+        """Where rank 0 listens: this node's address and a free port."""
+        import ray
+
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            return f"tcp://{ray.util.get_node_ip_address()}:{probe.getsockname()[1]}"
+
+    def all_reduce(self, address: str, rank: int, world: int, backend: str) -> float:
+        """Join, sum a tensor over all ranks, leave. Returns seconds of one sum; AssertionError when it is wrong."""
+        import torch
+        from torch import distributed
+
+        limit = timedelta(seconds=TIMEOUT_S)
+        distributed.init_process_group(backend, init_method=address, rank=rank, world_size=world, timeout=limit)
+        try:
+            device = "cuda" if backend == "nccl" else "cpu"
+            seconds = []
+            for _ in range(REPEATS + 1):  # the first one sets up connections
+                tensor = torch.full((ELEMENTS,), float(rank), device=device)
+                started = time.perf_counter()
+                distributed.all_reduce(tensor)
+                total = tensor[-1].item()  # waits for the device
+                seconds.append(time.perf_counter() - started)
+                assert total == world * (world - 1) / 2, f"the sum over {world} ranks is {total}"
+            return min(seconds[1:])
+        finally:
+            distributed.destroy_process_group()
+
+
+def check(gpus: int, nodes: list[str]) -> Finding:
+    """All ranks together: `gpus` of them with NCCL, or one on each of `nodes` (Ray's node ids) with gloo."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    remote: Any = ray.remote(Rank)
+    if gpus:
+        backend, ranks = "nccl", [remote.options(num_cpus=0, num_gpus=1).remote() for _ in range(gpus)]
+    else:
+        places = [NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes]
+        backend, ranks = "gloo", [remote.options(num_cpus=0, scheduling_strategy=place).remote() for place in places]
+    name, size = f"all-reduce ({backend})", 4 * ELEMENTS
+    try:
+        address = ray.get(ranks[0].address.remote(), timeout=TIMEOUT_S)
+        world = len(ranks)
+        jobs = [rank.all_reduce.remote(address, number, world, backend) for number, rank in enumerate(ranks)]
+        slowest = max(ray.get(jobs, timeout=2 * TIMEOUT_S))
+    except ray.exceptions.GetTimeoutError:
+        fix = "are all GPUs free? is the network between the nodes open? NCCL_SOCKET_IFNAME names the interface"
+        return Finding(name, "problem", f"{len(ranks)} ranks did not finish within {2 * TIMEOUT_S:.0f} s", fix)
+    except (ray.exceptions.RayTaskError, ray.exceptions.RayActorError) as error:
+        told = str(error).strip().splitlines()[-1]
+        return Finding(name, "problem", told, "NCCL_DEBUG=INFO shows why; NCCL_SOCKET_IFNAME names the interface")
+    finally:
+        for rank in ranks:
+            ray.kill(rank)
+    # Each rank sends and receives 2 (W - 1) / W times the tensor.
+    rate = 2 * (world - 1) / world * size / slowest / 1e9
+    return Finding(
+        name, "ok", f"{world} ranks, 64 MiB in {slowest * 1000:.0f} ms" + f" ({rate:.1f} GB/s)" * (world > 1)
+    )
