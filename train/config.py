@@ -111,6 +111,7 @@ class RunConfig:
     compile: bool = False  # torch.compile of the three towers
     num_workers: Annotated[int, Field(ge=0)] = 1  # 0 = inside the driver process, for tests and debugging
     use_gpu: bool = False
+    worker_resource: str = ""  # of which each worker takes 1: `ray start --resources '{"train": 1}'` on their nodes
     threads: Annotated[int, Field(ge=0)] = 0  # torch threads per worker; 0 = cores / workers
     checkpoint_every: Positive = 1  # epochs between checkpoints
     checkpoint_steps: Annotated[int, Field(ge=0)] = 0  # steps between further ones, for epochs of hours; 0 = none
