@@ -207,7 +207,8 @@ def _run_parallel(writer: ShardWriter, numbers: list[int]) -> Iterator[None]:
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it warns that its bars are off
-    results = numbered_tasks(len(numbers)).map_batches(_Task(writer, numbers), batch_size=1, batch_format="pyarrow")
+    tasks = numbered_tasks(len(numbers), poll_s=0.03)
+    results = tasks.map_batches(_Task(writer, numbers), batch_size=1, batch_format="pyarrow")
     failure: OSError | None = None
     try:
         for row in results.iter_rows():

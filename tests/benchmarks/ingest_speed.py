@@ -44,8 +44,8 @@ CONTESTANTS: dict[str, tuple[str, ...]] = {
     "png": ("ours", "alone", "loop"),
     "shrink": ("ours", "alone", "loop", "draft"),
 }
-SPECIMENS = {"copy": 16_000, "png": 4_000, "shrink": 5_000}
-PER_SHARD = {"copy": 1000, "png": 250, "shrink": 500}
+SPECIMENS = {"copy": 16_000, "png": 12_000, "shrink": 5_000}
+PER_SHARD = {"copy": 1000, "png": 1000, "shrink": 500}
 NUM_FILES = {"copy": 512, "png": 512, "shrink": 128}
 MAX_SIDE = {"copy": None, "png": None, "shrink": 256}
 

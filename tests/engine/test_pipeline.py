@@ -300,8 +300,9 @@ def test_executions_that_follow_each_other_keep_order(
     assert settled(2**40, threads)[1] <= threads
 
 
-def test_ray_still_has_the_constant_that_is_set() -> None:
-    """`tasks.POLL_S` replaces it; under another name the executor would go back to its 0.1 s without a word."""
-    from ray.data._internal.execution import streaming_executor_state
+def test_ray_still_has_the_constants_that_are_set() -> None:
+    """`engine.tasks` replaces them; under other names the executor would go back to its waits without a word."""
+    from ray.data._internal.execution import resource_manager, streaming_executor_state
 
     assert isinstance(streaming_executor_state.WAIT_FOR_TASK_COMPLETION_TIMEOUT_S, float)
+    assert isinstance(resource_manager.ResourceManager.GLOBAL_LIMITS_UPDATE_INTERVAL_S, int | float)
