@@ -197,7 +197,7 @@ def describe_run(config: Config, run_id: str, tags: Mapping[str, str], status: s
 
 
 def register_model(config: Config, run_id: str, model: Path, *, name: str, alias: str,
-                   tags: Mapping[str, str]) -> str:  # fmt: skip
+                   tags: Mapping[str, str], note: str = "") -> str:  # fmt: skip
     """Make a trained model's folder a version of the registered model `name`, with an alias that moves to it.
 
     The folder becomes the artifact `model` of the run. A run that has a version already keeps that one.
@@ -215,7 +215,7 @@ def register_model(config: Config, run_id: str, model: Path, *, name: str, alias
         if not known:
             client.log_artifacts(run_id, str(model), "model")
             source = f"{client.get_run(run_id).info.artifact_uri}/model"
-            known = [client.create_model_version(name, source, run_id, tags=dict(tags))]
+            known = [client.create_model_version(name, source, run_id, tags=dict(tags), description=note)]
         version = str(known[0].version)
         client.set_registered_model_alias(name, alias, version)
         return version

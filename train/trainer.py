@@ -23,6 +23,8 @@ os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # the default
 os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # else every line of a worker appears twice
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # keep CUDA visible to zero-GPU drivers; no warning
 os.environ.setdefault("RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S", "300")  # 30 minutes of silence help nobody
+os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # a sweep writes its own record
+os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # ctrl-C ends a sweep as it ends a training
 
 from engine.pipeline import CpuBudget, cpu_budget, label_columns, load_index, select_split
 from engine.sampling import Plan
@@ -101,6 +103,13 @@ def _threads(config: Config) -> int:
     return config.run.threads or max(1, cores // max(1, config.run.num_workers))
 
 
+def worker_resources(config: Config) -> dict[str, float]:
+    """What one train worker asks of Ray."""
+    run = config.run
+    own = {run.worker_resource: 1.0} if run.worker_resource else {}
+    return {"CPU": CPU_PER_WORKER[run.use_gpu]} | ({"GPU": 1.0} if run.use_gpu else {}) | own
+
+
 def _trainer(job: Job, config: Config) -> Any:
     """A TorchTrainer whose workers listen for SIGTERM. Restarts are the driver's (`_fit`), not Ray's."""
     import ray.train
@@ -127,7 +136,7 @@ def _trainer(job: Job, config: Config) -> Any:
         scaling_config=ScalingConfig(
             num_workers=run.num_workers,
             use_gpu=run.use_gpu,
-            resources_per_worker={"CPU": CPU_PER_WORKER[run.use_gpu]} | ({"GPU": 1} if run.use_gpu else {}),
+            resources_per_worker=worker_resources(config),
         ),
         run_config=ray.train.RunConfig(
             name=run.name,

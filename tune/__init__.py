@@ -1,1 +1,1 @@
-"""Sweeps over training configurations. Nothing here yet."""
+"""Sweeps over training configurations: spaces, search, trials, finals."""

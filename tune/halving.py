@@ -1,0 +1,163 @@
+"""What Ray Tune searches with: a feed of tasks from the ledger, and ASHA (Li et al., 2020) over its scores."""
+
+import logging
+import pickle
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import ray
+from ray.tune import Callback
+from ray.tune.schedulers import ASHAScheduler, TrialScheduler
+from ray.tune.search import Searcher
+
+from tune.ledger import DEFAULT, Entry
+
+log = logging.getLogger(__name__)
+
+REDUCTION = 3  # of the trials that reach a rung the best third goes on
+WARN_SECONDS = 60.0  # between two lines about a cluster that is too small
+
+
+def first_rung(epochs: int, validate_every: int) -> int:
+    """The first epoch at which a trial may be stopped: the first validation at or after a ninth of the training.
+
+    With REDUCTION 3 there are then at most two rungs before the end, at about a ninth and a third.
+    """
+    return min(epochs, -(-epochs // (REDUCTION**2 * validate_every)) * validate_every)
+
+
+class Halving(ASHAScheduler):
+    """ASHA that never stops the recipe's own values, and knows the scores of trials from before an interruption."""
+
+    def __init__(self, epochs: int, first: int) -> None:
+        """`first`: the first epoch at which a trial may be stopped; none is where that is the last."""
+        super().__init__(
+            time_attr="epoch", metric="score", mode="max", max_t=epochs, grace_period=first,
+            reduction_factor=REDUCTION,
+        )  # fmt: skip
+        self.give_up = False  # set, every trial stops at its next validation
+
+    def judge(self, name: str, epoch: int, score: float) -> str:
+        """Enter a score into its rung: CONTINUE or STOP. A rung takes one score of a trial, its first."""
+        return self._brackets[0].on_result(SimpleNamespace(trial_id=name), epoch, score)
+
+    def remember(self, entries: Iterable[Entry]) -> None:
+        """Fill the rungs as they were."""
+        for entry in entries:
+            for epoch, score in entry.history:
+                self.judge(entry.name, epoch, score)
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """Whether a trial goes on."""
+        if self.give_up:
+            return TrialScheduler.STOP
+        if "score" not in result:
+            return TrialScheduler.CONTINUE
+        action = self.judge(trial.config["name"], result["epoch"], result["score"])
+        return TrialScheduler.CONTINUE if trial.config["number"] == DEFAULT else action
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        """Nothing: its scores are in the rungs."""
+
+    def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
+        """Nothing: its scores are in the rungs."""
+
+
+class Feed(Searcher):
+    """Hands tasks to Tune as there is room for them, and notes what comes of them. All state is in the ledger."""
+
+    def __init__(self, take: Callable[[], tuple[Entry, dict[str, Any]] | None], concurrent: int,
+                 saw: Callable[[Entry, dict[str, Any]], None],
+                 ended: Callable[[Entry, bool], None]) -> None:  # fmt: skip
+        """
+        Args:
+            take: the next entry with its task, None when there is nothing left to start.
+            saw: called with each result.
+            ended: called when a trial is over; True = its processes died more often than they are restarted.
+        """
+        super().__init__()
+        self._take, self._saw, self._ended, self._concurrent = take, saw, ended, concurrent
+        self._running: dict[str, Entry] = {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Feed":
+        return self  # Tune copies what it is given, to write it down
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # and this is not for writing down
+
+    def suggest(self, trial_id: str) -> Any:
+        """The next task; None while there is no room."""
+        if len(self._running) >= self._concurrent:
+            return None
+        taken = self._take()
+        if taken is None:
+            return Searcher.FINISHED
+        self._running[trial_id], task = taken
+        return task
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Note a validation."""
+        self._saw(self._running[trial_id], result)
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Note the end of a trial, its last result included."""
+        entry = self._running.pop(trial_id, None)
+        if entry is None:
+            return
+        if result and not error:
+            self._saw(entry, result)
+        self._ended(entry, error)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Tune wants a file."""
+        Path(checkpoint_path).write_bytes(pickle.dumps({}))
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing."""
+
+
+class Watch(Callback):
+    """Says when a trial's process died, and when the cluster has become too small for one."""
+
+    def __init__(self, fits: Callable[[], str]) -> None:
+        """`fits`: "" while a trial fits, else what is missing."""
+        self._fits = fits
+        self._next = time.monotonic() + WARN_SECONDS
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """Called many times a second."""
+        if time.monotonic() < self._next:
+            return
+        self._next = time.monotonic() + WARN_SECONDS
+        missing = self._fits()
+        if missing:
+            log.warning("waiting: %s", missing)
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Its process died and is started again."""
+        log.warning("%s: its process died; it goes on from its last checkpoint", trial.config["name"])
+
+
+def run_stage(trainable: type, feed: Feed, halving: Halving, *, folder: Path, watch: Watch,
+              resources: dict[str, float], max_failures: int) -> None:  # fmt: skip
+    """Let Tune run everything that the feed gives.
+
+    Args:
+        folder: for Tune's own files, of which nothing is needed afterwards.
+        max_failures: restarts of one trial before it counts as failed.
+    """
+    tuner = ray.tune.Tuner(
+        ray.tune.with_resources(trainable, resources),
+        tune_config=ray.tune.TuneConfig(
+            search_alg=feed, scheduler=halving, num_samples=-1, reuse_actors=True,
+            trial_dirname_creator=lambda trial: f"{trial.config['name']}-{trial.trial_id}",
+        ),
+        run_config=ray.tune.RunConfig(
+            name=folder.name, storage_path=str(folder.parent), verbose=0, callbacks=[watch],
+            failure_config=ray.tune.FailureConfig(max_failures=max_failures),
+        ),
+    )  # fmt: skip
+    tuner.fit()

@@ -1,0 +1,117 @@
+"""A sweep in MLflow: one run for the sweep, below it one for each trial, all of them made by the driver.
+
+Trials only add metrics to a run that is there. A run is found again by what it stands for, so neither a killed trial
+nor a killed driver makes a second one.
+"""
+
+import csv
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from train.checkpoint import code_version
+from train.config import Config
+from train.tracking import KEY, create_run, describe_run, open_tracker, register_model
+from tune.ledger import DEFAULT, Entry
+from tune.spaces import short
+
+log = logging.getLogger(__name__)
+
+OUTCOMES = {"finished": "ran to the end", "stopped": "stopped early", "failed": "failed"}
+ALIAS = "champion"
+PARENT = "mlflow.parentRunId"
+NOTE = "mlflow.note.content"  # what MLflow's page shows as the description
+
+
+def open_sweep(config: Config, told: Mapping[str, Any]) -> str:
+    """The run of the sweep, with the recipe's own configuration as its parameters; `told`: what was asked for."""
+    tags = {f"sweep.{key}": str(value) for key, value in told.items()}
+    tags |= {KEY: config.run.name, "kind": "sweep", "recipe": config.recipe, "code_version": code_version()}
+    return create_run(config, tags, f"sweep {config.run.name}")
+
+
+def open_trial(config: Config, sweep: str, parent: str, entry: Entry) -> str:
+    """The run of a trial, "" when the sweep has none, or when the server has gone away meanwhile (a warning tells)."""
+    if not parent:
+        return ""
+    kind = "final" if entry.final else "trial"
+    default = ", default" if entry.number == DEFAULT else ""
+    seed = f", seed {entry.seed}" if entry.final else ""
+    tags = {
+        KEY: f"{sweep}/{entry.name}", PARENT: parent, "kind": kind, "trial": f"{entry.number:03d}", "sweep": sweep,
+        "recipe": config.recipe, "code_version": code_version(), "outcome": "under way",
+    }  # fmt: skip
+    try:
+        return create_run(config, tags, f"{kind} {entry.number:03d}{default}{seed}: {short(entry.values)}")
+    except ValueError as error:
+        log.warning("%s is not tracked: %s", entry.name, error)
+        return ""
+
+
+def close_trial(config: Config, entry: Entry) -> None:
+    """Note what became of a trial: score at each validation, outcome, status."""
+    if not entry.run_id:
+        return
+    tracker = open_tracker(config, entry.run_id)
+    for epoch, score in entry.history:
+        tracker.metrics({"sweep/val_score": score}, epoch)
+    last = {"sweep/epochs": float(entry.epoch), "sweep/seconds": entry.seconds}
+    last |= {"sweep/test_score": entry.test} if entry.test is not None else {}
+    tracker.metrics(last, entry.epoch)
+    tracker.close()
+    tags = {"outcome": OUTCOMES[entry.state]} | ({"reason": entry.reason} if entry.reason else {})
+    describe_run(config, entry.run_id, tags, "FAILED" if entry.state == "failed" else "FINISHED")
+
+
+def close_sweep(config: Config, run_id: str, folder: Path, note: str, search: Sequence[Entry]) -> None:
+    """Note the outcome of the sweep: the text as its description, the files, and how the best score grew."""
+    if not run_id:
+        return
+    tracker = open_tracker(config, run_id)
+    best = 0.0
+    for entry in search:
+        if entry.state == "finished" and entry.score is not None:
+            best = max(best, entry.score)
+            tracker.metrics({"sweep/best_val_score": best}, entry.number)
+    counts = {f"sweep/{state}": float(sum(e.state == state for e in search)) for state in OUTCOMES}
+    tracker.metrics(counts, len(search))
+    for file in sorted(folder.iterdir()):
+        if file.suffix in (".png", ".md", ".csv", ".json"):
+            tracker.artifact(file)
+    tracker.close()
+    describe_run(config, run_id, {NOTE: note}, "FINISHED")
+
+
+def register_winner(config: Config, entry: Entry, model: Path, settings: str) -> str:
+    """Make the model of a final a version of the registered model of its recipe; "" when not tracking.
+
+    Args:
+        config: of the sweep.
+        model: the folder of the trained model.
+    """
+    sweep = config.run.name
+    tags = {"sweep": sweep, "settings": settings, "seed": str(entry.seed)}
+    return register_model(
+        config, entry.run_id, model, name=f"taxafuse-{config.recipe}", alias=ALIAS, tags=tags,
+        note=f"winner of {sweep}: {settings}",
+    )  # fmt: skip
+
+
+def write_files(folder: Path, search: Sequence[Entry], finals: Sequence[Entry], pictures: Mapping[str, Figure | None],
+                report: str) -> None:  # fmt: skip
+    """Write trials.csv, report.md and the pictures."""
+    (folder / "report.md").write_text(report + "\n")
+    keys = list(search[0].values) if search else []
+    with (folder / "trials.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["name", *keys, "seed", "state", "epochs", "val_score", "test_score", "seconds", "reason"])
+        for entry in [*search, *finals]:
+            values = [entry.values[key] for key in keys]
+            row = [entry.seed, entry.state, entry.epoch, entry.score, entry.test, round(entry.seconds, 1), entry.reason]
+            table.writerow([entry.name, *values, *row])
+    for name, figure in pictures.items():
+        if figure is not None:
+            figure.savefig(folder / name, dpi=130)
