@@ -127,9 +127,11 @@ class Library:
 
     @cached_property
     def rows_of(self) -> tuple[np.ndarray, np.ndarray]:
-        """Records by haplotype: rows int64 [those with a barcode], and where each haplotype's begin, int64 [H + 1]."""
+        """Records by haplotype, the most finely labelled first: rows int64 [M, those without a barcode in front], and
+        where each haplotype's begin, int64 [H + 1]."""
         haplotype = self.records["haplotype"].to_numpy()
-        rows = np.argsort(haplotype, kind="stable")
+        depth = np.where(self.labels >= 0, np.arange(len(RANKS)), -1).max(axis=1, initial=-1)
+        rows = np.lexsort((-depth, haplotype))
         return rows, np.searchsorted(haplotype[rows], np.arange(self.num_haplotypes + 1))
 
     def search(self, barcodes: Sequence[str], options: SearchOptions | None = None, threads: int = 1) -> Hits:

@@ -1,0 +1,266 @@
+"""The HTTP interface of a `Service`: routes, checks, errors, metrics, OpenAPI. Runs in any ASGI server.
+
+python -m serve.api > serve/openapi.json     # after a change of routes or schemas
+"""
+
+import hmac
+import json
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import FastAPI, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.staticfiles import StaticFiles
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from pydantic import BaseModel
+from pydantic_core import to_json
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
+
+from serve import schemas
+from serve.bodies import Refused, read_body, read_form
+from serve.document import FORM, JSON, describe
+from serve.host import Reply
+from serve.query import MAX_IMAGES, MAX_LETTERS
+from serve.service import Service
+
+PAGE = Path(__file__).parent / "page"
+TAXA_AT_ONCE = 1000
+_TITLE, _VERSION = "taxafuse", "1"
+_ABOUT = (
+    "Names insects from photos, COI barcodes, or both, at the rank the evidence supports. Errors are JSON: what was "
+    "wrong, and what is allowed."
+)
+_REFUSALS: dict[int | str, dict[str, Any]] = {
+    status: {"model": schemas.ErrorBody, "description": text}
+    for status, text in {
+        401: "the bearer token is missing or wrong", 404: "no such model", 413: "the body is too large",
+        415: "another content type than the documented ones", 422: "what was sent cannot be used",
+        503: "busy or not able to answer now; come back after Retry-After seconds",
+    }.items()
+}  # fmt: skip
+_READS = {status: _REFUSALS[status] for status in (401, 404, 422, 503)}
+
+
+class _Metrics:
+    """Numbers of one ingress for Prometheus."""
+
+    def __init__(self, service: Service) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter("taxafuse_requests", "requests by route and status", ["route", "status"],
+                                registry=self.registry)  # fmt: skip
+        self.seconds = Histogram("taxafuse_request_seconds", "from the first byte to the answer", ["route"],
+                                 registry=self.registry)  # fmt: skip
+        self.queries = Counter("taxafuse_queries", "specimens by outcome", ["outcome"], registry=self.registry)
+        for name, text, read in (
+            ("in_flight", "requests in flight", lambda: service.admission.requests),
+            ("held_bytes", "bytes that requests in flight hold", lambda: service.admission.bytes),
+            ("refused", "requests turned away because the service was full", lambda: service.admission.refused),
+        ):
+            Gauge(f"taxafuse_{name}", text, registry=self.registry).set_function(read)
+
+    def count(self, replies: list[Reply]) -> None:
+        for reply in replies:
+            self.queries.labels("answered" if reply.status == 200 else "unusable").inc()
+
+
+class _Routes:
+    """The endpoints of one service."""
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+        self.metrics = _Metrics(service)
+
+    def check_token(self, request: Request) -> None:
+        """Raises Refused (401)."""
+        if not self.service.token:
+            return
+        given = request.headers.get("authorization", "").encode()
+        if not hmac.compare_digest(given, f"Bearer {self.service.token}".encode()):
+            raise Refused(401, "the bearer token is missing or wrong", "Authorization: Bearer TOKEN",
+                          {"WWW-Authenticate": "Bearer"})  # fmt: skip
+
+    @asynccontextmanager
+    async def admitted(self, request: Request, kinds: tuple[str, ...]) -> Any:
+        """The body and its kind, of a request that there is room for; counted until it is answered."""
+        self.check_token(request)
+        header = request.headers.get("content-type", "")
+        kind = header.partition(";")[0].strip().lower()
+        if kind not in kinds:
+            raise Refused(415, f"content type: got {header[:100]!r}", " or ".join(kinds))
+        admission = self.service.admission
+        admission.enter()
+        held = 0
+
+        def hold(count: int) -> None:
+            nonlocal held
+            admission.hold(count)
+            held += count
+
+        try:
+            length = request.headers.get("content-length")
+            yield kind, await read_body(request.stream(), length, self.service.max_body, hold)
+        finally:
+            admission.leave(held)
+
+    async def identify(self, request: Request) -> Response:
+        async with self.admitted(request, (JSON, FORM)) as (kind, body):
+            if kind == FORM:
+                query, asked = schemas.read_form_query(read_form(body, request.headers["content-type"]))
+            else:
+                asked = schemas.read_json(schemas.IdentifyBody, body)
+                query = schemas.query_of(asked)
+            (reply,) = await self.service.identify(asked.model, [query], asked.options())
+        self.metrics.count([reply])
+        return Response(reply.body, reply.status, media_type=JSON)
+
+    async def identify_batch(self, request: Request) -> Response:
+        async with self.admitted(request, (JSON,)) as (_, body):
+            asked = schemas.read_json(schemas.BatchBody, body)
+            queries = self._queries(asked.queries)
+            replies = await self.service.identify(asked.model, queries, asked.options())
+        self.metrics.count(replies)
+        return Response(b'{"answers":[' + b",".join(reply.body for reply in replies) + b"]}", media_type=JSON)
+
+    async def embed(self, request: Request) -> Response:
+        async with self.admitted(request, (JSON,)) as (_, body):
+            asked = schemas.read_json(schemas.EmbedBody, body)
+            spec, replies = await self.service.embed(asked.model, self._queries(asked.queries))
+        self.metrics.count(replies)
+        found = b",".join(reply.body for reply in replies)
+        return Response(b'{"model":' + to_json(spec.id) + b',"embeddings":[' + found + b"]}", media_type=JSON)
+
+    def _queries(self, given: list[schemas.QueryBody]) -> list[Any]:
+        most = self.service.settings.max_queries
+        if len(given) > most:
+            raise Refused(413, f"queries: got {len(given)}", f"up to {most} in one request")
+        return [schemas.query_of(one) for one in given]
+
+    async def taxa(self, request: Request, rank: schemas.Rank | None = None,
+                   name: Annotated[str, Query(max_length=200, description="beginning of the name")] = "",
+                   offset: Annotated[int, Query(ge=0, le=10**9)] = 0,
+                   limit: Annotated[int, Query(ge=1, le=TAXA_AT_ONCE)] = 100,
+                   model: Annotated[str, Query(max_length=200)] = "") -> Response:  # fmt: skip
+        self.check_token(request)
+        spec, taxa = await self.service.taxa(model)
+        start = name.lower()
+        found = [
+            taxon for taxon in taxa
+            if (rank is None or taxon["rank"] == rank) and taxon["name"].lower().startswith(start)
+        ]  # fmt: skip
+        value = {"model": spec.id, "total": len(found), "taxa": found[offset : offset + limit]}
+        return Response(to_json(value), media_type=JSON)
+
+    async def model(self, request: Request, model: Annotated[str, Query(max_length=200)] = "") -> Response:
+        self.check_token(request)
+        settings = self.service.settings
+        limits = {
+            "max_body_bytes": self.service.max_body, "max_queries": settings.max_queries, "max_images": MAX_IMAGES,
+            "max_letters": MAX_LETTERS, "max_in_flight": settings.max_in_flight,
+        }  # fmt: skip
+        value = {"card": await self.service.card(model), "models": self.service.served(), "limits": limits}
+        return Response(to_json(value), media_type=JSON)
+
+    async def reload(self, request: Request) -> Response:
+        async with self.admitted(request, (JSON,)) as (_, body):
+            schemas.read_json(schemas.ReloadBody, body)
+            loaded = await self.service.reload()
+        return Response(to_json({"loaded": loaded, "models": self.service.served()}), media_type=JSON)
+
+    async def health(self) -> Response:
+        spec = await self.service.health()
+        return Response(to_json({"status": "ok", "model": spec.id}), media_type=JSON)
+
+    async def prometheus(self, request: Request) -> Response:
+        self.check_token(request)
+        return Response(generate_latest(self.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+
+def make_app(service: Service, page: Path = PAGE) -> FastAPI:
+    """The ASGI application of a service; `page` is the folder whose index.html is shown at /."""
+    routes = _Routes(service)
+    app = FastAPI(title=_TITLE, version=_VERSION, description=_ABOUT, docs_url=None, redoc_url=None)
+    _add(app, "POST", "/v1/identify", routes.identify, schemas.AnswerBody, _REFUSALS, "Name one specimen.")
+    _add(app, "POST", "/v1/identify:batch", routes.identify_batch, schemas.AnswersBody, _REFUSALS,
+         "Name many specimens; what is wrong with one is said in its place.")  # fmt: skip
+    _add(app, "POST", "/v1/embed", routes.embed, schemas.EmbeddingsBody, _REFUSALS, "Features of specimens.")
+    _add(app, "GET", "/v1/taxa", routes.taxa, schemas.TaxaBody, _READS, "Taxa that answers may name.")
+    _add(app, "GET", "/v1/model", routes.model, schemas.ModelBody, _READS, "The models, their checksums, the limits.")
+    conflict = {409: {"model": schemas.ErrorBody, "description": "it cannot be loaded; nothing was changed"}}
+    _add(app, "POST", "/v1/model:reload", routes.reload, schemas.ReloadedBody, _REFUSALS | conflict,
+         "Resolve aliases anew, load what is new, swap without dropping a request.")  # fmt: skip
+    _add(app, "GET", "/healthz", routes.health, schemas.HealthBody, {503: _REFUSALS[503]}, "Does the model answer?")
+    plain: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {}}}, 401: _REFUSALS[401]}
+    app.add_api_route("/metrics", routes.prometheus, methods=["GET"], summary="Numbers for Prometheus.",
+                      response_class=Response, responses=plain)  # fmt: skip
+    if (page / "index.html").is_file():
+        app.mount("/", StaticFiles(directory=page, html=True))
+    app.openapi = lambda: describe(app)  # type: ignore[method-assign]
+    for kind in (Refused, HTTPException, RequestValidationError, Exception):
+        app.add_exception_handler(kind, _tell)
+    app.add_middleware(_Timed, metrics=routes.metrics, known=[route.path for route in app.routes])  # type: ignore[arg-type, attr-defined]
+    return app
+
+
+def _add(app: FastAPI, method: str, path: str, route: Callable[..., Awaitable[Response]], shape: type[BaseModel],
+         refusals: dict[int | str, dict[str, Any]], summary: str) -> None:  # fmt: skip
+    responses = {200: {"model": shape, "description": "the answer"}, **refusals}
+    app.add_api_route(path, route, methods=[method], summary=summary, responses=responses, response_class=JSONResponse,
+                      response_model=None)  # fmt: skip
+
+
+class _Timed:
+    """Counts requests and their seconds, by route."""
+
+    def __init__(self, app: Any, metrics: _Metrics, known: list[str]) -> None:
+        self.app, self.metrics, self.known = app, metrics, set(known)
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        route = scope["path"] if scope["path"] in self.known else "other"
+        start, status = time.perf_counter(), 500
+
+        async def watch(message: Any) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self.app(scope, receive, watch)
+        finally:
+            self.metrics.requests.labels(route, str(status)).inc()
+            self.metrics.seconds.labels(route).observe(time.perf_counter() - start)
+
+
+async def _tell(request: Request, error: Exception) -> Response:
+    """Every error as JSON of one shape."""
+    if isinstance(error, RequestValidationError):
+        told = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()[:5])
+        error = Refused(422, told, "parameters as /openapi.json describes them")
+    elif isinstance(error, HTTPException):
+        error = Refused(error.status_code, str(error.detail), "paths and methods as /openapi.json describes them",
+                        error.headers)  # fmt: skip
+    elif not isinstance(error, Refused):
+        error = Refused(500, f"fault of the service: {type(error).__name__}", "please report it")
+    value = {"error": {"what": error.what, "allowed": error.allowed}, "key": None}
+    return Response(to_json(value), error.status, media_type=JSON, headers=error.headers)
+
+
+def document() -> str:
+    """The OpenAPI document as it is kept in serve/openapi.json; needs no model."""
+    from serve.directory import Directory
+    from serve.settings import Settings
+
+    nobody: Any = None
+    app = make_app(Service(Settings(), Directory(()), nobody))
+    return json.dumps(app.openapi(), indent=1, ensure_ascii=False) + "\n"
+
+
+if __name__ == "__main__":
+    print(document(), end="")

@@ -1,0 +1,83 @@
+"""Which models a service has: each is NAME/VERSION, and aliases point to them.
+
+An alias is resolved to a version when the service starts and when a reload is asked for, never per request, so that
+every answer can name the version that it came from.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from engine.shards import file_sha256
+from serve.registry import SCHEME, resolve_checkpoint
+from serve.settings import Settings
+from train.checkpoint import WEIGHTS
+
+RUNS = Path("runs")
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One version of one model, and where it is."""
+
+    name: str
+    version: str
+    path: str  # checkpoint folder
+    address: str  # that it was resolved from
+    library: str  # folder, "" = none
+
+    @property
+    def id(self) -> str:
+        return f"{self.name}/{self.version}"
+
+
+@dataclass(frozen=True)
+class Directory:
+    """The models of a service at one moment; a value."""
+
+    specs: tuple[Spec, ...]  # the first is the default
+
+    def names(self) -> dict[str, Spec]:
+        """What a request may call a model -> the version that it means."""
+        found: dict[str, Spec] = {}
+        for spec in self.specs:
+            found.setdefault(spec.id, spec)
+            found.setdefault(spec.name, spec)
+            if "@" in spec.address:
+                found.setdefault(spec.address.removeprefix(SCHEME), spec)
+        return found
+
+    def find(self, asked: str) -> Spec | None:
+        """The version that NAME, NAME/VERSION or NAME@ALIAS means; "" is the default; None = there is no such."""
+        return self.specs[0] if not asked else self.names().get(asked)
+
+
+def read_directory(settings: Settings) -> Directory:
+    """Resolve every address of the settings now.
+
+    Raises ValueError for an address that leads nowhere, and where there is neither address nor run.
+    """
+    return Directory(tuple(_resolve(address, settings) for address in addresses(settings)))
+
+
+def addresses(settings: Settings) -> list[str]:
+    """The addresses of the settings, the default first."""
+    given = [address.strip() for address in settings.checkpoint.split(",") if address.strip()]
+    return given or [newest_run()]
+
+
+def newest_run() -> str:
+    """The folder in runs/ with the newest model. Raises ValueError where there is none."""
+    runs = [folder for folder in RUNS.glob("*/") if (folder / "model" / WEIGHTS).is_file()]
+    if not runs:
+        raise ValueError(
+            "checkpoint: got '', and there is no run in runs/; allowed: a run's folder, models:/NAME@ALIAS, or "
+            "train/main.py first"
+        )
+    return str(max(runs, key=lambda folder: (folder / "model" / WEIGHTS).stat().st_mtime))
+
+
+def _resolve(address: str, settings: Settings) -> Spec:
+    found = resolve_checkpoint(address, registry=settings.registry)
+    version = found.version or file_sha256(found.path / WEIGHTS)[:12]
+    library = str(Path(settings.library).resolve()) if settings.library else ""
+    return Spec(found.name, version, str(found.path.resolve()), address, library)

@@ -1,0 +1,91 @@
+"""Serve a model on this machine: HTTP and a page at http://127.0.0.1:8000.
+
+    python -m serve.main --checkpoint runs/NAME [--library FOLDER]
+    python -m serve.main --checkpoint models:/taxafuse@champion --registry sqlite:///runs/mlflow.db
+
+Ends with Ctrl-C or SIGTERM: requests in flight are answered first. On a cluster: `serve run serve.app:app`, or
+`serve deploy` with a file of infra/.
+"""
+
+import argparse
+import ipaddress
+import logging
+import signal
+import sys
+import threading
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]  # as a script, this file's folder stands first on the path: put ours there
+sys.path[:] = [str(ROOT)] + [p for p in sys.path if p and Path(p).resolve() not in (ROOT, ROOT / "serve")]
+
+from engine.commandline import Parser, guarded  # noqa: E402
+
+log = logging.getLogger("serve")
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = Parser(
+        prog="python -m serve.main", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--checkpoint", metavar="ADDRESS", action="append", default=[],
+        help="a run's folder, or models:/NAME@ALIAS; repeated for several models, the first is the default "
+        "(default: the newest run in runs/)")  # fmt: skip
+    add("--library", metavar="DIR", default="", help="a reference library: answers then name the nearest references")
+    add("--registry", metavar="URI", default="", help="MLflow's address for models:/ (default: that of runs/)")
+    add("--host", default="127.0.0.1", help="address to listen at (default: this machine only)")
+    add("--port", type=int, default=8000, help="(default: 8000)")
+    add("--token-file", metavar="FILE", default="", help="ask every request for the bearer token in this file")
+    add("--device", default="cpu", help="torch device of the towers, e.g. cuda (default: cpu)")
+    add("--threads", metavar="N", type=int, default=1, help="threads of the model (default: 1)")
+    add("--replicas", metavar="N", type=int, default=1, help="processes with the model (default: 1)")
+    add("--max-in-flight", metavar="N", type=int, default=64, help="requests at once; more get a 503 (default: 64)")
+    return parser.parse_args(arguments)
+
+
+def run(options: argparse.Namespace, stop: threading.Event) -> int:
+    """Serve until `stop` is set. Raises ValueError for what the user can mend."""
+    if not 0 <= options.port < 65536:
+        raise ValueError(f"--port: got {options.port}, allowed 0..65535")
+    from ray import serve
+
+    from serve.app import app
+    from train.trainer import start_ray
+
+    application = app({
+        "checkpoint": ",".join(options.checkpoint), "library": options.library, "registry": options.registry,
+        "device": options.device, "threads": options.threads, "token_file": options.token_file,
+        "min_replicas": options.replicas, "max_replicas": options.replicas, "max_in_flight": options.max_in_flight,
+    })  # fmt: skip
+    if not _is_loopback(options.host) and not options.token_file:
+        log.warning("listening at %s without --token-file: everybody who reaches it may ask", options.host)
+    start_ray()
+    serve.start(proxy_location="HeadOnly", http_options={"host": options.host, "port": options.port})
+    serve.run(application, name="taxafuse", route_prefix="/")
+    print(f"serving at http://{options.host}:{options.port}/ (Ctrl-C ends it)", flush=True)
+    stop.wait()
+    print("stopping: requests in flight are answered first", flush=True)
+    serve.shutdown()
+    return 0
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns the exit code (2 = something the user can mend, said in one line)."""
+    options = parse(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    stop = threading.Event()
+    for kind in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(kind, lambda *_: stop.set())
+    return guarded(lambda: run(options, stop))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
