@@ -143,7 +143,7 @@ def test_ray_groups_are_sound(path: Path) -> None:
         for group in cluster["workerGroupSpecs"]:
             start, pod = group["rayStartParams"], group["template"]["spec"]
             assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
-            (shm,) = (v["emptyDir"] for v in pod["volumes"] if v["name"] == "shm")
+            (shm,) = [v["emptyDir"] for v in pod["volumes"] if v["name"] == "shm"]
             limits = pod["containers"][0]["resources"]["limits"]
             assert shm["medium"] == "Memory"
             assert gib(start["object-store-memory"]) < gib(shm["sizeLimit"]) <= gib(limits["memory"]) / 2
@@ -177,6 +177,23 @@ def test_the_command_of_a_job_is_one_that_training_takes(name: str, tmp_path: Pa
         if not options.resume:
             assert resolve(options).recipe == options.recipe
     assert document["spec"].get("backoffLimit", 0) == 0 or "--resume" in document["spec"]["entrypoint"]
+
+
+def test_serve_configurations() -> None:
+    """What Serve deploys is an application that exists, with settings that it takes, open to the cluster's network."""
+    from ray.serve.schema import ServeDeploySchema
+
+    from serve import app
+    from serve.settings import read_settings
+
+    (service,) = documents(INFRA / "kubernetes" / "rayservice.yaml")
+    for text in (service["spec"]["serveConfigV2"], (INFRA / "serve.yaml").read_text()):
+        config = ServeDeploySchema.model_validate(yaml.safe_load(text))
+        (one,) = config.applications
+        assert one.import_path == f"{app.__name__}:{app.app.__name__}"
+        settings = read_settings(one.args)
+        assert settings.token_file and settings.max_replicas > settings.min_replicas > 1
+        assert (config.http_options.host, config.http_options.port) == ("0.0.0.0", 8000)
 
 
 def test_dockerfile() -> None:

@@ -1,0 +1,296 @@
+"""The drills: something dies, something must hold. Each returns what was seen; a statement that does not hold raises.
+
+"As undisturbed" means: over the committed history every epoch used the specimens of the run that nobody disturbed, and
+the final weights are equal to it, bit for bit.
+"""
+
+import contextlib
+import errno
+import os
+import re
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.infra.drills.cluster import SHAPE, Cluster, ClusterTraining
+from tests.infra.drills.machines import Network, until
+from tests.infra.drills.service import Deployed
+from tests.infra.drills.services import Services
+
+STRIKE = 25  # step at which something dies: two commits are behind it, most of the run before it
+TOLERANCE = "as undisturbed"
+
+
+@dataclass
+class Bench:
+    """What the drills share: the services, one cluster at a time, the shards, the run that nobody disturbed."""
+
+    network: Network
+    services: Services
+    folder: Path
+    shards: Path
+    running: Cluster | None = None
+    runs: list[ClusterTraining] = field(default_factory=list)
+
+    def cluster(self) -> Cluster:
+        """The cluster, made anew where it is not whole."""
+        if self.running and {m.address for m in self.running.machines.values()} > self.running.alive():
+            self.clear()
+        if not self.running:
+            self.running = Cluster(self.network, self.services, self.folder / "logs", SHAPE)
+            self.running.start()
+        return self.running
+
+    def clear(self) -> None:
+        """End the cluster."""
+        if self.running:
+            self.running.destroy()
+            self.running = None
+
+    def train(self, name: str, *settings: str, storage: Path | None = None) -> ClusterTraining:
+        """Start a training as a job."""
+        run = ClusterTraining(self.cluster(), self.shards, storage or self.folder / "runs", name, *settings)
+        self.runs.append(run)
+        return run
+
+    @property
+    def whole(self) -> Path:
+        return self.folder / "runs" / "undisturbed"
+
+
+def closing(run: ClusterTraining, bench: Bench) -> str:
+    """Wait for the end of a run and compare; returns what to say of it. Raises AssertionError."""
+    status = run.end()
+    assert status == "SUCCEEDED", f"the job is {status}: {run.log[-1500:]}"
+    found = run.differences(bench.whole)
+    assert not found, "; ".join(found)
+    recorded = run.mlflow()
+    assert recorded.info.status == "FINISHED", f"MLflow says {recorded.info.status}"
+    last = int(recorded.data.metrics["epoch"])
+    again = [int(step) for step in re.findall(r"resumed at step (\d+)", run.log)]
+    itself = len(re.findall("going on from the last checkpoint", run.log))
+    how = f"went on from step {', '.join(map(str, again))}" if again else "never stopped"
+    return f"{how}, {itself} restarts by itself; {TOLERANCE}; one MLflow run, FINISHED, epoch {last}"
+
+
+def undisturbed(bench: Bench) -> str:
+    """The run that the others are compared with."""
+    run = bench.train("undisturbed")
+    assert run.end() == "SUCCEEDED", run.log[-3000:]
+    return f"job SUCCEEDED; MLflow: {run.mlflow().info.status}"
+
+
+def train_node(bench: Bench) -> str:
+    run = bench.train("train-node")
+    step = run.wait_for(STRIKE)
+    run.crash_node("train-2", after_s=5)
+    return f"at step {step}: {closing(run, bench)}"
+
+
+def data_node(bench: Bench) -> str:
+    run = bench.train("data-node")
+    step = run.wait_for(STRIKE // 2)
+    run.crash_node("data", after_s=5)
+    return f"at step {step}: {closing(run, bench)}"
+
+
+def network_cut(bench: Bench) -> str:
+    run = bench.train("network-cut")
+    step = run.wait_for(STRIKE)
+    machine = run.cluster.machines["train-2"]
+    machine.connect(False)
+    time.sleep(30)
+    machine.connect(True)
+    if machine.address not in until(run.cluster.alive, "the head", 30):  # given up meanwhile: its raylet has ended
+        machine.crash()
+        run.cluster.start_node("train-2")
+    return f"at step {step}: {closing(run, bench)}"
+
+
+def mlflow_server(bench: Bench) -> str:
+    run = bench.train("mlflow-server")
+    step = run.wait_for(STRIKE)
+    bench.services.kill_mlflow()
+    time.sleep(15)
+    bench.services.start_mlflow(wait=False)
+    told = closing(run, bench)
+    from mlflow import MlflowClient
+
+    client = MlflowClient(bench.services.mlflow_uri)
+    other = next(one for one in bench.runs if one.name == "undisturbed")
+    counts = [len(client.get_metric_history(one.mlflow().info.run_id, "perf/samples_per_s")) for one in (run, other)]
+    assert counts[0] == counts[1], f"{counts[0]} numbers recorded, {counts[1]} without the fault"
+    return f"at step {step}, away 15 s: {told}; all {counts[0]} numbers of perf/samples_per_s"
+
+
+def preemption(bench: Bench) -> str:
+    run = bench.train("preemption")
+    step = run.wait_for(STRIKE)
+    run.terminate_node("train-2", grace_s=20)
+    return f"SIGTERM at step {step}: {closing(run, bench)}"
+
+
+def job_stop(bench: Bench) -> str:
+    run = bench.train("job-stop")
+    step = run.wait_for(STRIKE)
+    run.stop()
+    status, recorded = run.end(), run.mlflow().info.status
+    assert status == "STOPPED" and recorded == "KILLED", f"the job is {status}, MLflow says {recorded}"
+    committed = max(int(path.name[5:]) for path in (run.folder / "checkpoints").glob("step-*"))
+    assert committed > step, f"stopped after step {step}, committed {committed}"
+    run.resume()
+    return f"stopped at step {step}, committed {committed}, MLflow KILLED; --resume {closing(run, bench)}"
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path, megabytes: int) -> Iterator[Path]:
+    """A file system of its own."""
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", folder], check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+        folder.rmdir()
+
+
+def disk_full(bench: Bench) -> str:
+    bench.clear()  # the machines must see the new file system
+    with small_disk(bench.folder / "small", 64) as disk:
+        run = bench.train("disk-full", "run.max_failures=0", storage=disk)
+        step = run.wait_for(STRIKE)
+        filler = os.open(disk / "filler", os.O_WRONLY | os.O_CREAT)
+        try:
+            while os.write(filler, bytes(2**16)):
+                pass
+        except OSError as error:
+            assert error.errno == errno.ENOSPC
+        finally:
+            os.close(filler)
+        status, recorded = run.end(), run.mlflow().info.status
+        assert status == recorded == "FAILED", f"the job is {status}, MLflow says {recorded}"
+        named = re.findall(r"[^\n]*No space left on device[^\n]*", run.log)[-1].strip()[:120]
+        (disk / "filler").unlink()
+        run.resume()
+        told = closing(run, bench)
+        bench.clear()
+    return f"full at step {step}: {named}; after room was made --resume {told}"
+
+
+def head(bench: Bench) -> str:
+    run = bench.train("head")
+    step = run.wait_for(STRIKE)
+    run.cluster.head.crash()
+    time.sleep(3)
+    run.cluster.start_head()
+    run.cluster.wait()
+    nodes = len(run.cluster.alive())
+    run.resume()
+    return f"at step {step}; {nodes} nodes are back under the new head; --resume {closing(run, bench)}"
+
+
+class Asking:
+    """A client that asks a service four times a second, until the block ends."""
+
+    def __init__(self, ask: Callable[[], bool]) -> None:
+        self._ask, self._over = ask, threading.Event()
+        self.answers: list[tuple[float, bool]] = []
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def _run(self) -> None:
+        while not self._over.is_set():
+            self.answers.append((time.monotonic(), self._ask()))
+            self._over.wait(0.25)
+
+    def __enter__(self) -> "Asking":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join(30)
+
+    def good_since(self, moment: float, count: int = 8) -> bool:
+        """Whether the last `count` answers, all after a moment, were right."""
+        last = self.answers[-count:]
+        return len(last) == count and last[0][0] > moment and all(right for _, right in last)
+
+    def outage(self, moment: float) -> float:
+        """Seconds from a moment to the last wrong answer after it; 0 where there was none."""
+        wrong = [when for when, right in self.answers if not right and when > moment]
+        return wrong[-1] - moment if wrong else 0.0
+
+
+SERVICE_S = 60.0  # within which a service must answer again
+
+
+def _struck(bench: Bench, strike: Callable[[Deployed], Any]) -> str:
+    """Ask a service while something dies; returns how long it was away."""
+    with Deployed.on(bench.cluster(), bench.whole) as service, Asking(service.ask) as client:
+        until(lambda: client.good_since(0.0), "the service", 120)
+        moment = time.monotonic()
+        said = strike(service)
+        until(lambda: client.good_since(moment + 2), "the service to answer again", SERVICE_S + 60)
+        time.sleep(5)
+        away, wrong = client.outage(moment), sum(not right for when, right in client.answers if when > moment)
+        assert away <= SERVICE_S, f"away for {away:.0f} s"
+    return f"{said}; {wrong} questions unanswered, answers again after {away:.1f} s (at most {SERVICE_S:.0f})"
+
+
+def replica_node(bench: Bench) -> str:
+    def strike(service: Deployed) -> str:
+        name = service.node_of_a_replica()
+        service.cluster.machines[name].crash()
+        return f"{name} died"
+
+    told = _struck(bench, strike)
+    bench.clear()
+    return told
+
+
+def head_of_service(bench: Bench) -> str:
+    def strike(service: Deployed) -> str:
+        service.cluster.head.crash()
+        time.sleep(3)
+        service.cluster.start_head()
+        service.cluster.wait()
+        return "head died, started again after 3 s"
+
+    told = _struck(bench, strike)
+    bench.clear()
+    return told
+
+
+@dataclass(frozen=True)
+class Drill:
+    """One drill: what dies, what must hold, how long it may take."""
+
+    what: str
+    expected: str
+    run: Callable[[Bench], str]
+    limit_s: float = 420.0
+
+
+ITSELF = f"goes on by itself from the last commit; {TOLERANCE}; one MLflow run, FINISHED"
+DRILLS = {
+    "undisturbed": Drill("nothing", "the run that the others are compared with", undisturbed),
+    "train-node": Drill("a train node, kill -9; another after 5 s", ITSELF, train_node),
+    "data-node": Drill("the data node, kill -9; another after 5 s", ITSELF, data_node),
+    "network": Drill("a train node's network for 30 s", f"waits or goes on by itself; {TOLERANCE}", network_cut),
+    "mlflow": Drill("the MLflow server, kill -9, for 15 s", f"training goes on; {TOLERANCE}; no number lost",
+                    mlflow_server),
+    "preemption": Drill("SIGTERM to a train node, SIGKILL 20 s later", ITSELF, preemption),
+    "job-stop": Drill("SIGTERM to the driver (ray job stop)", f"a commit of the step at hand, MLflow KILLED, then "
+                      f"--resume: {TOLERANCE}", job_stop),
+    "disk": Drill("the disk of run.storage fills up", f"FAILED, MLflow FAILED; with room again --resume: {TOLERANCE}",
+                  disk_full),
+    "head": Drill("the head, kill -9, with Redis", "the driver dies with its machine; nodes come back to the new head; "
+                  f"--resume: {TOLERANCE}", head),
+    "replica-node": Drill("a node with a replica, kill -9", f"answers again within {SERVICE_S:.0f} s", replica_node),
+    "service-head": Drill("the head under a service, kill -9, with Redis", f"answers again within {SERVICE_S:.0f} s",
+                          head_of_service),
+}  # fmt: skip
