@@ -5,6 +5,7 @@ python -m serve.api > serve/openapi.json     # after a change of routes or schem
 
 import hmac
 import json
+import mimetypes
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -13,7 +14,6 @@ from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from pydantic import BaseModel
 from pydantic_core import to_json
@@ -27,6 +27,7 @@ from serve.host import Reply
 from serve.query import MAX_IMAGES, MAX_LETTERS
 from serve.service import Service
 
+_POLICY = "default-src 'self'; img-src 'self' data: blob:; style-src 'self' 'unsafe-inline'; frame-ancestors 'none'"
 PAGE = Path(__file__).parent / "page"
 TAXA_AT_ONCE = 1000
 _TITLE, _VERSION = "taxafuse", "1"
@@ -164,6 +165,10 @@ class _Routes:
         value = {"card": await self.service.card(model), "models": self.service.served(), "limits": limits}
         return Response(to_json(value), media_type=JSON)
 
+    async def examples(self, request: Request) -> Response:
+        self.check_token(request)
+        return Response(to_json({"examples": await self.service.examples()}), media_type=JSON)
+
     async def reload(self, request: Request) -> Response:
         async with self.admitted(request, (JSON,)) as (_, body):
             schemas.read_json(schemas.ReloadBody, body)
@@ -180,7 +185,7 @@ class _Routes:
 
 
 def make_app(service: Service, page: Path = PAGE) -> FastAPI:
-    """The ASGI application of a service; `page` is the folder whose index.html is shown at /."""
+    """The ASGI application of a service; `page` is the folder whose files are shown, index.html at /."""
     routes = _Routes(service)
     app = FastAPI(title=_TITLE, version=_VERSION, description=_ABOUT, docs_url=None, redoc_url=None)
     _add(app, "POST", "/v1/identify", routes.identify, schemas.AnswerBody, _REFUSALS, "Name one specimen.")
@@ -189,6 +194,8 @@ def make_app(service: Service, page: Path = PAGE) -> FastAPI:
     _add(app, "POST", "/v1/embed", routes.embed, schemas.EmbeddingsBody, _REFUSALS, "Features of specimens.")
     _add(app, "GET", "/v1/taxa", routes.taxa, schemas.TaxaBody, _READS, "Taxa that answers may name.")
     _add(app, "GET", "/v1/model", routes.model, schemas.ModelBody, _READS, "The models, their checksums, the limits.")
+    _add(app, "GET", "/v1/examples", routes.examples, schemas.ExamplesBody, {401: _REFUSALS[401]},
+         "Specimens to try, of the default model; may be none.")  # fmt: skip
     conflict = {409: {"model": schemas.ErrorBody, "description": "it cannot be loaded; nothing was changed"}}
     _add(app, "POST", "/v1/model:reload", routes.reload, schemas.ReloadedBody, _REFUSALS | conflict,
          "Resolve aliases anew, load what is new, swap without dropping a request.")  # fmt: skip
@@ -196,8 +203,8 @@ def make_app(service: Service, page: Path = PAGE) -> FastAPI:
     plain: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {}}}, 401: _REFUSALS[401]}
     app.add_api_route("/metrics", routes.prometheus, methods=["GET"], summary="Numbers for Prometheus.",
                       response_class=Response, responses=plain)  # fmt: skip
-    if (page / "index.html").is_file():
-        app.mount("/", StaticFiles(directory=page, html=True))
+    for file in sorted(page.glob("*.*")):
+        _show(app, "/" if file.name == "index.html" else f"/{file.name}", file)
     app.openapi = lambda: describe(app)  # type: ignore[method-assign]
     for kind in (Refused, HTTPException, RequestValidationError, Exception):
         app.add_exception_handler(kind, _tell)
@@ -210,6 +217,17 @@ def _add(app: FastAPI, method: str, path: str, route: Callable[..., Awaitable[Re
     responses = {200: {"model": shape, "description": "the answer"}, **refusals}
     app.add_api_route(path, route, methods=[method], summary=summary, responses=responses, response_class=JSONResponse,
                       response_model=None)  # fmt: skip
+
+
+def _show(app: FastAPI, path: str, file: Path) -> None:
+    """A file of the page at a path, read now: requests never choose what is read."""
+    body, kind = file.read_bytes(), mimetypes.guess_type(file.name)[0] or "application/octet-stream"
+    headers = {"Content-Security-Policy": _POLICY, "X-Content-Type-Options": "nosniff"}
+
+    async def show() -> Response:
+        return Response(body, media_type=kind, headers=headers)
+
+    app.add_api_route(path, show, methods=["GET"], include_in_schema=False)
 
 
 class _Timed:

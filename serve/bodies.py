@@ -9,7 +9,6 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 MAX_PARTS = 200  # of a form
-MAX_PART_HEADERS = 8192  # bytes
 RETRY_AFTER_S = 2  # what a client that is turned away is asked to wait
 
 
@@ -108,13 +107,12 @@ class _Form:
         self.parts: list[Part] = []
         self.ended = False
         self._header: tuple[list[bytes], list[bytes]] = ([], [])
-        self._header_bytes = 0
 
     def callbacks(self) -> dict[str, Callable[..., None]]:
         return {
             "on_part_begin": self._begin,
-            "on_header_field": lambda data, start, end: self._header_piece(0, data[start:end]),
-            "on_header_value": lambda data, start, end: self._header_piece(1, data[start:end]),
+            "on_header_field": lambda data, start, end: self._header[0].append(data[start:end]),
+            "on_header_value": lambda data, start, end: self._header[1].append(data[start:end]),
             "on_header_end": self._header_end,
             "on_part_data": lambda data, start, end: self.parts[-1].pieces.append(data[start:end]),
             "on_end": self._end,
@@ -124,13 +122,6 @@ class _Form:
         if len(self.parts) >= MAX_PARTS:
             raise Refused(422, f"form: got more than {MAX_PARTS} parts", f"up to {MAX_PARTS} parts")
         self.parts.append(Part())
-        self._header_bytes = 0
-
-    def _header_piece(self, place: int, piece: bytes) -> None:
-        self._header_bytes += len(piece)
-        if self._header_bytes > MAX_PART_HEADERS:
-            raise Refused(422, "form: the headers of a part are too long", f"up to {MAX_PART_HEADERS:,} bytes")
-        self._header[place].append(piece)
 
     def _header_end(self) -> None:
         name, value = (b"".join(pieces) for pieces in self._header)

@@ -242,6 +242,17 @@ class ModelBody(BaseModel):
     limits: Limits
 
 
+class ExampleBody(BaseModel):
+    title: str
+    told: str
+    dna: str | None
+    image: str | None = Field(description="base64 of a JPEG")
+
+
+class ExamplesBody(BaseModel):
+    examples: list[ExampleBody]
+
+
 class ReloadedBody(BaseModel):
     loaded: list[str] = Field(description="versions that are new")
     models: list[ServedModel]

@@ -9,6 +9,7 @@ from typing import Any, Protocol, TypeVar
 from serve.answer import Query
 from serve.bodies import Admission, Refused, overloaded
 from serve.directory import Directory, Spec, read_directory
+from serve.examples import examples_of
 from serve.host import Reply
 from serve.predictor import Options
 from serve.settings import Settings
@@ -82,6 +83,15 @@ class Service:
         if spec.id not in self._taxa:
             self._taxa[spec.id] = await self._ask(spec.id, self.host.taxa)
         return spec, self._taxa[spec.id]
+
+    async def examples(self) -> list[dict[str, Any]]:
+        """Specimens to try with the default model; none where they cannot be made."""
+        spec = self.spec("")
+        try:
+            return list(await asyncio.to_thread(examples_of, spec.path, spec.library))
+        except (OSError, ValueError, KeyError) as error:
+            log.warning("no examples for %s: %r", spec.id, error)
+            return []
 
     async def health(self) -> Spec:
         """Ask the default model a question. Raises Refused (503) when it does not answer."""
