@@ -7,9 +7,9 @@ python tune/main.py --resume sweep-moths-20261121-093000-a1b2          after an 
 ray job submit --working-dir . -- python tune/main.py --recipe sweep
 
 1. Search. Trial 000 has the recipe's own values and is never stopped; the others are proposed by --search. At the first
-   validation after a ninth and a third of the epochs the best third goes on (ASHA), so `--set run.validate_every=N`
-   says how early a trial can be stopped. The score is a mean of accuracies on val: every rank, photo, barcode and both,
-   clean and damaged.
+   validation after an eighth of the epochs, and again after four times as many, the best quarter goes on (ASHA):
+   `--set run.validate_every=N` says how early a trial can be stopped. The score is a mean of accuracies on val: every
+   rank, photo, barcode and both, clean and damaged.
 2. Finals. The best two and the recipe's own values, trained again with fresh seeds, scored on test.
 3. The end: a table, the `--set` line to train with, its difference from the recipe with its interval, pictures, and the
    winner's model in MLflow's registry (alias champion). All of it lies in RUNS/SWEEP/ and in MLflow.
