@@ -39,13 +39,13 @@ def authenticate(folder: Path) -> None:
 class Cluster:
     """A head that computes nothing, and the nodes of a shape (as SHAPE)."""
 
-    def __init__(self, network: Network, services: Services, logs: Path, shape: dict[str, tuple[int, str]],
-                 cpus: dict[str, float] | None = None) -> None:  # fmt: skip
-        """`cpus`: quota of a machine by name, where it has one."""
-        self.services, self.logs, self.shape = services, logs, shape
+    def __init__(self, network: Network, services: Services | None, logs: Path, shape: dict[str, tuple[int, str]],
+                 store_bytes: int = STORE_BYTES) -> None:  # fmt: skip
+        """Without services the head keeps its state to itself."""
+        self.services, self.logs, self.shape, self.store_bytes = services, logs, shape, store_bytes
         self.temporary = Path(tempfile.mkdtemp(prefix="tf"))  # short: sockets lie below it
         self.namespace = secrets.token_hex(4)  # of this cluster in Redis
-        self.machines = {name: network.machine(name, (cpus or {}).get(name, 0.0)) for name in ("head", *shape)}
+        self.machines = {name: network.machine(name) for name in ("head", *shape)}
         self._network, self._starts = network, 0
         logs.mkdir(parents=True, exist_ok=True)
         self.environment = os.environ | KEYS | {
@@ -73,15 +73,17 @@ class Cluster:
     def _ray(self, machine: Machine, *options: str, **environment: str) -> None:
         self._starts += 1
         command = [str(BIN / "ray"), "start", "--block", f"--node-ip-address={machine.address}",
-                   f"--object-store-memory={STORE_BYTES}", f"--temp-dir={self.temporary}/{self._starts}",
+                   f"--object-store-memory={self.store_bytes}", f"--temp-dir={self.temporary}/{self._starts}",
                    "--disable-usage-stats", "--metrics-export-port=8080", *options]  # fmt: skip
         machine.start(command, self.logs / f"{machine.name}.log", self.environment | environment)
 
     def start_head(self) -> None:
         """Start the head, or start it again: what Redis holds of this cluster comes back."""
-        redis = {"RAY_REDIS_ADDRESS": self.services.redis}
-        options = ["--head", "--port=6379", "--dashboard-host=0.0.0.0", "--num-cpus=0"]
-        self._ray(self.head, *options, f"--redis-password={REDIS_PASSWORD}", **redis)
+        options, environment = ["--head", "--port=6379", "--dashboard-host=0.0.0.0", "--num-cpus=0"], {}
+        if self.services:
+            options.append(f"--redis-password={REDIS_PASSWORD}")
+            environment = {"RAY_REDIS_ADDRESS": self.services.redis}
+        self._ray(self.head, *options, **environment)
         until(self.alive, "the head", START_S)
 
     def start_node(self, name: str) -> None:
@@ -137,7 +139,7 @@ class Cluster:
 
 
 class ClusterTraining:
-    """A training as a job on a cluster, two workers on the train nodes, recorded in MLflow."""
+    """A training as a job on a cluster, two workers on the train nodes, recorded in MLflow where there is one."""
 
     def __init__(self, cluster: Cluster, shards: Path, storage: Path, name: str, *settings: str) -> None:
         self.cluster, self.storage, self.name = cluster, storage, name
@@ -145,10 +147,13 @@ class ClusterTraining:
         self.settings = [
             *SETTINGS, *LONG, f"data.shards={shards}", f"run.storage={storage}", f"run.name={name}",
             f"run.epochs={EPOCHS}", "run.num_workers=2", "run.worker_resource=train", "run.max_failures=5",
-            "run.tracking=mlflow",
-            f"run.tracking_uri={cluster.services.mlflow_uri}", "run.experiment=drills", "run.log_every=2", *settings,
+            "run.experiment=drills", "run.log_every=2", *self._tracking(), *settings,
         ]  # fmt: skip
         self.id = self._submit("--recipe", "quickstart")
+
+    def _tracking(self) -> list[str]:
+        services = self.cluster.services
+        return ["run.tracking=mlflow", f"run.tracking_uri={services.mlflow_uri}"] if services else ["run.tracking=none"]
 
     def _submit(self, *how: str) -> str:
         settings = self.settings if how[0] == "--recipe" else [f"run.storage={self.storage}"]
@@ -212,6 +217,7 @@ class ClusterTraining:
         """The one MLflow run of this training. Raises AssertionError when there are none or several."""
         from mlflow import MlflowClient
 
+        assert self.cluster.services, "nothing is recorded without services"
         client = MlflowClient(self.cluster.services.mlflow_uri)
         experiment = client.get_experiment_by_name("drills").experiment_id
         found = client.search_runs([experiment], f"attributes.run_name = '{self.name}'")

@@ -1,8 +1,9 @@
-"""Machines on one machine: network namespaces on a bridge, each with its processes, perhaps a CPU quota. Needs root.
+"""Machines on one machine: network namespaces on a bridge, each with its processes, and CPU quotas. Needs root.
 
 Nothing is ended by name: a machine's processes are those that the kernel lists for its namespace.
 """
 
+import contextlib
 import os
 import secrets
 import signal
@@ -34,10 +35,10 @@ def ip(*words: str) -> str:
 class Machine:
     """One namespace with an address of its own; `name` is part of the namespace's."""
 
-    def __init__(self, network: "Network", name: str, number: int, cpus: float = 0.0) -> None:
-        self.name, self.address = name, f"10.{network.net}.0.{number}"
+    def __init__(self, network: "Network", name: str, number: int) -> None:
+        self.name, self.number, self.address = name, number, f"10.{network.net}.0.{number}"
         self.namespace, self.outside = f"{network.prefix}-{name}", f"{network.prefix}{number}"
-        self.group = CGROUPS / self.namespace if cpus else None
+        self.group: Path | None = None
         self.processes: list[subprocess.Popen[bytes]] = []
         ip("netns", "add", self.namespace)
         ip("link", "add", self.outside, "type", "veth", "peer", "name", "eth0", "netns", self.namespace)
@@ -47,15 +48,23 @@ class Machine:
             f"route add default via 10.{network.net}.0.1",
         ):  # fmt: skip
             ip("-n", self.namespace, *words.split())
-        if self.group:
+
+    def quota(self, cpus: float) -> None:
+        """From now on at most so many CPUs for everything on this machine. Raises ValueError without cgroups v1."""
+        if not (CGROUPS / "cpu.cfs_quota_us").exists():
+            raise ValueError(f"CPU quotas: got no {CGROUPS}/cpu.cfs_quota_us, allowed: a machine with cgroups v1")
+        if not self.group:
+            self.group = CGROUPS / self.namespace
             self.group.mkdir()
             (self.group / "cpu.cfs_period_us").write_text(str(PERIOD_US))
-            (self.group / "cpu.cfs_quota_us").write_text(str(int(cpus * PERIOD_US)))
+        (self.group / "cpu.cfs_quota_us").write_text(str(int(cpus * PERIOD_US)))
+        for pid in self.pids():  # children that start from now on are in the group, too
+            with contextlib.suppress(OSError):
+                (self.group / "cgroup.procs").write_text(str(pid))
 
     def start(self, command: list[str], log: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
         """Start a process on this machine, in a process group of its own."""
-        procs = str(self.group / "cgroup.procs") if self.group else "/dev/null"
-        inside = ["ip", "netns", "exec", self.namespace, "sh", "-c", f'echo $$ > {procs}; exec "$@"', "sh", *command]
+        inside = ["ip", "netns", "exec", self.namespace, *command]
         with log.open("ab") as out:
             process = subprocess.Popen(inside, stdout=out, stderr=out, env=environment, start_new_session=True)
         self.processes.append(process)
@@ -116,9 +125,10 @@ class Network:
         ip("link", "set", self.bridge, "up")
         return self
 
-    def machine(self, name: str, cpus: float = 0.0) -> Machine:
-        """Add a machine, with at most so many CPUs (0 = no quota)."""
-        machine = Machine(self, name, 10 + len(self.machines), cpus)
+    def machine(self, name: str) -> Machine:
+        """Add a machine."""
+        taken = {machine.number for machine in self.machines}
+        machine = Machine(self, name, next(number for number in range(10, 250) if number not in taken))
         self.machines.append(machine)
         return machine
 
