@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 
 from engine.html import new_figure
 from tune.ledger import DEFAULT, Entry
@@ -96,7 +97,8 @@ def _axis(axes: Axes, place: int, positions: Sequence[float], names: Sequence[st
     axes.axvline(place, color="#444444", linewidth=1)
     for position, name in zip(positions, names, strict=True):
         axes.plot([place - 0.015, place + 0.015], [position, position], color="#444444", linewidth=1)
-        axes.text(place + 0.03, position, name, fontsize=8, va="center", color="#222222")
+        halo = [withStroke(linewidth=3, foreground="white")]
+        axes.text(place + 0.03, position, name, fontsize=8, va="center", color="#222222", path_effects=halo)
 
 
 def surface(space: Space, search: Sequence[Entry], winner: int | None = None) -> Figure | None:
@@ -136,7 +138,7 @@ def surface(space: Space, search: Sequence[Entry], winner: int | None = None) ->
     axes.set_xlim(-0.02, 1.02)
     axes.set_ylim(-0.02, 1.06)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.colorbar(colours, ax=axes, label="val score, %: mean accuracy over ranks, queries, clean and damaged")
+    figure.colorbar(colours, ax=axes, label="val score, %")
     text = "dot: ran to the end; cross: stopped early; diamond: the recipe's own values"
     axes.set_title(text + ("; thick edge: winner of the finals" if winner is not None else ""), loc="left", fontsize=9)
     return figure
