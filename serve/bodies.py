@@ -2,11 +2,15 @@
 disk), and the error that tells a client what was wrong.
 """
 
+import logging
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
+from starlette.requests import ClientDisconnect
+
+logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it tells of every malformed form; the client is told
 
 MAX_PARTS = 200  # of a form
 RETRY_AFTER_S = 2  # what a client that is turned away is asked to wait
@@ -61,18 +65,21 @@ async def read_body(stream: AsyncIterator[bytes], length: str | None, limit: int
         hold: told of every piece, before the next is waited for.
 
     Raises:
-        Refused: 413 as soon as it is known to exceed `limit` bytes.
+        Refused: 413 as soon as it is known to exceed `limit` bytes; 400 when the client goes away before its end.
     """
     if length is not None and length.isdigit() and int(length) > limit:
         raise _too_large(f"{int(length):,}", limit)
     pieces: list[bytes] = []
     count = 0
-    async for piece in stream:
-        count += len(piece)
-        if count > limit:
-            raise _too_large(f"more than {limit:,}", limit)
-        hold(len(piece))
-        pieces.append(piece)
+    try:
+        async for piece in stream:
+            count += len(piece)
+            if count > limit:
+                raise _too_large(f"more than {limit:,}", limit)
+            hold(len(piece))
+            pieces.append(piece)
+    except ClientDisconnect:
+        raise Refused(400, f"body: it ended after {count:,} bytes", "a whole body") from None
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 

@@ -23,6 +23,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="fail when a test is skipped for a reason that is not in tests/allowed_skips.txt",
     )
     parser.addoption("--update-golden", action="store_true", help="rewrite tests/golden/curve.json")
+    parser.addoption("--attacks", type=int, default=300, help="fuzzed bodies that the service is attacked with")
     parser.addoption(
         "--real-data",
         type=Path,
