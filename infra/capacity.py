@@ -7,9 +7,9 @@ The model: a step waits for the slower of two pipelines that work at the same ti
     specimens/s = min( data CPUs x rate of one CPU,  global batch / step ),
     step        = batch of a worker x FLOPs of a specimen / (peak x MFU)  +  bytes of the gradients / network.
 The second line is pessimistic: most of the exchange happens during the backward pass. The rate of a data CPU is
-measured (tests/benchmarks/RESULTS.md, "The training loader"); FLOPs are counted from the towers' shapes; peaks are NVIDIA's; MFU
-and prices are assumptions, and options. tests/benchmarks/scaling.py calibrates the same model on one small cluster and
-compares its predictions with others.
+measured (tests/benchmarks/RESULTS.md, "The training loader"); FLOPs are counted from the towers' shapes; peaks are
+NVIDIA's; MFU and prices are assumptions, and options. tests/benchmarks/scaling.py calibrates the same model on one
+small cluster and compares its predictions with others.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""The capacity model: towers of the right size, limits that hold, and the table of infra/README.md is what it prints."""
+"""The capacity model: towers of the right size, limits that hold; infra/README.md shows what it prints."""
 
 from pathlib import Path
 

@@ -29,8 +29,8 @@ def test_this_machine(simulated_shards: Path, tmp_path: Path, capsys: pytest.Cap
 
 
 def test_problems_are_said_with_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["--this-machine", "--json", "--set", f"data.shards={tmp_path}/none", "--set", f"run.storage={tmp_path}/runs",
-                 "--set", "run.tracking_uri=http://127.0.0.1:9"]  # fmt: skip
+    settings = [f"data.shards={tmp_path}/none", f"run.storage={tmp_path}/runs", "run.tracking_uri=http://127.0.0.1:9"]
+    arguments = ["--this-machine", "--json", *(part for setting in settings for part in ("--set", setting))]
     assert doctor.main(arguments) == 1
     found = {one["check"]: one for one in json.loads(capsys.readouterr().out)}
     assert found["shards"]["status"] == "problem" and "does not exist" in found["shards"]["what"]
