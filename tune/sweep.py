@@ -177,7 +177,7 @@ class Sweep:
         full = self.full_trial_s()
         if self.budget_s and full > self.budget_s and not any(e.state == "finished" for e in self.ledger.search()):
             self.refusal = (
-                f"--budget of {self.budget_s:.0f} s is smaller than one trial, which takes about {full:.0f} s "
+                f"--budget of {self.budget_s:g} s is smaller than one trial, which takes about {full:.0f} s "
                 f"({entry.epoch} of {self.config.run.epochs} epochs took {entry.seconds:.0f} s)"
             )
         if self.refusal and self._halving:
