@@ -10,6 +10,7 @@ service or a job that has it open goes on with what it opened; `add` puts the ne
 """
 
 import argparse
+import dataclasses
 import json
 import logging
 import shutil
@@ -43,6 +44,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="of the format")
         command.add_argument("--split", default="train", help="of shards (default: %(default)s)")
         command.add_argument("--checkpoint", metavar="DIR", help="also keep this model's features of each specimen")
+        command.add_argument("--licence", metavar="TEXT", help="of the records, e.g. CC-BY-4.0; answers name it")
     build.add_argument("--out", required=True, type=Path, metavar="DIR", help="new or empty folder")
     inspect = commands.add_parser("inspect", help="what a library holds; exit code 1 if its files were changed")
     inspect.add_argument("library", metavar="LIBRARY", type=Path)
@@ -63,17 +65,17 @@ def read(arguments: argparse.Namespace) -> References:
     return read_source(open_source(arguments.paths, arguments.format or "", arguments.option), encoder)
 
 
-def build(found: References, out: Path) -> Library:
+def build(found: References, out: Path, licence: str | None = None) -> Library:
     """Make a library in a new folder. Raises ValueError when something is there."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"--out: got {out}, which is not empty; allowed: a new or empty folder")
-    library = Library.build(found.records, found.barcodes, found.features)
+    library = _licensed(Library.build(found.records, found.barcodes, found.features), licence)
     _put(library, out)
     return library
 
 
-def add(folder: Path, found: References) -> tuple[Library, int]:
-    """Put specimens into a library; those whose key it has already stay out.
+def add(folder: Path, found: References, licence: str | None = None) -> tuple[Library, int]:
+    """Put specimens into a library; those whose key it has already stay out. Its licence stays unless one is given.
 
     Returns the next version, which stands in the folder, and how many specimens stayed out.
     Raises ValueError when there is no library, or nothing new.
@@ -87,8 +89,13 @@ def add(folder: Path, found: References) -> tuple[Library, int]:
         found.records.take(pa.array(fresh)), [found.barcodes[row] for row in fresh.tolist()],
         {name: part[fresh] for name, part in found.features.items()},
     )  # fmt: skip
+    library = _licensed(library, licence)
     _put(library, folder)
     return library, len(known) - len(fresh)
+
+
+def _licensed(library: Library, licence: str | None) -> Library:
+    return library if licence is None else dataclasses.replace(library, licence=licence)
 
 
 def _put(library: Library, folder: Path) -> None:
@@ -119,6 +126,7 @@ def describe(folder: Path) -> tuple[str, list[str]]:
     size = sum((folder / name).stat().st_size for name in (*names, MANIFEST))
     lines = [
         f"version:        {manifest['version']}, checksum {manifest['checksum'][:16]}, {size / 2**20:,.0f} MiB",
+        f"licence:        {library.licence}",
         f"specimens:      {len(records):,}, different barcodes {library.num_haplotypes:,}",
     ]
     if len(lengths):
@@ -144,9 +152,9 @@ def run(arguments: argparse.Namespace) -> int:
         read_manifest(arguments.library)  # before minutes of reading
     found = read(arguments)
     if arguments.command == "build":
-        library, known, folder = build(found, arguments.out), 0, arguments.out
+        library, known, folder = build(found, arguments.out, arguments.licence), 0, arguments.out
     else:
-        (library, known), folder = add(arguments.library, found), arguments.library
+        (library, known), folder = add(arguments.library, found, arguments.licence), arguments.library
     print(f"{folder}: version {library.version}, {len(library.records):,} specimens, "
           f"{library.num_haplotypes:,} different barcodes")  # fmt: skip
     if known:

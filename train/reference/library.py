@@ -1,6 +1,6 @@
 """A reference library: the barcodes, names and features of known specimens, in one folder, searched without training.
 
-manifest.json        format version, version of the library, counts, sha256 of every other file
+manifest.json        format version, version of the library, counts, licence, sha256 of every other file
 records.parquet      one row per specimen: COLUMNS, and `haplotype`, its place among the different barcodes (-1 = none)
 letters.npy          the different barcodes (haplotypes) on their coding strand, one after another; starts.npy: where
 offsets.npy, postings.npy   the inverted index of their k-mers (`train.reference.seeds`)
@@ -50,6 +50,7 @@ class Library:
     index: SeedIndex
     features: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)  # modality -> float16 [M, D]
     version: int = 1  # one more with every extension
+    licence: str = "not stated"  # of the records; answers name it
 
     @classmethod
     def build(cls, records: pa.Table, barcodes: Sequence[str],
@@ -81,7 +82,8 @@ class Library:
             raise ValueError(f"reference library: got features {got}, allowed those of the library: {widths}")
         haplotypes = [self.barcode(number) for number in range(self.num_haplotypes)]
         joined = {name: np.concatenate([self.features[name], added[name]]) for name in self.features}
-        return _assemble(records, barcodes, haplotypes, joined, self.version + 1, self.records)
+        longer = _assemble(records, barcodes, haplotypes, joined, self.version + 1, self.records)
+        return dataclasses.replace(longer, licence=self.licence)
 
     @property
     def num_haplotypes(self) -> int:
@@ -172,7 +174,7 @@ class Library:
         manifest = {
             "format_version": FORMAT_VERSION, "version": self.version, "kmer": self.index.k,
             "records": len(self.records), "haplotypes": self.num_haplotypes, "features": sorted(self.features),
-            "files": files, "checksum": _checksum(files),
+            "licence": self.licence, "files": files, "checksum": _checksum(files),
         }  # fmt: skip
         (place / MANIFEST).write_text(json.dumps(manifest, indent=1))
         return str(manifest["checksum"])
@@ -204,7 +206,7 @@ class Library:
             records=pq.read_table(place / RECORDS, schema=_SCHEMA), letters=arrays[LETTERS], starts=arrays[STARTS],
             index=SeedIndex(int(manifest["kmer"]), arrays[OFFSETS], arrays[POSTINGS]),
             features={name: arrays[f"features_{name}.npy"] for name in manifest["features"]},
-            version=int(manifest["version"]),
+            version=int(manifest["version"]), licence=str(manifest.get("licence", cls.licence)),
         )  # fmt: skip
 
 
