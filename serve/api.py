@@ -43,7 +43,7 @@ _REFUSALS: dict[int | str, dict[str, Any]] = {
         503: "busy or not able to answer now; come back after Retry-After seconds",
     }.items()
 }  # fmt: skip
-_READS = {status: _REFUSALS[status] for status in (401, 404, 422, 503)}
+_READS: dict[int | str, dict[str, Any]] = {status: _REFUSALS[status] for status in (401, 404, 422, 503)}
 
 
 class _Metrics:
@@ -196,7 +196,9 @@ def make_app(service: Service, page: Path = PAGE) -> FastAPI:
     _add(app, "GET", "/v1/model", routes.model, schemas.ModelBody, _READS, "The models, their checksums, the limits.")
     _add(app, "GET", "/v1/examples", routes.examples, schemas.ExamplesBody, {401: _REFUSALS[401]},
          "Specimens to try, of the default model; may be none.")  # fmt: skip
-    conflict = {409: {"model": schemas.ErrorBody, "description": "it cannot be loaded; nothing was changed"}}
+    conflict: dict[int | str, dict[str, Any]] = {
+        409: {"model": schemas.ErrorBody, "description": "it cannot be loaded; nothing was changed"}
+    }
     _add(app, "POST", "/v1/model:reload", routes.reload, schemas.ReloadedBody, _REFUSALS | conflict,
          "Resolve aliases anew, load what is new, swap without dropping a request.")  # fmt: skip
     _add(app, "GET", "/healthz", routes.health, schemas.HealthBody, {503: _REFUSALS[503]}, "Does the model answer?")

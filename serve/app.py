@@ -9,6 +9,7 @@ batches and answers (`serve.host`). Requests name versions, so a batch never mix
 which one it is from.
 """
 
+from collections.abc import Awaitable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from fastapi import FastAPI
 from ray import serve
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
-from ray.serve.handle import DeploymentHandle, DeploymentResponse
+from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
 
 from serve.answer import Query
@@ -39,7 +40,7 @@ _QUIET = LoggingConfig(enable_access_log=False)  # a line per request costs as m
 class Models:
     """A replica: the models of one process."""
 
-    async def __init__(self, settings: Settings) -> None:
+    async def __init__(self, settings: Settings) -> None:  # type: ignore[misc]  # Serve awaits it
         self.host = ModelHost(settings)
         for spec in read_directory(settings).specs:
             await self.host.load(spec)
@@ -86,7 +87,7 @@ class Replicas:
         return await _of_one(self.handle.taxa.remote(spec))
 
 
-async def _of_one(response: DeploymentResponse) -> Any:
+async def _of_one(response: Awaitable[Any]) -> Any:
     """What one replica answers. Raises Refused (503) when it dies meanwhile, and where there is none to ask."""
     try:
         return await response
@@ -125,8 +126,8 @@ def app(arguments: dict[str, Any]) -> serve.Application:
     return bind(settings)
 
 
-def bind(settings: Settings) -> serve.Application:
-    """The deployments of settings whose paths are absolute."""
+def bind(settings: Settings, models: type[Models] = Models) -> serve.Application:
+    """The deployments of settings whose paths are absolute; `models`: another kind of replica, for measurements."""
     if settings.max_replicas > settings.min_replicas:
         scaling: dict[str, Any] = {"autoscaling_config": {
             "min_replicas": settings.min_replicas, "max_replicas": settings.max_replicas,
@@ -134,18 +135,18 @@ def bind(settings: Settings) -> serve.Application:
         }}  # fmt: skip
     else:
         scaling = {"num_replicas": settings.min_replicas}
-    models = serve.deployment(
+    replicas = serve.deployment(
         name=MODELS, max_ongoing_requests=2 * settings.max_in_flight, max_queued_requests=-1,
         graceful_shutdown_timeout_s=DRAIN_S, health_check_period_s=5, logging_config=_QUIET,
         ray_actor_options={"num_cpus": settings.threads, "num_gpus": int(settings.device.startswith("cuda"))},
         **scaling,
-    )(Models)  # fmt: skip
+    )(models)  # fmt: skip
     most = BEYOND * settings.max_in_flight
     ingress = serve.deployment(
         name=INGRESS, max_ongoing_requests=most, max_queued_requests=most, graceful_shutdown_timeout_s=DRAIN_S,
         health_check_period_s=5, logging_config=_QUIET, ray_actor_options={"num_cpus": 0.1},
     )(serve.ingress()(Ingress))  # fmt: skip
-    return ingress.bind(settings, models.bind(settings))
+    return ingress.bind(settings, replicas.bind(settings))
 
 
 def _located(settings: Settings) -> Settings:

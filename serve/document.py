@@ -4,12 +4,13 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
 
 from serve import schemas
 from serve.query import MAX_IMAGES, MAX_LETTERS, PHOTO
 
 JSON, FORM = "application/json", "multipart/form-data"
-_BODIES = {
+_BODIES: dict[str, type[BaseModel]] = {
     "/v1/identify": schemas.IdentifyBody,
     "/v1/identify:batch": schemas.BatchBody,
     "/v1/embed": schemas.EmbedBody,

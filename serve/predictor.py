@@ -161,11 +161,13 @@ class Predictor:
         """Answer prepared queries, each with its own options; an item that is an error already stays one."""
         result: list[Answer | QueryError] = [one for one, _ in items]  # type: ignore[misc]
         groups: dict[tuple[str, tuple[str, ...] | None], list[int]] = {}
+        good: dict[int, tuple[Prepared, Options]] = {}
         for row, (one, options) in enumerate(items):
             if isinstance(one, Prepared):
+                good[row] = (one, options)
                 groups.setdefault((asked_with(one), options.subset), []).append(row)
         for (query, names), rows in groups.items():
-            chosen = [items[row] for row in rows]
+            chosen = [good[row] for row in rows]
             try:
                 subset = None if names is None else self._subset(names)
                 if subset is not None and subset.leaves is None:

@@ -6,11 +6,10 @@ Requests are strict: an unknown field and a value of another type are refused, w
 import base64
 import binascii
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from engine.taxonomy import RANKS
 from serve.answer import Query
 from serve.bodies import Part, Refused
 from serve.candidates import MAX_NAMES
@@ -18,6 +17,7 @@ from serve.predictor import MAX_TOP, THRESHOLD, TOP, Options
 from serve.query import BARCODE, MAX_IMAGES, MAX_LETTERS, PHOTO
 
 Rank = Literal["order", "family", "genus", "species"]
+RANKS: tuple[Rank, ...] = get_args(Rank)
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Name = Annotated[str, Field(max_length=200)]
 
@@ -40,7 +40,7 @@ class _Asking(_Strict):
 
 class _Options(_Asking):
     threshold: Share = Field(THRESHOLD, description="the answer is the deepest rank whose probability reaches it")
-    ranks: list[Rank] = Field(list(RANKS), min_length=1, max_length=len(RANKS), description="to answer at")
+    ranks: list[Rank] = Field([*RANKS], min_length=1, max_length=len(RANKS), description="to answer at")
     subset: list[Name] | None = Field(None, min_length=1, max_length=MAX_NAMES,
                                       description="names of taxa, of any rank, among which to choose")  # fmt: skip
     top: int = Field(TOP, ge=1, le=MAX_TOP, description="taxa told per rank")
