@@ -104,7 +104,7 @@ class Services:
         self._start(
             "mlflow",
             [str(BIN / "mlflow"), "server", f"--host={self.address}", f"--port={PORTS['mlflow']}", "--workers=1",
-             f"--backend-store-uri=postgresql://mlflow@{self.address}:{PORTS['database']}/mlflow", "--serve-artifacts",
+             f"--backend-store-uri=postgresql+psycopg2://mlflow@{self.address}:{PORTS['database']}/mlflow", "--serve-artifacts",
              "--artifacts-destination=s3://mlflow", "--allowed-hosts=10.*"],
             MLFLOW_S3_ENDPOINT_URL=f"http://{self.address}:{PORTS['store']}",
             PATH=f"{BIN}:{os.environ['PATH']}", **KEYS,
