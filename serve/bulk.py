@@ -203,9 +203,12 @@ def _settings(arguments: argparse.Namespace, asking: Asking) -> dict[str, Any]:
 
 
 def _names(path: Path) -> list[str]:
-    """Names of a checklist, one a line; lines that begin with # are none."""
+    """Names of a checklist, one a line; lines that begin with # are none. Raises ValueError when there is no name."""
     lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
-    return [line for line in lines if line and not line.startswith("#")]
+    names = [line for line in lines if line and not line.startswith("#")]
+    if not names:
+        raise ValueError(f"--only: got {path}, which names nothing; allowed: names of taxa, one a line")
+    return names
 
 
 def _summary(plan: Plan, counts: Counter[str], out: Path, seconds: float) -> str:
