@@ -149,6 +149,7 @@ class Session:
     def _enter(self, phase: Phase) -> None:
         """Start a phase: choose what trains, wrap for DDP, make a fresh optimizer and schedule."""
         self.phase = phase
+        self.model.zero_grad(set_to_none=True)  # what the last phase left would count in this one's clipped norm
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name in self._trainable and phase.trains(name))
         self.forward: Any = self.model

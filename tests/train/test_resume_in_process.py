@@ -19,13 +19,19 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return checkpoint.load(folder).model.state_dict()
 
 
-@pytest.mark.parametrize(("settings", "kept"), [((), [7]), (("run.checkpoint_steps=3",), [7, 9])])
+JOINT, POSTHOC = ("run.fusion_training=joint",), ("run.fusion_training=posthoc", "run.fusion_epochs=1")
+WITHIN = ("run.checkpoint_steps=3",)
+
+
+@pytest.mark.parametrize(
+    ("fusion", "settings", "kept"), [(JOINT, (), [7]), (JOINT, WITHIN, [7, 9]), (POSTHOC, WITHIN, [7, 9])]
+)
 def test_an_interrupted_run_goes_on(
-    settings: tuple[str, ...], kept: list[int], simulated_shards: Path, ray_session: None, tmp_path: Path,
+    fusion: tuple[str, ...], settings: tuple[str, ...], kept: list[int], simulated_shards: Path, ray_session: None, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
     monkeypatch.setattr(trainer.progress, "log_to", lambda board, rank: None)  # it would take the log from caplog
-    common = ["run.num_workers=0", "run.epochs=2", f"run.storage={tmp_path}", "model.dropout=0.1"]
+    common = ["run.num_workers=0", "run.epochs=2", f"run.storage={tmp_path}", "model.dropout=0.1", *fusion]
     whole = trainer.train(small_config(simulated_shards, *common, "run.name=whole"))
     config = small_config(simulated_shards, *common, *settings, "run.name=broken")
     step = Session.train_step
