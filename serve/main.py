@@ -22,6 +22,8 @@ from engine.commandline import Parser, guarded  # noqa: E402
 
 log = logging.getLogger("serve")
 
+NAME = "taxafuse"  # of the application in Ray Serve
+
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
@@ -44,10 +46,11 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def run(options: argparse.Namespace, stop: threading.Event) -> int:
-    """Serve until `stop` is set. Raises ValueError for what the user can mend."""
+def run(options: argparse.Namespace) -> int:
+    """Serve until SIGINT or SIGTERM. Raises ValueError for what the user can mend."""
     if not 0 <= options.port < 65536:
         raise ValueError(f"--port: got {options.port}, allowed 0..65535")
+    import ray
     from ray import serve
 
     from serve.app import app
@@ -62,11 +65,16 @@ def run(options: argparse.Namespace, stop: threading.Event) -> int:
         log.warning("listening at %s without --token-file: everybody who reaches it may ask", options.host)
     start_ray()
     serve.start(proxy_location="HeadOnly", http_options={"host": options.host, "port": options.port})
-    serve.run(application, name="taxafuse", route_prefix="/")
+    serve.run(application, name=NAME, route_prefix="/")
+    stop = threading.Event()
+    for kind in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(kind, lambda *_: stop.set())  # now: Ray sets its own when it starts, which abort
     print(f"serving at http://{options.host}:{options.port}/ (Ctrl-C ends it)", flush=True)
     stop.wait()
     print("stopping: requests in flight are answered first", flush=True)
+    serve.delete(NAME)  # waits for the replicas' last answers; shutdown alone would close connections under them
     serve.shutdown()
+    ray.shutdown()
     return 0
 
 
@@ -81,10 +89,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit code (2 = something the user can mend, said in one line)."""
     options = parse(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    stop = threading.Event()
-    for kind in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(kind, lambda *_: stop.set())
-    return guarded(lambda: run(options, stop))
+    return guarded(lambda: run(options))
 
 
 if __name__ == "__main__":
