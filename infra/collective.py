@@ -14,6 +14,8 @@ from infra.checks import Finding
 ELEMENTS = 2**24  # float32: 64 MiB, large enough that bandwidth counts and not latency
 TIMEOUT_S = 60.0
 REPEATS = 3
+# gloo takes the address that the node's own name resolves to; Debian lets that be 127.0.1.1.
+INTERFACE = "NCCL_SOCKET_IFNAME, GLOO_SOCKET_IFNAME (of `ray start`) name the interface"
 
 
 class Rank:
@@ -67,11 +69,11 @@ def check(gpus: int, nodes: list[str]) -> Finding:
         jobs = [rank.all_reduce.remote(address, number, world, backend) for number, rank in enumerate(ranks)]
         slowest = max(ray.get(jobs, timeout=2 * TIMEOUT_S))
     except ray.exceptions.GetTimeoutError:
-        fix = "are all GPUs free? is the network between the nodes open? NCCL_SOCKET_IFNAME names the interface"
+        fix = f"are all GPUs free? is the network between the nodes open? {INTERFACE}"
         return Finding(name, "problem", f"{len(ranks)} ranks did not finish within {2 * TIMEOUT_S:.0f} s", fix)
     except (ray.exceptions.RayTaskError, ray.exceptions.RayActorError) as error:
         told = str(error).strip().splitlines()[-1]
-        return Finding(name, "problem", told, "NCCL_DEBUG=INFO shows why; NCCL_SOCKET_IFNAME names the interface")
+        return Finding(name, "problem", told, f"NCCL_DEBUG=INFO shows why; {INTERFACE}")
     finally:
         for rank in ranks:
             ray.kill(rank)

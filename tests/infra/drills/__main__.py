@@ -15,7 +15,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -93,8 +93,9 @@ def main() -> int:
     chosen = [name for name in DRILLS if not options.only or name in ("undisturbed", *options.only)]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # what it started is to end with it
     rows: list[dict[str, Any]] = []
-    with Network() as network, Services(out / "services", network.host) as services:
+    with Network() as network, Services(out / "services", network.host) as services, ExitStack() as stack:
         bench = Bench(network, services, out, shards_of(out / "shards"))
+        stack.callback(bench.clear)
         for name in chosen:
             drill, started = DRILLS[name], time.monotonic()
             try:
@@ -109,7 +110,6 @@ def main() -> int:
             with (out / "rows.jsonl").open("a") as file:
                 file.write(json.dumps(row) + "\n")
             print(json.dumps(row), flush=True)
-        bench.clear()
     print(table(rows))
     return int(not all(row["held"] for row in rows))
 

@@ -52,6 +52,7 @@ class Cluster:
             "PATH": f"{BIN}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1",
             "PYTHONDONTWRITEBYTECODE": "1", "RAY_DISABLE_IMPORT_WARNING": "1", "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_external_storage_namespace": self.namespace,
+            "GLOO_SOCKET_IFNAME": "eth0",  # a namespace shares the name of the host, which is another address
         }  # fmt: skip
 
     @property

@@ -55,6 +55,14 @@ class Services:
             )
 
     def __enter__(self) -> "Services":
+        try:
+            self._start_all()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def _start_all(self) -> None:
         data = self.folder / "database"
         data.mkdir()
         shutil.chown(data, "postgres", "postgres")
@@ -71,7 +79,6 @@ class Services:
                               REDIS_PASSWORD, "--save", "", "--dir", str(self.folder)])  # fmt: skip
         self._prepare()
         self.start_mlflow()
-        return self
 
     def _prepare(self) -> None:
         """A bucket and a database."""
@@ -104,8 +111,8 @@ class Services:
         self._start(
             "mlflow",
             [str(BIN / "mlflow"), "server", f"--host={self.address}", f"--port={PORTS['mlflow']}", "--workers=1",
-             f"--backend-store-uri=postgresql+psycopg2://mlflow@{self.address}:{PORTS['database']}/mlflow", "--serve-artifacts",
-             "--artifacts-destination=s3://mlflow", "--allowed-hosts=10.*"],
+             f"--backend-store-uri=postgresql+psycopg2://mlflow@{self.address}:{PORTS['database']}/mlflow",
+             "--serve-artifacts", "--artifacts-destination=s3://mlflow", "--allowed-hosts=10.*"],
             MLFLOW_S3_ENDPOINT_URL=f"http://{self.address}:{PORTS['store']}",
             PATH=f"{BIN}:{os.environ['PATH']}", **KEYS,
         )  # fmt: skip
