@@ -41,6 +41,11 @@ class Halving(ASHAScheduler):
         )  # fmt: skip
         self.give_up = False  # set, every trial stops at its next validation
 
+    @property
+    def metric(self) -> None:
+        """What Tune demands of every result: nothing, for one without a score is told in our own words."""
+        return None
+
     def judge(self, name: str, epoch: int, score: float) -> str:
         """Enter a score into its rung: CONTINUE or STOP. A rung takes one score of a trial, its first."""
         return self._brackets[0].on_result(SimpleNamespace(trial_id=name), epoch, score)
@@ -126,6 +131,7 @@ class Watch(Callback):
     def __init__(self, fits: Callable[[], str]) -> None:
         """`fits`: "" while a trial fits, else what is missing."""
         self._fits = fits
+        self.reasons: dict[str, str] = {}  # name of a trial -> what its process last died of
         self._next = time.monotonic() + WARN_SECONDS
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
@@ -138,8 +144,20 @@ class Watch(Callback):
             log.warning("waiting: %s", missing)
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Its process died and is started again."""
-        log.warning("%s: its process died; it goes on from its last checkpoint", trial.config["name"])
+        """Its process died, or raised what training does not know, and is started again."""
+        self._note(trial)
+        name = trial.config["name"]
+        log.warning("%s broke off (%s); it goes on from its last checkpoint", name, self.reasons[name])
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """The same, too often."""
+        self._note(trial)
+
+    def _note(self, trial: Any) -> None:
+        error = trial.get_pickled_error()
+        lines = [line.strip() for line in str(error or "").splitlines() if line.strip()]
+        died = isinstance(error, ray.exceptions.RayActorError)
+        self.reasons[trial.config["name"]] = "its process died" if died or not lines else lines[-1][:200]
 
 
 def run_stage(trainable: type, feed: Feed, halving: Halving, *, folder: Path, watch: Watch,
@@ -150,6 +168,7 @@ def run_stage(trainable: type, feed: Feed, halving: Halving, *, folder: Path, wa
         folder: for Tune's own files, of which nothing is needed afterwards.
         max_failures: restarts of one trial before it counts as failed.
     """
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # the feed and the watch tell what happens
     tuner = ray.tune.Tuner(
         ray.tune.with_resources(trainable, resources),
         tune_config=ray.tune.TuneConfig(
@@ -159,6 +178,7 @@ def run_stage(trainable: type, feed: Feed, halving: Halving, *, folder: Path, wa
         run_config=ray.tune.RunConfig(
             name=folder.name, storage_path=str(folder.parent), verbose=0, callbacks=[watch],
             failure_config=ray.tune.FailureConfig(max_failures=max_failures),
+            checkpoint_config=ray.tune.CheckpointConfig(checkpoint_at_end=False),  # a trial keeps its own
         ),
     )  # fmt: skip
     tuner.fit()

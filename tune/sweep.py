@@ -67,6 +67,7 @@ class Sweep:
         self.parent = ""
         self._capacity: Capacity | None = None
         self._halving: Any = None
+        self._watch: Any = None
         self._started = time.monotonic()
         self._check()
 
@@ -125,7 +126,7 @@ class Sweep:
         write_json(self.folder / entry.name / RECORD, {"run_id": entry.run_id, "config": to_dict(config)})
         self.ledger.put(entry)
         return {
-            "name": entry.name, "number": entry.number, "config": to_dict(config), "run_id": entry.run_id,
+            "name": entry.name, "number": entry.number, "config": json.dumps(to_dict(config)), "run_id": entry.run_id,
             "metric": self.settings.metric, "final": entry.final, "distributed": self.capacity.distributed,
             "budget": self.capacity.budget, "threads": self.capacity.threads,
         }  # fmt: skip
@@ -148,7 +149,8 @@ class Sweep:
         if self.refusal:
             return
         if died:
-            entry.reason = entry.reason or f"its process died {RESTARTS + 1} times"
+            reason = self._watch.reasons.get(entry.name, "its process died")
+            entry.reason = entry.reason or f"broke off {RESTARTS + 1} times: {reason}"
         whole = entry.epoch >= self.config.run.epochs
         entry.state = "failed" if entry.reason else "finished" if whole else "stopped"
         self.ledger.put(entry)
@@ -246,9 +248,10 @@ class Sweep:
         own = self.folder / ("tune-final" if final else "tune-search")
         shutil.rmtree(own, ignore_errors=True)
         take = self.next_final if final else self.next_trial
+        self._watch = Watch(self._missing)
         feed = Feed(take, self.capacity.concurrent, self.saw, self.ended)
         run_stage(
-            Trial, feed, self._halving, folder=own, watch=Watch(self._missing),
+            Trial, feed, self._halving, folder=own, watch=self._watch,
             resources=dict(self.capacity.resources), max_failures=RESTARTS,
         )  # fmt: skip
         shutil.rmtree(own, ignore_errors=True)

@@ -26,7 +26,7 @@ import torch
 from engine.pipeline import CpuBudget, label_columns, load_index, select_split
 from engine.taxonomy import Taxonomy
 from train import commits, progress, trainer
-from train.config import Config, from_dict
+from train.config import Config, from_dict, to_dict
 from train.worker import Job, Worker, run_folder
 
 log = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ class Task:
 
     name: str
     number: int
-    config: dict[str, Any]
+    config: str  # JSON: Tune flattens what is nested, again with every result
     run_id: str
     metric: str
     final: bool
@@ -93,7 +93,7 @@ class InProcess:
     def __init__(self, task: Task, config: Config) -> None:
         torch.set_num_threads(task.threads)
         last = config.eval.split if task.final else ""
-        job = SharedJob(task.config, {}, task.run_id, task.budget, task.threads, None, last, config.run.storage)
+        job = SharedJob(to_dict(config), {}, task.run_id, task.budget, task.threads, None, last, config.run.storage)
         self._worker = Worker(job, torch.device("cuda" if config.run.use_gpu else "cpu"))
         self._epochs = self._run()
 
@@ -171,7 +171,7 @@ class Trial(ray.tune.Trainable):
 
     def _begin(self, given: dict[str, Any]) -> None:
         self._task = Task(**given)
-        self._config = from_dict(self._task.config)
+        self._config = from_dict(json.loads(self._task.config))
         self._running: InProcess | Distributed | None = None
 
     def step(self) -> dict[str, Any]:

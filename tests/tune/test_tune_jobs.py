@@ -36,4 +36,4 @@ def test_a_cluster_that_shrinks(simulated_shards: Path, tmp_path: Path) -> None:
     assert found["nodes"] == 1
     assert found["states"] == ["finished"] * 3
     assert found["epochs"] == [[2, 4, 6, 8, 10, 12]] * 3
-    assert "its process died; it goes on from its last checkpoint" in log
+    assert "broke off (its process died); it goes on from its last checkpoint" in log

@@ -48,7 +48,7 @@ class Sweeping(Training):
                 line = Path(f"/proc/{pid}/cmdline").read_bytes()
             except OSError:
                 continue
-            if b"ray::Trial" in line:
+            if b"Trainable" in line:
                 found.append(pid)
         return found
 
@@ -77,7 +77,7 @@ def test_a_killed_trial_and_a_killed_driver(simulated_shards: Path, tmp_path: Pa
         first.end()
     finally:
         first.destroy()
-    assert "its process died; it goes on from its last checkpoint" in first.log
+    assert "broke off (its process died); it goes on from its last checkpoint" in first.log
     done = {name: entry for name, entry in entries(first.folder).items() if entry["state"] == "finished"}
     assert len(done) >= 2
     before = len(runs(tmp_path))
