@@ -20,10 +20,10 @@ from tests.train.faults import LONG, keys_of_epochs, last_step, weights_hash
 from tests.train.small import SETTINGS
 
 ROOT = Path(__file__).resolve().parents[3]
-EPOCHS = 8
+EPOCHS = 4
 STORE_BYTES = 150_000_000  # the smallest that serves
 SHAPE = {"data": (2, ""), "train-1": (1, "train"), "train-2": (1, "train")}  # node -> CPUs, resource
-START_S, JOB_S = 120, 240
+START_S, JOB_S = 180, 330
 
 
 def authenticate(folder: Path) -> None:

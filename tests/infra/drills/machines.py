@@ -36,8 +36,8 @@ class Machine:
     """One namespace with an address of its own; `name` is part of the namespace's."""
 
     def __init__(self, network: "Network", name: str, number: int) -> None:
-        self.name, self.number, self.address = name, number, f"10.{network.net}.0.{number}"
-        self.namespace, self.outside = f"{network.prefix}-{name}", f"{network.prefix}{number}"
+        self.name, self.address = name, f"10.{network.net}.0.{number}"
+        self.namespace, self.outside = f"{network.prefix}-{number}", f"{network.prefix}{number}"
         self.group: Path | None = None
         self.processes: list[subprocess.Popen[bytes]] = []
         ip("netns", "add", self.namespace)
@@ -118,6 +118,7 @@ class Network:
         self.net = next(net for net in range(77, 255) if f" 10.{net}." not in used)
         self.bridge, self.host = f"{self.prefix}br", f"10.{self.net}.0.1"
         self.machines: list[Machine] = []
+        self._number = 9
 
     def __enter__(self) -> "Network":
         ip("link", "add", self.bridge, "type", "bridge")
@@ -127,8 +128,8 @@ class Network:
 
     def machine(self, name: str) -> Machine:
         """Add a machine."""
-        taken = {machine.number for machine in self.machines}
-        machine = Machine(self, name, next(number for number in range(10, 250) if number not in taken))
+        self._number += 1  # never used again: the kernel removes devices some time after their namespace
+        machine = Machine(self, name, self._number)
         self.machines.append(machine)
         return machine
 
