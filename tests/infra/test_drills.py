@@ -1,4 +1,4 @@
-"""All drills as one test, for the record: `pytest -m drills`. What each of them states: tests/infra/drills/drills.py."""
+"""All drills as one test, for the record: `pytest -m drills`. What they state: tests/infra/drills/drills.py."""
 
 import json
 import os
