@@ -65,10 +65,12 @@ class Standing:
 
 
 def choose(search: Sequence[Entry]) -> list[Entry]:
-    """The finalists: the recipe's own values first, then the best two others that ran to the end."""
-    whole = [entry for entry in search if entry.state == "finished" and entry.score is not None]
-    others = sorted((e for e in whole if e.number != DEFAULT), key=lambda e: (-(e.score or 0.0), e.number))
-    return [entry for entry in whole if entry.number == DEFAULT] + others[:BEST]
+    """The finalists: the recipe's own values first, then the best two others. Those that ran to the end come before
+    those that were stopped, which take part where there are not two: a final is a training of its own."""
+    scored = [e for e in search if e.state in ("finished", "stopped") and e.score is not None]
+    others = [entry for entry in scored if entry.number != DEFAULT]
+    others.sort(key=lambda e: (-e.epoch, -(e.score or 0.0), e.number))
+    return [entry for entry in scored if entry.number == DEFAULT] + others[:BEST]
 
 
 def standings(finals: Sequence[Entry]) -> list[Standing]:

@@ -270,13 +270,13 @@ class Sweep:
             chosen = finalists.choose(search)
             if not chosen:
                 reasons = "; ".join(sorted({e.reason for e in search if e.reason}))
-                raise ValueError(f"no trial of {len(search)} ran to the end: {reasons or 'all were stopped'}")
+                raise ValueError(f"no trial of {len(search)} gave a score: {reasons}")
             for entry in chosen:
                 for seed in range(self.config.run.seed + 1, self.config.run.seed + 1 + self.settings.seeds):
                     final = Entry(entry.number, entry.values, seed, final=True)
                     if final.name not in self.ledger.entries:
                         self.ledger.put(final)
-            log.info("finals: %d settings with %d fresh seeds each", len(chosen), self.settings.seeds)
+            log.info("finals: %d trainings", len(self.ledger.finals()))
             self._stage(final=True)
             heading = (
                 f"Search ({self.settings.space}, {self.settings.algorithm}); the score is the mean of "

@@ -57,7 +57,7 @@ def score_of(metrics: dict[str, float], pattern: str) -> float | None:
     return sum(found) / len(found) if found else None
 
 
-def test_pattern(pattern: str, split: str) -> str:
+def on_split(pattern: str, split: str) -> str:
     """The pattern of the same metrics on the split that finals are scored on."""
     return f"{split}/" + pattern.removeprefix("val/")
 
@@ -194,7 +194,7 @@ class Trial(ray.tune.Trainable):
         if score is not None:
             result["score"] = score
         if task.final and last:
-            result["test"] = score_of(metrics, test_pattern(task.metric, self._config.eval.split))
+            result["test"] = score_of(metrics, on_split(task.metric, self._config.eval.split))
             self._export()
         return result | {"took_s": time.monotonic() - started, "start_s": start_s}
 

@@ -36,7 +36,7 @@ def test_the_best_two_and_the_default() -> None:
     search = [tried(0, 0.3), tried(1, 0.9, "stopped", 3), tried(2, 0.5), tried(3, 0.6), tried(4, 0.55), tried(5, 0.2)]
     assert [entry.number for entry in choose(search)] == [0, 3, 4]
     assert [entry.number for entry in choose([tried(0, 0.99), *search[1:]])] == [0, 3, 4]
-    assert [entry.number for entry in choose(search[:2])] == [0]
+    assert [entry.number for entry in choose(search[:3])] == [0, 2, 1]  # one that was stopped fills the place
     assert [entry.number for entry in choose([tried(0, 0.0, "failed"), tried(1, 0.4)])] == [1]
 
 

@@ -115,7 +115,7 @@ def test_all_trials_fail(simulated_shards: Path, ray_session: None, tmp_path: Pa
     config = config_at(simulated_shards, tmp_path, "run.tracking=none", "optim.max_lr=1e30")
     sweep = Sweep(Settings(trials=2), config)
     sweep.start()
-    with pytest.raises(ValueError, match="no trial of 2 ran to the end: loss is nan"):
+    with pytest.raises(ValueError, match="no trial of 2 gave a score: loss is nan"):
         sweep.run()
 
 
