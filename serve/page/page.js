@@ -136,7 +136,7 @@ async function ask(question) {
     $("answer-title").focus({ preventScroll: true });
     if (window.innerWidth < 832) $("answer").scrollIntoView({ block: "start" });
   } catch (error) {
-    if (error.name !== "AbortError") explain(error);
+    if (error.name !== "AbortError") explain(error, question);
   } finally {
     if (asking === mine) busy(false);
   }
@@ -149,7 +149,7 @@ function busy(yes) {
   $("identify").textContent = yes ? "Identifying…" : "Identify";
 }
 
-function explain(error) {
+function explain(error, question) {
   $("list").replaceChildren();
   $("result").replaceChildren();
   $("empty").hidden = false;
@@ -159,8 +159,8 @@ function explain(error) {
   const what = sentence(told.what.split(", allowed:")[0]);
   const mend = error.status === 503 ? `Try again${error.wait ? ` in ${error.wait} seconds` : ""}.`
     : told.allowed ? `Allowed: ${told.allowed}.` : "";
-  const field = /^(image|photo)/i.test(what) ? "photos" : /^(dna|barcode|fasta)/i.test(what) ? "dna"
-    : /^subset/i.test(what) ? "subset" : "form";
+  const field = error.status !== 422 ? "form" : /^subset/i.test(what) ? "subset" : /^(dna|barcode)/i.test(what) ? "dna"
+    : question.files.length ? "photos" : "form";
   if (field === "subset") document.querySelector(".options").open = true;
   fail(field, `${what}. ${mend}`.trim());
   if (field !== "form") $(field).focus();
