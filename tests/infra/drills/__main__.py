@@ -1,6 +1,6 @@
 """All drills, one after the other, and their table: what must hold beside what was seen.
 
-    python -m tests.infra.drills --out DIR [--only NAME ...] [--list]
+    python -m tests.infra.drills --out DIR [--only NAME ...] [--keep] [--list]
 
 Needs root (network namespaces), Debian's postgresql, redis-server and iproute2, and `pip install -e ".[test,server]"`.
 Every drill has a limit of its own (--limit overrides it); a machine's processes are ended by their ids, and at the end
@@ -67,6 +67,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("drills"), help="a folder that is emptied (default: drills)")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="some of the drills (see --list)")
     parser.add_argument("--list", action="store_true", help="names of the drills, and stop")
+    parser.add_argument(
+        "--keep", action="store_true", help="do not empty the folder: what held there is not done again"
+    )
     parser.add_argument("--limit", type=float, default=0.0, help="seconds for each drill")
     return parser.parse_args(arguments)
 
@@ -75,8 +78,10 @@ def main() -> int:
     """Run the drills; 1 when one did not hold."""
     options = parse()
     out: Path = options.out.resolve()
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir(parents=True)
+    if not options.keep:
+        shutil.rmtree(out, ignore_errors=True)
+    shutil.rmtree(out / "services", ignore_errors=True)
+    out.mkdir(parents=True, exist_ok=True)
     authenticate(out)  # before Ray is imported
     from tests.infra.drills.drills import DRILLS, Bench
     from tests.infra.drills.services import Services
@@ -90,13 +95,15 @@ def main() -> int:
     if os.geteuid():
         print("error: network namespaces need root", file=sys.stderr)
         return 2
+    file = out / "rows.jsonl"
+    rows: list[dict[str, Any]] = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    done = {row["drill"] for row in rows if row["held"]}
     chosen = [name for name in DRILLS if not options.only or name in ("undisturbed", *options.only)]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # what it started is to end with it
-    rows: list[dict[str, Any]] = []
     with Network() as network, Services(out / "services", network.host) as services, ExitStack() as stack:
         bench = Bench(network, services, out, shards_of(out / "shards"))
         stack.callback(bench.clear)
-        for name in chosen:
+        for name in (name for name in chosen if name not in done):
             drill, started = DRILLS[name], time.monotonic()
             try:
                 with limit(options.limit or drill.limit_s):
@@ -107,11 +114,12 @@ def main() -> int:
             row = {"drill": name, "what": drill.what, "expected": drill.expected, "observed": observed, "held": held,
                    "seconds": round(time.monotonic() - started)}  # fmt: skip
             rows.append(row)
-            with (out / "rows.jsonl").open("a") as file:
-                file.write(json.dumps(row) + "\n")
+            with file.open("a") as kept:
+                kept.write(json.dumps(row) + "\n")
             print(json.dumps(row), flush=True)
-    print(table(rows))
-    return int(not all(row["held"] for row in rows))
+    last = {row["drill"]: row for row in rows}
+    print(table([last[name] for name in DRILLS if name in last]))
+    return int(not all(row["held"] for row in last.values()))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from tests.train.faults import LONG, keys_of_epochs, last_step, weights_hash
 from tests.train.small import SETTINGS
 
 ROOT = Path(__file__).resolve().parents[3]
-EPOCHS = 4
+EPOCHS, LOG_EVERY = 4, 2
 STORE_BYTES = 150_000_000  # the smallest that serves
 SHAPE = {"data": (2, ""), "train-1": (1, "train"), "train-2": (1, "train")}  # node -> CPUs, resource
 START_S, JOB_S = 180, 330
@@ -148,7 +148,7 @@ class ClusterTraining:
         self.settings = [
             *SETTINGS, *LONG, f"data.shards={shards}", f"run.storage={storage}", f"run.name={name}",
             f"run.epochs={EPOCHS}", "run.num_workers=2", "run.worker_resource=train", "run.max_failures=5",
-            "run.experiment=drills", "run.log_every=2", *self._tracking(), *settings,
+            "run.experiment=drills", f"run.log_every={LOG_EVERY}", *self._tracking(), *settings,
         ]  # fmt: skip
         self.id = self._submit("--recipe", "quickstart")
 
@@ -239,4 +239,13 @@ class ClusterTraining:
 
     @staticmethod
     def _epoch(whole: Path) -> int:
-        return int(json.loads((whole / "model" / "meta.json").read_text())["step"]) // EPOCHS
+        return steps_of(whole) // EPOCHS
+
+    def steps(self) -> int:
+        """Steps of the finished run."""
+        return steps_of(self.folder)
+
+
+def steps_of(folder: Path) -> int:
+    """Steps of the run in a folder, from its model."""
+    return int(json.loads((folder / "model" / "meta.json").read_text())["step"])
