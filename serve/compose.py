@@ -11,6 +11,7 @@ Legend: b queries of a chunk, R ranks, M taxa considered at a rank.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -169,11 +170,11 @@ def _answer(scorer: Scorer, one: Prepared, options: Any, lineage: tuple[list[int
 
 
 def _first(ranked: _Taxa, answered: int, top: int) -> _Taxa:
-    """The first `top` taxa, of which the last is the answered one where it would be left out."""
-    first = ranked[:top]
-    if answered >= 0 and all(taxon != answered for taxon, _, _ in first):
-        first[-1] = next(one for one in ranked if one[0] == answered)
-    return first
+    """The first `top` taxa; the answered one and, of more than one, that of the highest score are always among them."""
+    needed = {answered} if top == 1 else {answered, max(ranked, key=itemgetter(2))[0]} if ranked else set()
+    chosen = [place for place, one in enumerate(ranked) if one[0] in needed]
+    chosen += [place for place in range(len(ranked)) if place not in chosen][: top - len(chosen)]
+    return [ranked[place] for place in sorted(chosen)]
 
 
 def _stop(ranks: Sequence[RankAnswer], reached: RankAnswer | None, threshold: float, refused: bool) -> tuple[str, str]:
