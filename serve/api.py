@@ -108,6 +108,7 @@ class _Routes:
             admission.leave(held)
 
     async def identify(self, request: Request) -> Response:
+        """Name one specimen."""
         async with self.admitted(request, (JSON, FORM)) as (kind, body):
             if kind == FORM:
                 query, asked = schemas.read_form_query(read_form(body, request.headers["content-type"]))
@@ -119,6 +120,7 @@ class _Routes:
         return Response(reply.body, reply.status, media_type=JSON)
 
     async def identify_batch(self, request: Request) -> Response:
+        """Name many specimens; what is wrong with one is said in its place."""
         async with self.admitted(request, (JSON,)) as (_, body):
             asked = schemas.read_json(schemas.BatchBody, body)
             queries = self._queries(asked.queries)
@@ -127,6 +129,7 @@ class _Routes:
         return Response(b'{"answers":[' + b",".join(reply.body for reply in replies) + b"]}", media_type=JSON)
 
     async def embed(self, request: Request) -> Response:
+        """Features of specimens."""
         async with self.admitted(request, (JSON,)) as (_, body):
             asked = schemas.read_json(schemas.EmbedBody, body)
             spec, replies = await self.service.embed(asked.model, self._queries(asked.queries))
@@ -145,6 +148,7 @@ class _Routes:
                    offset: Annotated[int, Query(ge=0, le=10**9)] = 0,
                    limit: Annotated[int, Query(ge=1, le=TAXA_AT_ONCE)] = 100,
                    model: Annotated[str, Query(max_length=200)] = "") -> Response:  # fmt: skip
+        """Taxa that answers may name."""
         self.check_token(request)
         spec, taxa = await self.service.taxa(model)
         start = name.lower()
@@ -156,6 +160,7 @@ class _Routes:
         return Response(to_json(value), media_type=JSON)
 
     async def model(self, request: Request, model: Annotated[str, Query(max_length=200)] = "") -> Response:
+        """The models, their checksums, the limits."""
         self.check_token(request)
         settings = self.service.settings
         limits = {
@@ -166,20 +171,24 @@ class _Routes:
         return Response(to_json(value), media_type=JSON)
 
     async def examples(self, request: Request) -> Response:
+        """Specimens to try, of the default model; may be none."""
         self.check_token(request)
         return Response(to_json({"examples": await self.service.examples()}), media_type=JSON)
 
     async def reload(self, request: Request) -> Response:
+        """Resolve aliases anew, load what is new, swap without dropping a request."""
         async with self.admitted(request, (JSON,)) as (_, body):
             schemas.read_json(schemas.ReloadBody, body)
             loaded = await self.service.reload()
         return Response(to_json({"loaded": loaded, "models": self.service.served()}), media_type=JSON)
 
     async def health(self) -> Response:
+        """Does the model answer?"""
         spec = await self.service.health()
         return Response(to_json({"status": "ok", "model": spec.id}), media_type=JSON)
 
     async def prometheus(self, request: Request) -> Response:
+        """Numbers for Prometheus."""
         self.check_token(request)
         return Response(generate_latest(self.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
@@ -188,23 +197,19 @@ def make_app(service: Service, page: Path = PAGE) -> FastAPI:
     """The ASGI application of a service; `page` is the folder whose files are shown, index.html at /."""
     routes = _Routes(service)
     app = FastAPI(title=_TITLE, version=_VERSION, description=_ABOUT, docs_url=None, redoc_url=None)
-    _add(app, "POST", "/v1/identify", routes.identify, schemas.AnswerBody, _REFUSALS, "Name one specimen.")
-    _add(app, "POST", "/v1/identify:batch", routes.identify_batch, schemas.AnswersBody, _REFUSALS,
-         "Name many specimens; what is wrong with one is said in its place.")  # fmt: skip
-    _add(app, "POST", "/v1/embed", routes.embed, schemas.EmbeddingsBody, _REFUSALS, "Features of specimens.")
-    _add(app, "GET", "/v1/taxa", routes.taxa, schemas.TaxaBody, _READS, "Taxa that answers may name.")
-    _add(app, "GET", "/v1/model", routes.model, schemas.ModelBody, _READS, "The models, their checksums, the limits.")
-    _add(app, "GET", "/v1/examples", routes.examples, schemas.ExamplesBody, {401: _REFUSALS[401]},
-         "Specimens to try, of the default model; may be none.")  # fmt: skip
+    _add(app, "POST", "/v1/identify", routes.identify, schemas.AnswerBody, _REFUSALS)
+    _add(app, "POST", "/v1/identify:batch", routes.identify_batch, schemas.AnswersBody, _REFUSALS)
+    _add(app, "POST", "/v1/embed", routes.embed, schemas.EmbeddingsBody, _REFUSALS)
+    _add(app, "GET", "/v1/taxa", routes.taxa, schemas.TaxaBody, _READS)
+    _add(app, "GET", "/v1/model", routes.model, schemas.ModelBody, _READS)
+    _add(app, "GET", "/v1/examples", routes.examples, schemas.ExamplesBody, {401: _REFUSALS[401]})
     conflict: dict[int | str, dict[str, Any]] = {
         409: {"model": schemas.ErrorBody, "description": "it cannot be loaded; nothing was changed"}
     }
-    _add(app, "POST", "/v1/model:reload", routes.reload, schemas.ReloadedBody, _REFUSALS | conflict,
-         "Resolve aliases anew, load what is new, swap without dropping a request.")  # fmt: skip
-    _add(app, "GET", "/healthz", routes.health, schemas.HealthBody, {503: _REFUSALS[503]}, "Does the model answer?")
+    _add(app, "POST", "/v1/model:reload", routes.reload, schemas.ReloadedBody, _REFUSALS | conflict)
+    _add(app, "GET", "/healthz", routes.health, schemas.HealthBody, {503: _REFUSALS[503]})
     plain: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {}}}, 401: _REFUSALS[401]}
-    app.add_api_route("/metrics", routes.prometheus, methods=["GET"], summary="Numbers for Prometheus.",
-                      response_class=Response, responses=plain)  # fmt: skip
+    app.add_api_route("/metrics", routes.prometheus, methods=["GET"], response_class=Response, responses=plain)
     for file in sorted(page.glob("*.*")):
         _show(app, "/" if file.name == "index.html" else f"/{file.name}", file)
     app.openapi = lambda: describe(app)  # type: ignore[method-assign]
@@ -215,9 +220,10 @@ def make_app(service: Service, page: Path = PAGE) -> FastAPI:
 
 
 def _add(app: FastAPI, method: str, path: str, route: Callable[..., Awaitable[Response]], shape: type[BaseModel],
-         refusals: dict[int | str, dict[str, Any]], summary: str) -> None:  # fmt: skip
+         refusals: dict[int | str, dict[str, Any]]) -> None:  # fmt: skip
+    """The route's docstring goes into the document."""
     responses = {200: {"model": shape, "description": "the answer"}, **refusals}
-    app.add_api_route(path, route, methods=[method], summary=summary, responses=responses, response_class=JSONResponse,
+    app.add_api_route(path, route, methods=[method], responses=responses, response_class=JSONResponse,
                       response_model=None)  # fmt: skip
 
 

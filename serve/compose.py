@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from engine.taxonomy import RANKS
+from engine.taxonomy import RANKS, Taxonomy
 from serve.answer import Answer, Flag, Neighbour, RankAnswer, Taxon, Tie
 from serve.candidates import Subset
 from serve.query import Prepared
@@ -53,6 +53,16 @@ class _Ranked:
     probability: list[list[float]]
 
 
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """What was found for one query."""
+
+    path: list[int]  # the answered lineage, -1 = no taxon
+    own: list[float]  # its probabilities
+    ranked: list[_Taxa]  # per rank
+    novelty: Flag
+
+
 def answers(scorer: Scorer, chunk: Scored, calibrator: Calibrator | None, read: Read,
             items: Sequence[tuple[Prepared, Any]], first: int) -> list[Answer]:  # fmt: skip
     """The answers of a chunk.
@@ -74,11 +84,14 @@ def answers(scorer: Scorer, chunk: Scored, calibrator: Calibrator | None, read: 
         novelty = [Flag(score, flagged) for score, flagged in flags]
     top = max(options.top for _, options in items)
     ranked = [_rank(scorer, chunk, rank, own, plain, top) for rank in range(len(RANKS))]
+    rows = [
+        _Row(path[row].tolist(), own[row].tolist(), [rank_of(one, row) for one in ranked], novelty[row])
+        for row in range(len(items))
+    ]
     return [
-        _answer(scorer, one, options, (path[row].tolist(), own[row].tolist()), [rank_of(r, row) for r in ranked],
-                novelty[row], read, first + row)
-        for row, (one, options) in enumerate(items)
-    ]  # fmt: skip
+        _answer(scorer.taxonomy, one, options, row, read, first + number)
+        for number, ((one, options), row) in enumerate(zip(items, rows, strict=True))
+    ]
 
 
 def rank_of(ranked: _Ranked, row: int) -> _Taxa:
@@ -138,10 +151,8 @@ def _factors(own: np.ndarray, plain: np.ndarray, path: np.ndarray, lineage: np.n
     return np.take_along_axis(factor, level, axis=1)
 
 
-def _answer(scorer: Scorer, one: Prepared, options: Any, lineage: tuple[list[int], list[float]],
-            ranked: list[_Taxa], novelty: Flag, read: Read, number: int) -> Answer:  # fmt: skip
-    path, own = lineage
-    names = scorer.taxonomy.names
+def _answer(taxonomy: Taxonomy, one: Prepared, options: Any, row: _Row, read: Read, number: int) -> Answer:
+    path, own, ranked, names = row.path, row.own, row.ranked, taxonomy.names
     asked = [rank for rank, name in enumerate(RANKS) if name in options.ranks]
     ranks = tuple(
         RankAnswer(
@@ -162,7 +173,7 @@ def _answer(scorer: Scorer, one: Prepared, options: Any, lineage: tuple[list[int
         answer_rank=reached.rank if reached else None, answer_name=reached.name if reached else None,
         answer_probability=reached.probability if reached else None,
         threshold=options.threshold, stopped=stopped, why=why, calibrated=read.calibrated,
-        ties=_ties(scorer, asked, path, ranked, found), novelty=novelty,
+        ties=_ties(taxonomy, asked, row, found), novelty=row.novelty,
         disagreement=_disagreement(read, number), barcode=one.check, share=_share(read, number),
         evidence=_evidence(found), restriction=read.subset.restriction if read.subset is not None else None,
         model=read.card,
@@ -196,14 +207,12 @@ def _stop(ranks: Sequence[RankAnswer], reached: RankAnswer | None, threshold: fl
     )
 
 
-def _ties(
-    scorer: Scorer, asked: Sequence[int], path: Sequence[int], ranked: list[_Taxa], found: Mapping[str, Any] | None
-) -> tuple[Tie, ...]:
+def _ties(taxonomy: Taxonomy, asked: Sequence[int], row: _Row, found: Mapping[str, Any] | None) -> tuple[Tie, ...]:
     """By the model's scores (taxa that have TIE of the answer's or more) and by the library's references."""
     ties = []
     for rank in asked:
-        best = next((score for taxon, _, score in ranked[rank] if taxon == path[rank]), 0.0)
-        near = [scorer.taxonomy.names[rank][taxon] for taxon, _, score in ranked[rank] if score >= TIE * best > 0]
+        best = next((score for taxon, _, score in row.ranked[rank] if taxon == row.path[rank]), 0.0)
+        near = [taxonomy.names[rank][taxon] for taxon, _, score in row.ranked[rank] if score >= TIE * best > 0]
         if len(near) > 1:
             ties.append(Tie(RANKS[rank], tuple(near), "model"))
     for rank_name, names in (found or {}).get("tied", {}).items():
