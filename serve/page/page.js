@@ -1,6 +1,5 @@
 "use strict";
 // The page of the service: asks POST v1/identify (or v1/identify:batch for several FASTA records) and shows the answer.
-
 const MOST_RECORDS = 64; // of a pasted FASTA; beyond that python -m serve.bulk is the tool
 const ITALIC = new Set(["genus", "species"]);
 const MANY = { order: "orders", family: "families", genus: "genera", species: "species" };
@@ -31,41 +30,32 @@ function percent(share, digits = 1) {
 const taxon = (name, rank) => el("span", { class: ITALIC.has(rank) ? "taxon" : null }, name);
 const sentence = (text) => `${text.charAt(0).toUpperCase()}${text.slice(1)}`;
 const say = (text) => { $("status").textContent = text; };
+const clearErrors = () => ["photos", "dna", "subset", "form"].forEach((field) => fail(field, ""));
+const dropPhotos = (first = 0, count = photos.length) => photos.splice(first, count).forEach(({ url }) => URL.revokeObjectURL(url));
 
 function fail(field, text) {
   $(`${field}-error`).textContent = text;
   $(field)?.setAttribute("aria-invalid", String(Boolean(text)));
 }
 
-const clearErrors = () => ["photos", "dna", "subset", "form"].forEach((field) => fail(field, ""));
-
 async function take(files) {
-  const isText = (file) => /\.(fa|fas|fasta|fna|txt|seq)$/i.test(file.name) || file.type.startsWith("text/");
-  const bad = files.filter((file) => !isText(file) && !file.type.startsWith("image/")).map((file) => file.name);
   clearErrors();
   for (const file of files) {
+    const isText = /\.(fa|fas|fasta|fna|txt|seq)$/i.test(file.name) || file.type.startsWith("text/");
     if (file.type.startsWith("image/")) photos.push({ file, url: URL.createObjectURL(file) });
-    else if (isText(file) && file.size > 1e6) fail("dna", `${file.name} is too long for this page: python -m serve.bulk takes it.`);
-    else if (isText(file)) $("dna").value = await file.text();
+    else if (isText && file.size > 1e6) fail("dna", `${file.name} is too long for this page: python -m serve.bulk takes it.`);
+    else if (isText) $("dna").value = await file.text();
+    else fail("photos", `${file.name} is no photo and no FASTA. Use JPEG, PNG, TIFF, WebP, BMP, or a text file.`);
   }
-  if (bad.length) fail("photos", `${bad.join(", ")}: no photo and no FASTA. Use JPEG, PNG, TIFF, WebP, BMP, or a text file.`);
   showPhotos();
   showBarcode();
-}
-
-function dropPhotos() {
-  photos.splice(0).forEach(({ url }) => URL.revokeObjectURL(url));
 }
 
 function showPhotos() {
   $("thumbs").replaceChildren(...photos.map(({ file, url }, place) => {
     const image = el("img", { src: url, alt: file.name });
     image.addEventListener("error", () => image.replaceWith(el("span", { class: "no-preview" }, file.name)));
-    const remove = () => {
-      URL.revokeObjectURL(photos.splice(place, 1)[0].url);
-      showPhotos();
-      $("photos").focus();
-    };
+    const remove = () => { dropPhotos(place, 1); showPhotos(); $("photos").focus(); };
     return el("li", {}, image, el("button", { type: "button", "aria-label": `Remove ${file.name}`, onclick: remove }, "×"));
   }));
 }
@@ -87,10 +77,9 @@ function showBarcode() {
     : letters ? `${letters.length} letters` : $("dna-help").dataset.told;
   if (canvas.hidden) return;
   canvas.width = letters.length;
-  const context = canvas.getContext("2d");
-  const pixels = context.createImageData(letters.length, 1);
+  const pixels = new ImageData(letters.length, 1);
   [...letters].forEach((letter, place) => pixels.data.set([...(LETTERS[letter] || LETTERS.N), 255], 4 * place));
-  context.putImageData(pixels, 0, 0);
+  canvas.getContext("2d").putImageData(pixels, 0, 0);
 }
 
 async function post(path, body, headers = {}) {
@@ -100,21 +89,17 @@ async function post(path, body, headers = {}) {
   const value = await response.json().catch(() => ({}));
   if (response.ok) return value;
   const error = value.error || { what: `the service answered ${response.status}`, allowed: "" };
-  const wait = response.headers.get("Retry-After");
-  if (response.status === 401) $("token-field").hidden = false;
-  throw Object.assign(new Error(error.what), { told: error, status: response.status, wait });
+  throw Object.assign(new Error(error.what), { told: error, status: response.status, wait: response.headers.get("Retry-After") });
 }
 
-function askOne({ files, records: [record] }, options) {
+function send({ files, records }, options) {
+  const body = { queries: records, ...options };
+  if (records.length > 1) return post("v1/identify:batch", JSON.stringify(body), { "Content-Type": "application/json" });
   const form = new FormData();
   for (const file of files) form.append("image", file, file.name);
-  if (record) form.append("dna", record.dna);
+  for (const record of records) form.append("dna", record.dna);
   for (const [name, value] of Object.entries(options)) [value].flat().forEach((one) => form.append(name, one));
   return post("v1/identify", form);
-}
-
-function askMany({ records }, options) {
-  return post("v1/identify:batch", JSON.stringify({ queries: records, ...options }), { "Content-Type": "application/json" });
 }
 
 async function ask(question) {
@@ -124,14 +109,12 @@ async function ask(question) {
   const options = { threshold: Number($("threshold").value), ...(names.length ? { subset: names } : {}) };
   clearErrors();
   busy(true);
-  say("Identifying…");
   try {
-    const several = question.records.length > 1;
-    const value = await (several ? askMany : askOne)(question, options);
+    const value = await send(question, options);
     asked = question;
     $("empty").hidden = true;
     $("list").replaceChildren();
-    if (several) showList(value.answers);
+    if (value.answers) showList(value.answers);
     else showAnswer(value);
     $("answer-title").focus({ preventScroll: true });
     if (window.innerWidth < 832) $("answer").scrollIntoView({ block: "start" });
@@ -145,15 +128,13 @@ async function ask(question) {
 function busy(yes) {
   $("answer").classList.toggle("busy", yes);
   $("answer").setAttribute("aria-busy", String(yes));
-  $("identify").setAttribute("aria-disabled", String(yes));
   $("identify").textContent = yes ? "Identifying…" : "Identify";
+  if (yes) say("Identifying…");
 }
 
 function explain(error, question) {
-  $("list").replaceChildren();
-  $("result").replaceChildren();
+  for (const place of ["list", "result"]) $(place).replaceChildren();
   $("empty").hidden = false;
-  say("");
   const told = error.told;
   if (!told) return fail("form", `The service cannot be reached (${error.message}). Is it running? Try again.`);
   const what = sentence(told.what.split(", allowed:")[0]);
@@ -163,8 +144,8 @@ function explain(error, question) {
     : question.files.length ? "photos" : "form";
   if (field === "subset") document.querySelector(".options").open = true;
   fail(field, `${what}. ${mend}`.trim());
-  if (field !== "form") $(field).focus();
-  else if (error.status === 401) $("token").focus();
+  if (error.status === 401) $("token-field").hidden = false;
+  $(error.status === 401 ? "token" : field === "form" ? "identify" : field).focus();
 }
 
 function submit() {
@@ -290,8 +271,8 @@ function share(answer) {
 
 function evidence(answer) {
   if (!answer.evidence.length) return null;
-  const bin = (id) => (id?.startsWith("BOLD:")
-    ? el("a", { href: `https://portal.boldsystems.org/bin/${id}`, rel: "noreferrer", target: "_blank" }, id) : id);
+  const away = { rel: "noreferrer", target: "_blank" };
+  const bin = (id) => (id?.startsWith("BOLD:") ? el("a", { href: `https://portal.boldsystems.org/bin/${id}`, ...away }, id) : id);
   const rows = answer.evidence.map((one) => [{},
     [one.name ? taxon(one.name, one.rank) : "unnamed", el("small", {}, one.key)], percent(one.identity, 2),
     `${one.overlap} nt`, bin(one.bin), one.country, one.specimens > 1 ? `${one.specimens} specimens` : null]);
@@ -347,7 +328,7 @@ $("photos").addEventListener("change", (event) => { take([...event.target.files]
 $("dna").addEventListener("input", showBarcode);
 $("threshold").addEventListener("input", () => { $("threshold-told").textContent = percent(Number($("threshold").value), 0); });
 $("threshold").addEventListener("change", () => { if (asked) ask(asked); });
-$("ask").addEventListener("submit", (event) => { event.preventDefault(); if ($("identify").getAttribute("aria-disabled") !== "true") submit(); });
+$("ask").addEventListener("submit", (event) => { event.preventDefault(); submit(); });
 $("clear").addEventListener("click", () => {
   dropPhotos();
   $("ask").reset();
@@ -355,9 +336,7 @@ $("clear").addEventListener("click", () => {
   $("threshold").dispatchEvent(new Event("input"));
   $("photos").focus();
 });
-for (const kind of ["dragenter", "dragover"]) {
-  document.addEventListener(kind, (event) => { event.preventDefault(); $("ask").classList.add("over"); });
-}
+document.addEventListener("dragover", (event) => { event.preventDefault(); $("ask").classList.add("over"); });
 document.addEventListener("dragleave", (event) => { if (!event.relatedTarget) $("ask").classList.remove("over"); });
 document.addEventListener("drop", (event) => {
   event.preventDefault();
