@@ -2,12 +2,16 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 
-from engine.barcodes import reverse_complement
+from engine.barcodes import clean, reverse_complement
 from engine.pipeline import select_split
 from engine.taxonomy import RANKS
 from serve.answer import STOPS, Answer, Query, QueryError
@@ -21,6 +25,7 @@ from train.evaluation import evidence, report
 from train.evaluation.calibration import FILE, Calibration
 from train.evaluation.measure import Subsets, rank_queries
 from train.evaluation.setting import Setting
+from train.reference import Library
 
 CLOSE = 1e-5
 
@@ -255,8 +260,6 @@ def test_options_out_of_range_are_refused(predictor: Predictor) -> None:
 
 
 def test_candidates_are_made_once_and_only_for_these_weights(served: Served, tmp_path: Path) -> None:
-    import shutil
-
     folder = tmp_path / "model"
     shutil.copytree(served.checkpoint, folder)
     (folder / CANDIDATES).unlink(missing_ok=True)
@@ -276,10 +279,35 @@ def test_candidates_are_made_once_and_only_for_these_weights(served: Served, tmp
 
 
 def test_a_calibration_of_another_taxonomy_is_refused(served: Served, tmp_path: Path) -> None:
-    import shutil
-
     folder = tmp_path / "model"
     shutil.copytree(served.checkpoint, folder)
     dataclasses.replace(Calibration.load(folder / FILE), taxonomy="0" * 64).save(folder / FILE)
     with pytest.raises(ValueError, match="fit it anew"):
         Predictor.load(folder)
+
+
+def test_real_photos_and_barcodes(real_data: Path, predictor: Predictor) -> None:
+    """Real barcodes against a library of others of their species, real photos through the decoder: every specimen has
+    an answer, its barcode is found to be COI, and its nearest reference is nearly always of its species."""
+    rows = pq.read_table(real_data / "bold" / "barcodes.parquet").filter(pc.field("split") != "val").to_pylist()
+    species = sorted({row["species"] for row in rows})[::40]
+    chosen = [row for row in rows if row["species"] in species]
+    known = [row for row in chosen if row["split"] == "train"]
+    asked = [row for row in chosen if row["split"] == "test"][:200]
+    records = pa.table({"key": [row["processid"] for row in known]} | {
+        name: [row[name] for row in known] for name in (*RANKS, "bin_uri", "country")
+    })  # fmt: skip
+    library = Library.build(records, [clean(row["barcode"]) for row in known])
+    model = Predictor(predictor.model, predictor.data, predictor.scorer, library=library, card=predictor.card)
+    folder = real_data / "moths"
+    photos = pq.read_table(folder / "specimens.parquet", columns=["image"])["image"].to_pylist()[:: 1638 // len(asked)]
+    queries = [
+        Query(row["processid"], ((folder / photo).read_bytes(),), row["barcode"])
+        for row, photo in zip(asked, photos, strict=False)
+    ]
+    answers = [answer for answer in model.identify(queries) if isinstance(answer, Answer)]
+    assert len(answers) == len(queries) > 50
+    coi = [answer.barcode.is_coi for answer in answers if answer.barcode]
+    assert sum(one is True for one in coi) >= 0.97 * len(answers)
+    right = [answer.evidence[0].name == row["species"] for answer, row in zip(answers, asked, strict=False)]
+    assert sum(right) >= 0.9 * len(answers)
