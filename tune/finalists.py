@@ -132,7 +132,7 @@ def verdict(search: Sequence[Entry], finals: Sequence[Entry]) -> str:
     found = standings(finals)
     winner = found[0]
     settings = " ".join(f"--set {pair}" for pair in assignments(winner.values))
-    lines = [f"Recommended: {settings}"]
+    lines = [f"Recommended: `{settings}`"]
     if winner.number == DEFAULT:
         lines.append("These are the recipe's own values: nothing that was tried did better in the finals.")
     elif winner.difference is None:
@@ -151,4 +151,4 @@ def verdict(search: Sequence[Entry], finals: Sequence[Entry]) -> str:
             f"The {len(whole)} trials that ran to the end lie {100 * width:.1f} points apart on val; another seed "
             f"alone moves a score by {100 * noise:.1f} (standard deviation): {flat}."
         )
-    return "\n".join(lines)
+    return "\n\n".join(lines)

@@ -30,9 +30,9 @@ def report_of(ledger: Ledger, config: Config, heading: str) -> str:
     search, finals = ledger.search(), ledger.finals()
     return (
         f"# Sweep {config.run.name}\n\n"
+        f"{finalists.verdict(search, finals)}\n\n"
         f"Finals, points of the score on {config.eval.split}\n\n"
         f"{finalists.final_table(finalists.standings(finals))}\n\n"
-        f"{finalists.verdict(search, finals)}\n\n"
         f"{heading}\n\n{finalists.search_table(search)}"
     )
 

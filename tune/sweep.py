@@ -172,6 +172,8 @@ class Sweep:
 
     def _refuse_early(self, entry: Entry, result: dict[str, Any]) -> None:
         """Notice at the first validation what would make the whole sweep useless."""
+        if self.refusal:
+            return
         if "score" not in result:
             there = [key for key in sorted(json.loads(result["measured"])) if key.startswith("val/")]
             told = ", ".join(there)[:600] or "nothing"

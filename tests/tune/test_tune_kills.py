@@ -99,4 +99,4 @@ def test_a_killed_trial_and_a_killed_driver(simulated_shards: Path, tmp_path: Pa
     assert len(everything) == 1 + len(after) > before
     assert len({run.data.tags["taxafuse.key"] for run in everything}) == len(everything)
     assert {run.info.status for run in everything} == {"FINISHED"}
-    assert "Recommended: --set loss.hierarchy_weight=" in second.log
+    assert "Recommended: `--set loss.hierarchy_weight=" in second.log
