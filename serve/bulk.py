@@ -41,7 +41,15 @@ from serve.sources import NAMES, open_source
 from train.checkpoint import STATE
 from train.reference.library import read_manifest
 
+log = logging.getLogger(__name__)
+
+TRIES = 3  # deaths of workers in which nothing got done
+TASK_POLL_S = 0.03  # between two looks at tasks of about a second
 UNFINISHED = ".unfinished"  # what the folder beside the result is called until that stands
+
+
+class WorkerDied(Exception):
+    """A worker process ended, by a signal, for want of memory or by a fault."""
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -77,17 +85,22 @@ def run(arguments: argparse.Namespace) -> str:
     subset = tuple(_names(arguments.only)) if arguments.only else ()
     Options(threshold=threshold, subset=subset or None, top=1)  # refuses what is out of range
     asking = Asking(
-        model=resolve_checkpoint(arguments.checkpoint, registry=arguments.registry), library=arguments.library,
+        model=resolve_checkpoint(arguments.checkpoint, registry=arguments.registry),
+        library=arguments.library and str(Path(arguments.library).resolve()),
         threshold=threshold, subset=subset, device=arguments.device, threads=arguments.threads,
     )  # fmt: skip
     source = open_source(arguments.input, arguments.format, arguments.option, arguments.split)
-    state = arguments.out.with_name(arguments.out.name + UNFINISHED)
+    state = _state(arguments.out).resolve()
     if arguments.overwrite:
         shutil.rmtree(state, ignore_errors=True)
     plan = make_plan(source, state, _settings(arguments, asking))
     answer(plan, source, asking, arguments)
     counts = finish(plan, arguments)
     return _summary(plan, counts, arguments.out, time.monotonic() - started)
+
+
+def _state(out: Path) -> Path:
+    return out.with_name(out.name + UNFINISHED)
 
 
 def make_plan(source: SpecimenSource, state: Path, settings: dict[str, Any]) -> Plan:
@@ -99,7 +112,11 @@ def make_plan(source: SpecimenSource, state: Path, settings: dict[str, Any]) -> 
     before = load_plan(state)
     if before is None:
         state.mkdir(parents=True, exist_ok=True)
-        return write_plan(source, state, settings)
+        try:
+            return write_plan(source, state, settings)
+        except BaseException:
+            shutil.rmtree(state, ignore_errors=True)  # nothing to go on with
+            raise
     differing = [name for name, value in settings.items() if before.settings.get(name) != value]
     if not differing:
         with tempfile.TemporaryDirectory(dir=state, prefix="again-") as again:
@@ -113,43 +130,58 @@ def make_plan(source: SpecimenSource, state: Path, settings: dict[str, Any]) -> 
 
 
 def answer(plan: Plan, source: SpecimenSource, asking: Asking, arguments: argparse.Namespace) -> None:
-    """Answer what is left of a plan, with a progress bar. Raises ValueError when the model cannot be loaded."""
-    left = plan.unfinished()
-    done = (plan.tasks - len(left)) * QUESTIONS_PER_TASK if left else plan.questions
-    answerer = Answerer(asking, plan, source, left)
-    here = arguments.serial or len(left) <= 1
-    found = _here(answerer, len(left)) if here else _through_ray(answerer, arguments)
+    """Answer what is left of a plan, with a progress bar. Workers that die are replaced.
+
+    Raises:
+        ValueError: the model cannot be loaded.
+        RuntimeError: workers died TRIES times without getting anything done.
+    """
+    left, tries = plan.unfinished(), 0
+    run = _here if arguments.serial or len(left) <= 1 else _through_ray
+    done = min(plan.questions, (plan.tasks - len(left)) * QUESTIONS_PER_TASK)
     with tqdm(total=plan.questions, initial=done, desc="naming", unit=" specimens", disable=None) as bar:
-        for row in found:
-            if row["told"]:
-                raise ValueError(row["told"])
-            bar.update(row["answered"])
+        while left:
+            try:
+                for row in run(Answerer(asking, plan, source, left), arguments):
+                    if row["told"]:
+                        raise ValueError(row["told"])
+                    bar.update(row["answered"])
+                return
+            except WorkerDied as error:
+                before, left = len(left), plan.unfinished()
+                tries = tries + 1 if len(left) == before else 0
+                if tries == TRIES:
+                    raise RuntimeError(f"workers die at one of the tasks {left[:10]} of {plan.folder}") from error
+                log.warning("a worker died (%s); going on", str(error).splitlines()[0])
 
 
-def _here(answerer: Answerer, count: int) -> Iterator[dict[str, Any]]:
-    for item in range(count):
+def _here(answerer: Answerer, arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    for item in range(len(answerer.tasks)):
         yield from answerer(pa.table({"item": [item]})).to_pylist()
 
 
 def _through_ray(answerer: Answerer, arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """A pool of workers, each with the model; what lies on disk is the result, so no row carries data."""
+    """A pool of workers, each with the model; what lies on disk is the result, so no row carries data.
+
+    Raises WorkerDied. Ray does not restart workers by itself: what is left is known better here.
+    """
     import ray
 
     if not ray.is_initialized():
-        ray.init(log_to_driver=False, logging_level=logging.ERROR)
-    for name in ("ray.data", "ray.data._internal.progress"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
     kind, each = ("GPU", 1) if arguments.device.startswith("cuda") else ("CPU", arguments.threads)
     workers = arguments.workers or max(1, int(ray.cluster_resources().get(kind, 1)) // each)
-    rows = numbered_tasks(len(answerer.tasks)).map_batches(
+    rows = numbered_tasks(len(answerer.tasks), TASK_POLL_S).map_batches(
         Answerer, fn_constructor_args=answerer.arguments(), batch_size=1, batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(size=min(workers, len(answerer.tasks))),
-        num_cpus=arguments.threads, num_gpus=1 if kind == "GPU" else None,
+        num_cpus=arguments.threads, num_gpus=1 if kind == "GPU" else None, max_restarts=0,
     )  # fmt: skip
+    for name in ("ray.data", "ray.data._internal.progress"):
+        logging.getLogger(name).setLevel(logging.ERROR)  # failures come as exceptions
     try:
         yield from rows.iter_rows()
     except ray.exceptions.RayError as error:  # some are ValueErrors too, but this is no input of the user's
-        raise RuntimeError("a worker failed; the same command goes on where it stopped") from error
+        raise WorkerDied(str(error)) from error
 
 
 def finish(plan: Plan, arguments: argparse.Namespace) -> Counter[str]:
@@ -174,7 +206,7 @@ def _check(arguments: argparse.Namespace) -> None:
     out = arguments.out
     if out.suffix not in KINDS:
         raise ValueError(f"--out: got {out}, allowed: a file ending in {' or '.join(KINDS)}")
-    if out.exists() and not arguments.overwrite:
+    if out.exists() and not arguments.overwrite and load_plan(_state(out)) is None:
         raise ValueError(f"--out: got {out}, which is there already; allowed: another name, or --overwrite")
     for name in ("workers", "threads"):
         if getattr(arguments, name) is not None and getattr(arguments, name) < 1:

@@ -27,7 +27,7 @@ _FORMS = "models:/NAME@ALIAS or models:/NAME/VERSION"
 class ResolvedModel:
     """A model's folder, and what it is called."""
 
-    path: Path  # a checkpoint folder, see `train.checkpoint`
+    path: Path  # a checkpoint folder, see `train.checkpoint`; absolute
     address: str  # as it was asked for
     name: str  # in the registry; of a folder: the run's
     version: str  # in the registry; "" for a folder
@@ -52,9 +52,9 @@ def resolve_checkpoint(address: str | Path, *, registry: str = "", cache: Path |
     """
     text = str(address)
     if not text.startswith(SCHEME):
-        path = checkpoint.find(Path(text))
+        path = checkpoint.find(Path(text)).resolve()
         run = path.parent if path.name == "model" else path
-        return ResolvedModel(path=path, address=text, name=run.resolve().name, version="")
+        return ResolvedModel(path=path, address=text, name=run.name, version="")
     parts = _ADDRESS.fullmatch(text)
     if parts is None:
         raise ValueError(f"model: got {text!r}, allowed: {_FORMS}, or a folder")
@@ -69,7 +69,7 @@ def resolve_checkpoint(address: str | Path, *, registry: str = "", cache: Path |
     except Exception as error:  # MLflow's own, the database's and the network's: to the user all say the same
         told = str(error).splitlines()[0][:200]
         raise ValueError(f"model: got {text!r}, which {registry} does not give ({told}); allowed: {_FORMS}") from None
-    path = checkpoint.find(_data_folder(folder))
+    path = checkpoint.find(_data_folder(folder)).resolve()
     return ResolvedModel(path=path, address=text, name=str(found.name), version=str(found.version))
 
 

@@ -1,11 +1,13 @@
 """Bulk identification: every record one row, whatever happens to it; equal to the predictor; killed runs go on."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,11 @@ import pytest
 from engine.taxonomy import RANKS
 from serve import bulk
 from serve.answer import Query
+from serve.answering import Asking
 from serve.columns import COLUMNS, STYLES, schema
 from serve.plan import write_plan
 from serve.predictor import Predictor
+from serve.registry import resolve_checkpoint
 from tests.conftest import ROOT
 from tests.serve.conftest import Served, Stored
 
@@ -138,6 +142,22 @@ def test_through_ray_the_same(
     assert bulk.main([str(part) for part in given]) == 2  # a mistake found by a worker
 
 
+def test_a_worker_that_dies_is_replaced(
+    served: Served, specimens: list[Stored], tmp_path: Path, ray_session: None, small_tasks: None
+) -> None:
+    (tmp_path / "photo.jpg").write_bytes(next(one.image for one in specimens if one.image))
+    rows = [(one.key, str(tmp_path / "photo.jpg") if number == 20 else None, one.dna)
+            for number, one in enumerate(one for one in specimens if one.dna)]  # fmt: skip
+    source = Rows(rows, {}, str(tmp_path / "died"))
+    asking = Asking(model=resolve_checkpoint(served.checkpoint), library="", threshold=0.2, subset=(), device="cpu",
+                    threads=1)  # fmt: skip
+    plan = bulk.make_plan(source, tmp_path / "state", {})
+    bulk.answer(plan, source, asking, Namespace(serial=False, device="cpu", threads=1, workers=2))
+    assert (tmp_path / "died").exists() and not plan.unfinished()
+    for table in map(pq.read_table, map(plan.part, range(plan.tasks))):
+        assert table["error"].null_count == len(table)
+
+
 def test_a_killed_run_goes_on_and_ends_the_same(
     served: Served, specimens: list[Stored], tmp_path: Path, small_tasks: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -218,10 +238,12 @@ def test_styles(served: Served, specimens: list[Stored], tmp_path: Path, style: 
 
 
 class Rows:
-    """A source of given rows, in batches of three; the last of a batch may be left out."""
+    """A source of given rows, in batches of three, some left out; who first reads a photo dies, once, if `died` is
+    the name of a file."""
 
-    def __init__(self, rows: list[tuple[str, str | None, str | None]], left_out: dict[int, tuple[str, str]]) -> None:
-        self.rows, self.left_out = rows, left_out
+    def __init__(self, rows: list[tuple[str, str | None, str | None]], left_out: dict[int, tuple[str, str]],
+                 died: str = "") -> None:  # fmt: skip
+        self.rows, self.left_out, self.died = rows, left_out, died
         self.skipped: list[tuple[str, str]] = []
 
     def batches(self) -> Any:
@@ -234,7 +256,10 @@ class Rows:
             yield pa.table({"key": keys} | columns)
 
     def load_image(self, ref: str) -> bytes:
-        raise ValueError(ref)
+        if not Path(self.died).exists():
+            Path(self.died).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return Path(ref).read_bytes()
 
 
 def test_a_plan_numbers_questions_by_their_first_record(tmp_path: Path, small_tasks: None) -> None:
@@ -284,6 +309,7 @@ def test_mistakes_take_one_line(
     told = capsys.readouterr().err
     assert words in told and told.startswith("error: ") and told.count("\n") == 1
     assert (tmp_path / "there.csv").read_text() == "mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty.txt", "in.fasta", "there.csv"]
 
 
 def test_a_checklist_restricts_the_answers(
