@@ -174,7 +174,8 @@ def _through_ray(answerer: Answerer, arguments: argparse.Namespace) -> Iterator[
     rows = numbered_tasks(len(answerer.tasks), TASK_POLL_S).map_batches(
         Answerer, fn_constructor_args=answerer.arguments(), batch_size=1, batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(size=min(workers, len(answerer.tasks))),
-        num_cpus=arguments.threads, num_gpus=1 if kind == "GPU" else None, max_restarts=0,
+        num_cpus=arguments.threads, num_gpus=1 if kind == "GPU" else None,
+        ray_remote_args_fn=lambda: {"max_restarts": 0, "max_task_retries": 0},
     )  # fmt: skip
     for name in ("ray.data", "ray.data._internal.progress"):
         logging.getLogger(name).setLevel(logging.ERROR)  # failures come as exceptions

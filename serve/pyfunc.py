@@ -51,10 +51,15 @@ def _load_pyfunc(folder: str) -> Specimens:
 def signature() -> Any:
     """What goes in and what comes out, as MLflow writes it."""
     from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
 
-    inputs = [ColSpec(DataType.binary, "image", required=False), ColSpec(DataType.string, "dna", required=False)]
-    outputs = [ColSpec(DataType[KINDS[one.kind]], one.name, required=False) for one in COLUMNS if one.name != "key"]
+    inputs: list[ColSpec | TensorSpec] = [
+        ColSpec(DataType.binary, "image", required=False),
+        ColSpec(DataType.string, "dna", required=False),
+    ]
+    outputs: list[ColSpec | TensorSpec] = [
+        ColSpec(DataType[KINDS[one.kind]], one.name, required=False) for one in COLUMNS if one.name != "key"
+    ]
     return ModelSignature(
         Schema(inputs), Schema(outputs), ParamSchema([ParamSpec("threshold", DataType.double, THRESHOLD)])
     )
