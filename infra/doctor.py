@@ -10,6 +10,7 @@ writable from every node, its MLflow must answer, and its CPUs must suffice. Exi
 import argparse
 import dataclasses
 import json
+import logging
 import os
 import sys
 import tempfile
@@ -63,7 +64,7 @@ def connect(wait_for: int) -> bool:
     import ray
 
     try:
-        ray.init(address="auto", log_to_driver=False, logging_level="ERROR")
+        ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR)
     except ConnectionError:
         if os.environ.get("RAY_ADDRESS") or wait_for:
             place = os.environ.get("RAY_ADDRESS", "this machine")
