@@ -17,10 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.infra.drills.cluster import LOG_EVERY, SHAPE, Cluster, ClusterTraining
+from tests.infra.drills.cluster import LOG_EVERY, ROOT, SHAPE, Cluster, ClusterTraining
 from tests.infra.drills.machines import Network, until
 from tests.infra.drills.service import Deployed
-from tests.infra.drills.services import Services
+from tests.infra.drills.services import BIN, Services
+from tests.train.small import SETTINGS
 
 STRIKE = 22  # of 56, step at which something dies: two commits are behind it
 TOLERANCE = "as undisturbed"
@@ -82,6 +83,28 @@ def undisturbed(bench: Bench) -> str:
     run = bench.train("undisturbed")
     assert run.end() == "SUCCEEDED", run.log[-3000:]
     return f"job SUCCEEDED; MLflow: {run.mlflow().info.status}"
+
+
+def sweep(bench: Bench) -> str:
+    """`ray job submit --working-dir .` of a sweep, as the README has it."""
+    cluster, name = bench.cluster(), "sweep"
+    shutil.rmtree(bench.folder / "runs" / name, ignore_errors=True)
+    settings = [*SETTINGS, f"data.shards={bench.shards}", f"run.storage={bench.folder / 'runs'}", "run.epochs=2",
+                "run.validate_every=1", "run.tracking=mlflow", f"run.tracking_uri={bench.services.mlflow_uri}",
+                "run.experiment=sweeps"]  # fmt: skip
+    command = [str(BIN / "ray"), "job", "submit", f"--address={cluster.dashboard}", "--working-dir", str(ROOT), "--",
+               "python", "tune/main.py", "--recipe", "quickstart", "--trials=2", "--seeds=1", f"--name={name}",
+               *(part for setting in settings for part in ("--set", setting))]  # fmt: skip
+    with (cluster.logs / "job-sweep.log").open("wb") as log:
+        done = subprocess.run(command, stdout=log, stderr=log, env=cluster.environment, check=False)
+    assert done.returncode == 0, (cluster.logs / "job-sweep.log").read_text()[-2000:]
+    from mlflow import MlflowClient
+
+    client = MlflowClient(bench.services.mlflow_uri)
+    runs = client.search_runs([client.get_experiment_by_name("sweeps").experiment_id])
+    states = {run.info.status for run in runs}
+    assert states == {"FINISHED"}, f"runs in MLflow: {states}"
+    return f"job SUCCEEDED; {len(runs)} runs in MLflow, all FINISHED"
 
 
 def train_node(bench: Bench) -> str:
@@ -277,6 +300,7 @@ class Drill:
 ITSELF = f"goes on by itself from the last commit; {TOLERANCE}; one MLflow run, FINISHED"
 DRILLS = {
     "undisturbed": Drill("nothing", "the run that the others are compared with", undisturbed),
+    "sweep": Drill("nothing, during a sweep of two trials", "the job succeeds, no run is left open", sweep),
     "train-node": Drill("a train node, kill -9; another after 5 s", ITSELF, train_node),
     "data-node": Drill("the data node, kill -9; another after 5 s", ITSELF, data_node),
     "network": Drill("a train node's network for 30 s", f"waits or goes on by itself; {TOLERANCE}", network_cut),
