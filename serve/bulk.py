@@ -32,14 +32,11 @@ from engine.storage import Location
 from engine.tasks import numbered_tasks
 from engine.taxonomy import RANKS
 from serve.answering import CARD, Answerer, Asking
-from serve.candidates import FILE as TEXT
 from serve.columns import COLUMNS, STYLES, described
 from serve.plan import QUESTIONS_PER_TASK, Plan, load_plan, write_plan
 from serve.registry import resolve_checkpoint
 from serve.result import KINDS, write_result
 from serve.sources import NAMES, open_source
-from train.checkpoint import STATE
-from train.reference.library import read_manifest
 
 log = logging.getLogger(__name__)
 
@@ -221,6 +218,10 @@ def _check(arguments: argparse.Namespace) -> None:
 
 def _settings(arguments: argparse.Namespace, asking: Asking) -> dict[str, Any]:
     """What decides about the answers; the result's name and style do not."""
+    from serve.candidates import FILE as TEXT
+    from train.checkpoint import STATE
+    from train.reference.library import read_manifest
+
     model = asking.model.path
     files = sorted(
         path for path in model.iterdir() if path.is_file() and path.suffix != ".part" and path.name not in (STATE, TEXT)

@@ -121,10 +121,14 @@ def _epithet(names: pa.ChunkedArray) -> pa.ChunkedArray:
     return pc.struct_field(pc.extract_regex(names, r"^\S+ (?P<epithet>\S+)"), "epithet")
 
 
-def described(style: str = "own") -> str:
-    """The columns as lines of a help text."""
-    width = max(len(column.named(style)) for column in COLUMNS)
-    return "\n".join(f"  {column.named(style):<{width}}  {column.told}" for column in COLUMNS)
+def described() -> str:
+    """The columns as lines of a help text, with the names that they have in other styles."""
+    lines = []
+    for column in COLUMNS:
+        terms = {"dwc": column.dwc, "bold": column.bold}
+        others = ", ".join(f"{style} {term}" for style, term in terms.items() if term)
+        lines.append(f"  {column.name:<20} {column.told}{f' ({others})' if others else ''}")
+    return "\n".join(lines)
 
 
 def _error_row(error: QueryError) -> dict[str, Any]:

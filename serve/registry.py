@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from train import checkpoint
 from train.config import Config
 from train.tracking import tracking_uri
 
@@ -50,6 +49,8 @@ def resolve_checkpoint(address: str | Path, *, registry: str = "", cache: Path |
     Raises:
         ValueError: no checkpoint there, no such model, version or alias, or a registry that cannot be reached.
     """
+    from train import checkpoint  # torch, which a command's help does not need
+
     text = str(address)
     if not text.startswith(SCHEME):
         path = checkpoint.find(Path(text)).resolve()
@@ -109,6 +110,8 @@ def _data_folder(folder: Path) -> Path:
     Raises ValueError when it is none of ours, or names a place outside of itself.
     """
     from mlflow.models import Model
+
+    from train import checkpoint
 
     if (folder / checkpoint.META).is_file():
         return folder
