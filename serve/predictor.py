@@ -78,10 +78,10 @@ class Predictor:
     """Answers queries with one model; made by `load`. Its methods may be called from several threads."""
 
     def __init__(self, model: Any, data: DataConfig, scorer: Scorer, *, calibration: Calibration | None = None,
-                 library: Library | None = None, card: Mapping[str, Any] | None = None,
-                 threads: int = 1) -> None:  # fmt: skip
-        """`model` in evaluation mode; `threads` of the search in the library."""
-        self.model, self.data, self.scorer, self.threads = model, data, scorer, threads
+                 library: Library | None = None, card: Mapping[str, Any] | None = None) -> None:  # fmt: skip
+        """`model` in evaluation mode."""
+        self.model, self.data, self.scorer = model, data, scorer
+        self.threads = 1  # of the search in the library
         self.calibration, self.library = calibration, library
         self.card: Mapping[str, Any] = dict(card or {})
         self._encoder = Encoder(model, data)
@@ -97,6 +97,7 @@ class Predictor:
             name, version: what answers call the model; by default the run's name and the first 12 digits of the
                 weights' sha256.
             device: torch device of the towers.
+            threads: of the search in the library.
 
         Raises:
             ValueError: what `train.checkpoint.load` and `Library.load` raise; a calibration of another taxonomy.
@@ -118,9 +119,9 @@ class Predictor:
         }
         known = None if library is None else Library.load(library)
         scorer = open_scorer(loaded, weights, device)
-        return cls(
-            model, loaded.config.data, scorer, calibration=calibration, library=known, card=card, threads=threads
-        )
+        predictor = cls(model, loaded.config.data, scorer, calibration=calibration, library=known, card=card)
+        predictor.threads = threads
+        return predictor
 
     @property
     def taxonomy(self) -> Taxonomy:

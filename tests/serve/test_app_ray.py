@@ -22,7 +22,8 @@ import requests
 from serve.answer import Query
 from serve.predictor import Predictor
 from tests.serve.conftest import Served, Stored
-from tests.serve.test_app import close, moved, unnamed
+from tests.serve.test_app import close, unnamed
+from tests.serve.test_service import moved
 
 ROOT = Path(__file__).resolve().parents[2]
 IN_FLIGHT = 6
