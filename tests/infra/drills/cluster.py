@@ -52,6 +52,7 @@ class Cluster:
             "PATH": f"{BIN}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1",
             "PYTHONDONTWRITEBYTECODE": "1", "RAY_DISABLE_IMPORT_WARNING": "1", "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_external_storage_namespace": self.namespace,
+            "RAY_JOB_STOP_WAIT_TIME_S": "60",  # Ray's 3 s are too short for a commit and a word to MLflow
             "GLOO_SOCKET_IFNAME": "eth0",  # a namespace shares the name of the host, which is another address
         }  # fmt: skip
 
@@ -208,7 +209,7 @@ class ClusterTraining:
     def terminate_node(self, name: str, grace_s: float) -> None:
         """What Kubernetes does to a pod: SIGTERM to its first process, SIGKILL to all after a while."""
         machine = self.cluster.machines[name]
-        machine.signal(signal.SIGTERM, only="ray start")
+        assert machine.signal(signal.SIGTERM, only="ray start") == 1
         with contextlib.suppress(TimeoutError):
             until(lambda: not machine.pids(), "the node to end by itself", grace_s)
         machine.crash()

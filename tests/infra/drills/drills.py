@@ -152,8 +152,10 @@ def mlflow_server(bench: Bench) -> str:
 def preemption(bench: Bench) -> str:
     run = bench.train("preemption")
     step = run.wait_for(STRIKE)
-    run.terminate_node("train-2", grace_s=20)
-    return f"SIGTERM at step {step}: {closing(run, bench)}"
+    run.terminate_node("train-2", grace_s=10)
+    told = closing(run, bench)
+    assert "never stopped" not in told, told
+    return f"SIGTERM at step {step}: {told}"
 
 
 def job_stop(bench: Bench) -> str:
@@ -306,7 +308,7 @@ DRILLS = {
     "network": Drill("a train node's network for 30 s", f"waits or goes on by itself; {TOLERANCE}", network_cut),
     "mlflow": Drill("the MLflow server, kill -9, for 15 s", f"training goes on; {TOLERANCE}; no number lost",
                     mlflow_server),
-    "preemption": Drill("SIGTERM to a train node, SIGKILL 20 s later", ITSELF, preemption),
+    "preemption": Drill("SIGTERM to a train node, SIGKILL 10 s later", ITSELF, preemption),
     "job-stop": Drill("SIGTERM to the driver (ray job stop)", f"a commit of the step at hand, MLflow KILLED, then "
                       f"--resume: {TOLERANCE}", job_stop),
     "disk": Drill("the disk of run.storage fills up", f"FAILED, MLflow FAILED; with room again --resume: {TOLERANCE}",

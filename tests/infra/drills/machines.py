@@ -79,7 +79,7 @@ class Machine:
         sent = 0
         for pid in self.pids():
             try:
-                if only.encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
+                if only.encode() in Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" "):
                     os.kill(pid, number)
                     sent += 1
             except OSError:  # it ended meanwhile
