@@ -80,7 +80,7 @@ def shrink(shards: str, storage: str) -> dict[str, Any]:
     node = cluster.add_node(num_cpus=1, object_store_memory=STORE)
     ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
     sweep = sweep_of(
-        shards, storage, "run.epochs=12", "run.validate_every=2", space="pair", trials=3, early_stopping=False
+        shards, storage, "run.epochs=60", "run.validate_every=10", space="pair", trials=2, early_stopping=False
     )
     sweep.start()
 

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tests.train.faults import ROOT, Training, descendants, until
+from tests.train.faults import PATIENCE_S, ROOT, Training, alive, descendants, until
 from tests.train.small import SETTINGS
 from train.config import Config
 from tune.ledger import Ledger
@@ -33,7 +33,7 @@ class Sweeping(Training):
         self._first = self._log.tell()
         self.process = subprocess.Popen(
             command, cwd=ROOT, stdout=self._log, stderr=self._log, start_new_session=True,
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            env=os.environ | {"PYTHONPATH": str(ROOT), "RAY_ADDRESS": "local"},  # not a cluster that runs here already
         )  # fmt: skip
 
     def ended(self) -> list[str]:
@@ -48,9 +48,19 @@ class Sweeping(Training):
                 line = Path(f"/proc/{pid}/cmdline").read_bytes()
             except OSError:
                 continue
-            if b"Trainable" in line:
+            if b"Trainable" in line or b"ray::Trial" in line:
                 found.append(pid)
         return found
+
+    def strike(self) -> None:
+        """Kill the driver; its trials end with its Ray. What Ray itself leaves for a while is killed, too."""
+        below, trials = descendants(self.process.pid), self.trials()
+        assert trials
+        os.kill(self.process.pid, signal.SIGKILL)
+        self.process.wait(PATIENCE_S)
+        until(lambda: not any(alive(pid) for pid in trials), "the trials to end")
+        for pid in filter(alive, below):
+            os.kill(pid, signal.SIGKILL)
 
 
 def entries(folder: Path) -> dict[str, dict[str, Any]]:
@@ -73,8 +83,7 @@ def test_a_killed_trial_and_a_killed_driver(simulated_shards: Path, tmp_path: Pa
         os.kill(until(first.trials, "a trial")[0], signal.SIGKILL)
         until(lambda: first.process.poll() is not None or len(first.ended()) >= 2, "two trials that have ended")
         assert first.process.poll() is None, first.log[-2000:]
-        os.kill(first.process.pid, signal.SIGKILL)
-        first.end()
+        first.strike()
     finally:
         first.destroy()
     assert "broke off (its process died); it goes on from its last checkpoint" in first.log
@@ -84,7 +93,7 @@ def test_a_killed_trial_and_a_killed_driver(simulated_shards: Path, tmp_path: Pa
 
     second = Sweeping(simulated_shards, tmp_path, "--resume", "s")
     try:
-        assert second.end() == 0, second.log[-3000:]
+        assert second.process.wait(PATIENCE_S) == 0, second.log[-3000:]
     finally:
         second.destroy()
     assert not set(done) & set(second.ended()), "a finished trial was repeated"
