@@ -235,7 +235,8 @@ class Sweep:
             return str(error)
         return ""
 
-    def _stage(self, final: bool) -> None:
+    def stage(self, final: bool) -> None:
+        """Run the search, or the finals, to its end. Raises ValueError when that was found to be useless."""
         from tune.halving import Feed, Halving, Watch, first_rung, run_stage
         from tune.trial import Trial, forget_checkpoints
 
@@ -267,7 +268,7 @@ class Sweep:
         """Search, finals, outcome. Raises ValueError when no trial gave a score."""
         status = "KILLED"  # what a sweep that is interrupted is in MLflow until it goes on
         try:
-            self._stage(final=False)
+            self.stage(final=False)
             search = self.ledger.search()
             chosen = finalists.choose(search)
             if not chosen:
@@ -279,7 +280,7 @@ class Sweep:
                     if final.name not in self.ledger.entries:
                         self.ledger.put(final)
             log.info("finals: %d trainings", len(self.ledger.finals()))
-            self._stage(final=True)
+            self.stage(final=True)
             heading = (
                 f"Search ({self.settings.space}, {self.settings.algorithm}); the score is the mean of "
                 f"{self.settings.metric}"

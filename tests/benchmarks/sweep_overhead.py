@@ -80,7 +80,7 @@ def main() -> int:
     sweep.start()
     alone = plain(sweep, options.trials)
     started = time.perf_counter()
-    sweep._stage(final=False)
+    sweep.stage(final=False)
     together = time.perf_counter() - started
     states = [entry.state for entry in sweep.ledger.search()]
     assert states == ["finished"] * options.trials, states

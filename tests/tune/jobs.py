@@ -54,11 +54,11 @@ def distributed(shards: str, storage: str) -> dict[str, Any]:
     settings = ("run.num_workers=2", "run.epochs=6", "run.validate_every=2", "run.tracking=mlflow")
     sweep = sweep_of(shards, storage, *settings, space="slow_learners", trials=3, seeds=1)
     sweep.start()
-    sweep._stage(final=False)
+    sweep.stage(final=False)
     left = groups()
     default = sweep.ledger.search()[0]
     sweep.ledger.put(Entry(default.number, default.values, 1, final=True))
-    sweep._stage(final=True)
+    sweep.stage(final=True)
     return {
         "told": sweep.capacity.told(),
         "states": [entry.state for entry in sweep.ledger.search()],
@@ -91,7 +91,7 @@ def shrink(shards: str, storage: str) -> dict[str, Any]:
 
     cutting = threading.Thread(target=cut)
     cutting.start()
-    sweep._stage(final=False)
+    sweep.stage(final=False)
     cutting.join()
     return {
         "told": sweep.capacity.told(),

@@ -127,7 +127,7 @@ def test_all_trials_fail(
     sweep.start()
     for number in range(2):
         sweep.ledger.put(Entry(number, {"loss.temperature": 0.07}, 0, state="failed", reason="loss is nan at step 3"))
-    monkeypatch.setattr(sweep, "_stage", lambda final: None)
+    monkeypatch.setattr(sweep, "stage", lambda final: None)
     with pytest.raises(ValueError, match="no trial of 2 gave a score: loss is nan at step 3"):
         sweep.run()
 
