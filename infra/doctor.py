@@ -65,6 +65,8 @@ def connect(wait_for: int) -> bool:
 
     try:
         ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR)
+    except ray.exceptions.AuthenticationError as error:
+        raise ValueError(f"the cluster asks for its token: {str(error).splitlines()[0]}") from None
     except ConnectionError:
         if os.environ.get("RAY_ADDRESS") or wait_for:
             place = os.environ.get("RAY_ADDRESS", "this machine")
