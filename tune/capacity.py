@@ -53,14 +53,16 @@ def capacity(nodes: Sequence[Mapping[str, float]], config: Config, most: int = 0
     gpu = 1.0 if config.run.use_gpu else 0.0
     threads = 1 if gpu else max(1, config.run.threads)
     cpu = threads + (MIN_TASK_CPU if gpu else 0.0)
-    fit = sum(_times(node, {"CPU": cpu, "GPU": gpu}) for node in nodes)
+    own = {config.run.worker_resource: 1.0} if config.run.worker_resource else {}
+    fit = sum(_times(node, {"CPU": cpu, "GPU": gpu, **own}) for node in nodes)
     if not fit:
-        raise ValueError(_too_small(nodes, f"{cpu:g} CPU{' and 1 GPU' if gpu else ''} on one node"))
+        more = [" and 1 GPU"] * bool(gpu) + [f" and 1 {name}" for name in own]
+        raise ValueError(_too_small(nodes, f"{cpu:g} CPU{''.join(more)} on one node"))
     concurrent = min(fit, most) if most else fit
     budget = None
     if gpu:
         budget = _slack(cpu_budget(_share(nodes, concurrent), 1, float(threads)))
-    resources = {"CPU": float(threads)} | ({"GPU": gpu} if gpu else {})
+    resources = {"CPU": float(threads)} | ({"GPU": gpu} if gpu else {}) | own
     return Capacity(concurrent, resources, False, budget, threads)
 
 

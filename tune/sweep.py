@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.pipeline import load_index, select_split
-from train.config import Config, absolute_paths, from_dict, override, to_dict
+from train.config import Config, RunConfig, absolute_paths, from_dict, override, to_dict
 from train.main import with_simulated
 from train.tracking import describe_run, tracking_uri
 from train.trainer import RECORD, make_folder, prepare, start_ray
@@ -30,7 +30,7 @@ from tune.spaces import Space, assignments, defaults, find, short
 
 log = logging.getLogger(__name__)
 
-EXPERIMENT = "-sweeps"  # behind the recipe's experiment: trainings and sweeps are looked at apart
+EXPERIMENT = f"{RunConfig.experiment}-sweeps"  # where none is given: trainings and sweeps are looked at apart
 RESTARTS = 3  # of one trial whose process dies
 METRIC = "val/*/top1"
 
@@ -300,8 +300,9 @@ def settled(config: Config) -> Config:
     """A recipe ready for a sweep: paths absolute, simulated specimens made, its experiment named."""
     make_folder(Path(config.run.storage))
     config = with_simulated(absolute_paths(config))
-    run = dataclasses.replace(config.run, experiment=config.run.experiment + EXPERIMENT)
-    return dataclasses.replace(config, run=run)
+    if config.run.experiment != RunConfig.experiment:
+        return config
+    return dataclasses.replace(config, run=dataclasses.replace(config.run, experiment=EXPERIMENT))
 
 
 def reopened(folder: Path, **changes: Any) -> tuple[Settings, Config]:

@@ -97,6 +97,14 @@ def test_a_gpu_each() -> None:
     assert capacity(nodes, of("run.use_gpu=true", "run.num_workers=2")).concurrent == 2
 
 
+def test_trials_go_to_the_nodes_for_training() -> None:
+    nodes = [{"CPU": 4.0, "object_store_memory": STORE}, {"CPU": 4.0, "train": 2.0, "object_store_memory": STORE}]
+    found = capacity(nodes, of("run.worker_resource=train"))
+    assert (found.concurrent, found.resources) == (2, {"CPU": 1.0, "train": 1.0})
+    with pytest.raises(ValueError, match="a trial needs 1 CPU and 1 train on one node"):
+        capacity(TWO, of("run.worker_resource=train"))
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
