@@ -39,6 +39,7 @@ from train.reference.library import read_manifest
 THRESHOLD = 0.95
 TOP = 5
 MAX_TOP = 100
+SUBSET = "names of taxa as GET /v1/taxa lists them"
 _CHECKLISTS = 64  # remembered
 
 
@@ -170,17 +171,29 @@ class Predictor:
         for (query, names), rows in groups.items():
             chosen = [good[row] for row in rows]
             try:
-                subset = None if names is None else self._subset(names)
-                if subset is not None and subset.leaves is None:
-                    raise ValueError(f"subset: got {len(names or ())} names, none of them a taxon of this model"
-                                     f"{_meant(subset)}")  # fmt: skip
+                subset = self._ready(query, names)
             except ValueError as error:
+                what, _, allowed = str(error).partition("; allowed: ")
                 for row, (one, _) in zip(rows, chosen, strict=True):
-                    result[row] = QueryError(one.key, str(error), "names of taxa as GET /v1/taxa lists them")
+                    result[row] = QueryError(one.key, what, allowed or SUBSET)
                 continue
             for row, answer in zip(rows, self._answer(query, chosen, subset), strict=True):
                 result[row] = answer
         return result
+
+    def _ready(self, query: str, names: tuple[str, ...] | None) -> Subset | None:
+        """The taxa among which to choose, None = all. Raises ValueError when none is known, and where the model was
+        calibrated, but not for such queries: then nobody knows what its answers are worth."""
+        if self.calibration is not None and query not in self.calibration.queries:
+            known = ", ".join(self.calibration.queries)
+            raise ValueError(f"query: got {query}, which this model was never measured with; allowed: {known}")
+        subset = None if names is None else self._subset(names)
+        if subset is not None and subset.leaves is None:
+            raise ValueError(
+                f"subset: got {len(names or ())} names, none of them a taxon of this model{_meant(subset)}"
+                f"; allowed: {SUBSET}"
+            )
+        return subset
 
     def embed(self, queries: Sequence[Query]) -> list[Embedding | QueryError]:
         """Unit features of queries, in their order; `fused` of those with photo and barcode."""

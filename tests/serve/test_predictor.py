@@ -253,6 +253,16 @@ def test_a_checklist_restricts_and_misspellings_are_told(predictor: Predictor, b
     same(free, again)
 
 
+def test_no_answer_where_nobody_knows_what_it_is_worth(predictor: Predictor, both: list[Stored]) -> None:
+    """A model that was calibrated on barcodes alone has towers for photos all the same."""
+    assert predictor.calibration
+    rules = {"dna": predictor.calibration.queries["dna"]}
+    calibration = dataclasses.replace(predictor.calibration, queries=rules)
+    barcodes = Predictor(predictor.model, predictor.data, predictor.scorer, calibration=calibration)
+    photo, dna = barcodes.identify([query(both[0], dna=False), query(both[0], image=False)])
+    assert isinstance(photo, QueryError) and photo.allowed == "dna" and isinstance(dna, Answer)
+
+
 def test_options_out_of_range_are_refused(predictor: Predictor) -> None:
     for options in ({"threshold": 1.5}, {"ranks": ("tribe",)}, {"ranks": ()}, {"top": 0}, {"threshold": float("nan")}):
         with pytest.raises(ValueError, match="allowed"):
