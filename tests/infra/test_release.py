@@ -62,25 +62,34 @@ def test_the_wheel_holds_every_file(installed: Path) -> None:
     assert held == wanted
 
 
-@pytest.mark.parametrize(
-    ("module", "arguments", "shows"),
-    [
-        ("engine.main", ["--help"], "ingest"),
-        ("train.main", ["--dry-run"], "quickstart"),
-        ("tune.main", ["--help"], "--trials"),
-        ("serve.main", ["--help"], "--checkpoint"),
-        ("infra.capacity", [], "specimens/s"),
-    ],
-)
-def test_commands_run_outside_the_repository(
-    installed: Path, tmp_path: Path, module: str, arguments: list[str], shows: str
-) -> None:
-    site = installed / "site"
+COMMANDS = {  # module -> arguments, a word of what it prints
+    "engine.main": (["--help"], "ingest"), "train.main": (["--dry-run"], "quickstart"),
+    "tune.main": (["--help"], "--trials"), "serve.main": (["--help"], "--checkpoint"),
+    "infra.capacity": ([], "specimens/s"), "infra.doctor": (["--help"], "--wait-for-nodes"),
+}  # fmt: skip
+
+
+def test_commands_run_outside_the_repository(installed: Path, tmp_path: Path) -> None:
+    """`python -m MODULE`, one after the other in one process: what they import is imported once."""
+    program = (
+        "import contextlib, io, json, runpy, sys\nshown = {}\n"
+        "for module, (arguments, _) in json.loads(sys.argv[1]).items():\n"
+        "    sys.argv, out = [module, *arguments], io.StringIO()\n"
+        "    with contextlib.redirect_stdout(out):\n"
+        "        try:\n"
+        "            runpy.run_module(module, run_name='__main__')\n"
+        "        except SystemExit as end:\n"
+        "            assert not end.code, (module, end.code)\n"
+        "    shown[module] = out.getvalue()\n"
+        "print(json.dumps(shown))\n"
+    )
     done = subprocess.run(
-        [sys.executable, "-m", module, *arguments],
-        cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(site)}, capture_output=True, text=True, check=False,
+        [sys.executable, "-c", program, json.dumps(COMMANDS)], cwd=tmp_path, capture_output=True, text=True,
+        env=os.environ | {"PYTHONPATH": str(installed / "site")}, check=False,
     )  # fmt: skip
-    assert done.returncode == 0 and shows in done.stdout, done.stderr
+    assert done.returncode == 0, done.stderr
+    shown = json.loads(done.stdout.splitlines()[-1])
+    assert all(word in shown[module] for module, (_, word) in COMMANDS.items())
 
 
 def test_the_installed_code_knows_its_version_and_files(installed: Path, tmp_path: Path) -> None:
