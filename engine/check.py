@@ -18,6 +18,7 @@ from engine.curation.labels import check_bins, check_lineages, check_names, chec
 from engine.curation.photos import check_photos, hash_photos, stored_photos
 from engine.curation.suspicion import check_suspicion
 from engine.storage import Location
+from engine.tasks import start_ray
 
 CHECKS: dict[str, Callable[[SpecimenSet], Finding]] = {
     "lineages": check_lineages,
@@ -106,8 +107,7 @@ def _hash_here(directory: str, parts: list[Any]) -> Iterator[tuple[int, list[byt
 
 def _hash_parallel(directory: str, parts: list[Any]) -> Iterator[tuple[int, list[bytes]]]:
     """One Ray task per part, hashes as they come; only places of photos go to the tasks, only hashes come back."""
-    if not ray.is_initialized():
-        ray.init(log_to_driver=False, logging_level=logging.ERROR)
+    start_ray()
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
     columns = [list(zip(*part, strict=True)) for part in parts]

@@ -34,7 +34,7 @@ from engine.schema import INDEX_SCHEMA
 from engine.shards import FORMAT_VERSION, INDEX_NAME, MANIFEST_NAME, PAGE_NAME, REPORT_NAME, file_sha256, shard_name
 from engine.splits import SplitOptions
 from engine.storage import Location
-from engine.tasks import numbered_tasks
+from engine.tasks import numbered_tasks, start_ray
 
 log = logging.getLogger(__name__)
 
@@ -203,8 +203,7 @@ def _run_here(writer: ShardWriter, numbers: list[int]) -> Iterator[None]:
 
 def _run_parallel(writer: ShardWriter, numbers: list[int]) -> Iterator[None]:
     """One Ray task per shard; yields as they are done. What lies on disk is the result, so no row carries data."""
-    if not ray.is_initialized():
-        ray.init(log_to_driver=False, logging_level=logging.ERROR)
+    start_ray()
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it warns that its bars are off
     tasks = numbered_tasks(len(numbers), poll_s=0.03)

@@ -1,9 +1,45 @@
-"""Numbered tasks through Ray Data, without what makes short tasks slow there."""
+"""Ray for those who need it: a cluster to run on, and numbered tasks without what makes short ones slow in Ray Data."""
 
+import logging
+import os
+import socket
 from typing import Any
+
+log = logging.getLogger(__name__)
 
 POLL_S = 0.005  # Ray's executor waits 0.1 s for all running tasks before it starts another: a third of two cores idled
 LIMITS_S = 0.1  # it believes in 0 CPUs, so runs one task at a time, until it asks again what the cluster has: after 1 s
+
+
+def start_ray(level: int = logging.ERROR, **options: Any) -> None:
+    """Join the cluster of the environment (a submitted job's) or the one that stands on this machine, or start one here.
+
+    Ray keeps a note of the last cluster that was started here. Where that one was killed, Ray would look for it for
+    minutes and then give up.
+
+    Args:
+        level: of Ray's own messages.
+        options: of `ray.init`.
+    """
+    import ray
+    from ray._private.utils import read_ray_address
+
+    if ray.is_initialized():
+        return
+    noted = None if os.environ.get("RAY_ADDRESS") else read_ray_address()
+    if noted and not _answers(noted):
+        log.warning("no Ray answers at %s, where the last one on this machine was: starting another", noted)
+        options["address"] = "local"
+    ray.init(log_to_driver=False, logging_level=level, **options)
+
+
+def _answers(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=2).close()
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def numbered_tasks(count: int, poll_s: float = POLL_S) -> Any:

@@ -17,6 +17,7 @@ import shutil
 import sys
 import tempfile
 import time
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,7 +30,7 @@ from engine.commandline import Parser, guarded
 from engine.datasets import SpecimenSource
 from engine.shards import file_sha256
 from engine.storage import Location
-from engine.tasks import numbered_tasks
+from engine.tasks import numbered_tasks, start_ray
 from engine.taxonomy import RANKS
 from serve.answering import CARD, Answerer, Asking
 from serve.columns import COLUMNS, STYLES, described
@@ -164,16 +165,16 @@ def _through_ray(answerer: Answerer, arguments: argparse.Namespace) -> Iterator[
     """
     import ray
 
-    if not ray.is_initialized():
-        ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
+    start_ray(include_dashboard=False)
     kind, each = ("GPU", 1) if arguments.device.startswith("cuda") else ("CPU", arguments.threads)
     workers = arguments.workers or max(1, int(ray.cluster_resources().get(kind, 1)) // each)
-    rows = numbered_tasks(len(answerer.tasks), TASK_POLL_S).map_batches(
-        Answerer, fn_constructor_args=answerer.arguments(), batch_size=1, batch_format="pyarrow",
-        compute=ray.data.ActorPoolStrategy(size=min(workers, len(answerer.tasks))),
-        num_cpus=arguments.threads, num_gpus=1 if kind == "GPU" else None,
-        ray_remote_args_fn=lambda: {"max_restarts": 0, "max_task_retries": 0},
-    )  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # 2.60 has no other name yet for max_restarts
+        rows = numbered_tasks(len(answerer.tasks), TASK_POLL_S).map_batches(
+            Answerer, fn_constructor_args=answerer.arguments(), batch_size=1, batch_format="pyarrow",
+            compute=ray.data.ActorPoolStrategy(size=min(workers, len(answerer.tasks))),
+            num_cpus=arguments.threads, num_gpus=1 if kind == "GPU" else None, max_restarts=0,
+        )  # fmt: skip
     for name in ("ray.data", "ray.data._internal.progress"):
         logging.getLogger(name).setLevel(logging.ERROR)  # failures come as exceptions
     try:

@@ -27,6 +27,7 @@ os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # a sweep tells itself how far
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # a sweep writes its own record
 os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # ctrl-C ends a sweep as it ends a training
 
+from engine import tasks
 from engine.pipeline import CpuBudget, cpu_budget, label_columns, load_index, select_split
 from engine.sampling import Plan
 from engine.taxonomy import Taxonomy
@@ -205,11 +206,8 @@ def _sigterm_stops() -> Iterator[threading.Event]:
 
 
 def start_ray() -> None:
-    """Join the cluster of the environment (a submitted job's), or start one on this machine."""
-    import ray
-
-    if not ray.is_initialized():
-        ray.init(log_to_driver=False, logging_level=logging.WARNING)
+    """As `engine.tasks.start_ray`, with Ray's warnings."""
+    tasks.start_ray(logging.WARNING)
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # it reports every execution; failures come as exceptions
 
 
