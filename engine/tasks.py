@@ -12,7 +12,7 @@ LIMITS_S = 0.1  # it believes in 0 CPUs, so runs one task at a time, until it as
 
 
 def start_ray(level: int = logging.ERROR, **options: Any) -> None:
-    """Join the cluster of the environment (a submitted job's) or the one that stands on this machine, or start one here.
+    """Join the cluster of the environment (a submitted job's) or the one that stands here, or start one.
 
     Ray keeps a note of the last cluster that was started here. Where that one was killed, Ray would look for it for
     minutes and then give up.
