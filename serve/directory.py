@@ -81,3 +81,15 @@ def _resolve(address: str, settings: Settings) -> Spec:
     version = found.version or file_sha256(found.path / WEIGHTS)[:12]
     library = str(Path(settings.library).resolve()) if settings.library else ""
     return Spec(found.name, version, str(found.path.resolve()), address, library)
+
+
+def located(spec: Spec, settings: Settings) -> Path:
+    """The version's folder on this machine: where it was resolved, or what the registry gives here.
+
+    Raises ValueError for a folder that this machine does not see, and as `resolve_checkpoint`.
+    """
+    if Path(spec.path).is_dir():
+        return Path(spec.path)
+    if not spec.address.startswith(SCHEME):
+        raise ValueError(f"checkpoint: {spec.path} is not on this machine; allowed: a folder that every node sees")
+    return resolve_checkpoint(f"{SCHEME}{spec.name}/{spec.version}", registry=settings.registry).path

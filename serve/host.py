@@ -11,7 +11,7 @@ from pydantic_core import to_json
 
 from serve.answer import Query, QueryError
 from serve.batching import Batcher
-from serve.directory import Spec
+from serve.directory import Spec, located
 from serve.predictor import Options, Predictor
 from serve.query import Prepared
 from serve.settings import Settings
@@ -116,7 +116,7 @@ class ModelHost:
         def work() -> Predictor:
             log.info("loading %s from %s", spec.id, spec.path)
             return Predictor.load(
-                spec.path, library=spec.library or None, device=self.settings.device, name=spec.name,
+                located(spec, self.settings), library=spec.library or None, device=self.settings.device, name=spec.name,
                 version=spec.version, threads=self.settings.threads,
             )  # fmt: skip
 

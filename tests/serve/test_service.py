@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
+from serve import directory
 from serve.answer import Query
 from serve.api import make_app
 from serve.batching import Batcher
@@ -20,6 +21,7 @@ from serve.bodies import Admission, Refused, read_body, read_form
 from serve.directory import Directory, Spec, newest_run, read_directory
 from serve.host import ModelHost, Reply
 from serve.predictor import Options
+from serve.registry import ResolvedModel
 from serve.service import Service
 from serve.settings import Settings, read_settings
 from tests.serve.conftest import Served, Stored
@@ -223,10 +225,10 @@ def test_a_retired_model_is_let_go(served: Served) -> None:
 
 def test_names_of_models(served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = Spec("moths", "3", "/a", "models:/moths@champion", "")
-    directory = Directory((first, replace(first, version="2", address="models:/moths/2")))
+    two = Directory((first, replace(first, version="2", address="models:/moths/2")))
     for asked in ("", "moths", "moths/3", "moths@champion"):
-        assert directory.find(asked) is first
-    assert directory.find("moths/2") is directory.specs[1] and directory.find("moths@other") is None
+        assert two.find(asked) is first
+    assert two.find("moths/2") is two.specs[1] and two.find("moths@other") is None
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match="there is no run"):
         newest_run()
@@ -234,6 +236,23 @@ def test_names_of_models(served: Served, tmp_path: Path, monkeypatch: pytest.Mon
     assert newest_run() == "runs/mine"
     (spec,) = read_directory(Settings()).specs
     assert spec.name == "mine" and len(spec.version) == 12
+
+
+def test_a_version_is_found_on_another_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an ingress downloaded is not where a replica runs: the registry is asked for that version, not the alias."""
+    spec = Spec("moths", "3", "/nowhere/moths", "models:/moths@champion", "")
+    asked: list[tuple[str, str]] = []
+
+    def resolve(address: str, *, registry: str) -> ResolvedModel:
+        asked.append((address, registry))
+        return ResolvedModel(path=tmp_path, address=address, name="moths", version="3")
+
+    monkeypatch.setattr(directory, "resolve_checkpoint", resolve)
+    assert directory.located(spec, Settings(registry="http://there")) == tmp_path
+    assert asked == [("models:/moths/3", "http://there")]
+    assert directory.located(replace(spec, path=str(tmp_path)), Settings()) == tmp_path
+    with pytest.raises(ValueError, match="every node sees"):
+        directory.located(replace(spec, address="/nowhere/moths"), Settings())
 
 
 def test_settings_are_checked() -> None:
