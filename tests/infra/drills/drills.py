@@ -111,7 +111,9 @@ def train_node(bench: Bench) -> str:
     run = bench.train("train-node")
     step = run.wait_for(STRIKE)
     run.crash_node("train-2", after_s=5)
-    return f"at step {step}: {closing(run, bench)}"
+    told = closing(run, bench)
+    assert "never stopped" not in told, told
+    return f"at step {step}: {told}"
 
 
 def data_node(bench: Bench) -> str:
