@@ -104,6 +104,7 @@ class Machine:
     def destroy(self) -> None:
         """End everything and remove the machine."""
         self.crash()
+        ip("link", "del", self.outside)  # sockets that die slowly would keep it for minutes
         ip("netns", "del", self.namespace)
         if self.group:
             self.group.rmdir()
