@@ -3,6 +3,7 @@
 python -m serve.api > serve/openapi.json     # after a change of routes or schemas
 """
 
+import asyncio
 import hmac
 import json
 import mimetypes
@@ -38,7 +39,8 @@ _ABOUT = (
 _REFUSALS: dict[int | str, dict[str, Any]] = {
     status: {"model": schemas.ErrorBody, "description": text}
     for status, text in {
-        401: "the bearer token is missing or wrong", 404: "no such model", 413: "the body is too large",
+        401: "the bearer token is missing or wrong", 404: "no such model",
+        408: "the body did not come in time", 413: "the body is too large",
         415: "another content type than the documented ones", 422: "what was sent cannot be used",
         503: "busy or not able to answer now; come back after Retry-After seconds",
     }.items()
@@ -103,9 +105,19 @@ class _Routes:
 
         try:
             length = request.headers.get("content-length")
-            yield kind, await read_body(request.stream(), length, self.service.max_body, hold)
+            body = await self._whole(read_body(request.stream(), length, self.service.max_body, hold))
+            yield kind, body
         finally:
             admission.leave(held)
+
+    async def _whole(self, reading: Awaitable[bytes]) -> bytes:
+        """Raises Refused (408) for a body that does not come: it would keep others out."""
+        patience = self.service.settings.timeout_s
+        try:
+            return await asyncio.wait_for(reading, patience)
+        except TimeoutError:
+            raise Refused(408, f"body: not all of it came within {patience:g} seconds", "a body that is sent at once",
+                          {"Connection": "close"}) from None  # fmt: skip
 
     async def identify(self, request: Request) -> Response:
         """Name one specimen."""

@@ -121,6 +121,34 @@ def test_a_model_that_does_not_answer_in_time_gets_a_503(served: Served, one: St
         assert client.get("/healthz").status_code in (200, 503)
 
 
+def test_a_body_that_does_not_come_lets_others_in(served: Served, one: Stored) -> None:
+    settings = Settings(checkpoint=str(served.checkpoint), timeout_s=1.0, max_in_flight=1)
+    with TestClient(make_app(Service(settings, read_directory(settings), ModelHost(settings)))) as client:
+        assert client.get("/healthz").status_code == 200  # the model is loaded
+        routes = ("/v1/identify", "/v1/embed")
+
+        async def send(scope: Any, path: str) -> int:
+            seen: list[int] = []
+
+            async def receive() -> dict[str, Any]:
+                await asyncio.sleep(60)
+                return {}
+
+            async def answer(message: dict[str, Any]) -> None:
+                if message["type"] == "http.response.start":
+                    seen.append(message["status"])
+
+            await client.app(scope | {"path": path}, receive, answer)
+            return seen[0]
+
+        scope = {
+            "type": "http", "method": "POST", "headers": [(b"content-type", b"application/json")], "query_string": b"",
+            "root_path": "", "scheme": "http", "server": ("x", 80), "http_version": "1.1",
+        }  # fmt: skip
+        assert [asyncio.run(send(scope, path)) for path in routes] == [408, 408]
+        assert client.post("/v1/identify", json={"dna": one.dna}).status_code == 200
+
+
 def test_a_bearer_token(served: Served, one: Stored) -> None:
     settings = Settings(checkpoint=str(served.checkpoint))
     with TestClient(make_app(Service(settings, read_directory(settings), ModelHost(settings), "s3cret"))) as client:
