@@ -13,6 +13,7 @@ from serve.settings import Settings
 from train.checkpoint import WEIGHTS
 
 RUNS = Path("runs")
+LIBRARY = "library"  # folder of an exported model
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,6 @@ class Spec:
     version: str
     path: str  # checkpoint folder
     address: str  # that it was resolved from
-    library: str  # folder, "" = none
 
     @property
     def id(self) -> str:
@@ -79,8 +79,15 @@ def newest_run() -> str:
 def _resolve(address: str, settings: Settings) -> Spec:
     found = resolve_checkpoint(address, registry=settings.registry)
     version = found.version or file_sha256(found.path / WEIGHTS)[:12]
-    library = str(Path(settings.library).resolve()) if settings.library else ""
-    return Spec(found.name, version, str(found.path.resolve()), address, library)
+    return Spec(found.name, version, str(found.path.resolve()), address)
+
+
+def library_of(path: Path, settings: Settings) -> str:
+    """The library for a checkpoint folder: that of the settings, else the one inside (`serve.export`), "" = none."""
+    if settings.library:
+        return str(Path(settings.library).resolve())
+    inside = path / LIBRARY
+    return str(inside) if inside.is_dir() else ""
 
 
 def located(spec: Spec, settings: Settings) -> Path:

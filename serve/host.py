@@ -11,7 +11,7 @@ from pydantic_core import to_json
 
 from serve.answer import Query, QueryError
 from serve.batching import Batcher
-from serve.directory import Spec, located
+from serve.directory import Spec, library_of, located
 from serve.predictor import Options, Predictor
 from serve.query import Prepared
 from serve.settings import Settings
@@ -115,8 +115,9 @@ class ModelHost:
     async def _open(self, spec: Spec) -> _Model:
         def work() -> Predictor:
             log.info("loading %s from %s", spec.id, spec.path)
+            path = located(spec, self.settings)
             return Predictor.load(
-                located(spec, self.settings), library=spec.library or None, device=self.settings.device, name=spec.name,
+                path, library=library_of(path, self.settings) or None, device=self.settings.device, name=spec.name,
                 version=spec.version, threads=self.settings.threads,
             )  # fmt: skip
 

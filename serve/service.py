@@ -4,11 +4,12 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from serve.answer import Query
 from serve.bodies import Admission, Refused, overloaded
-from serve.directory import Directory, Spec, read_directory
+from serve.directory import Directory, Spec, library_of, read_directory
 from serve.examples import examples_of
 from serve.host import Reply
 from serve.predictor import Options
@@ -88,7 +89,8 @@ class Service:
         """Specimens to try with the default model; none where they cannot be made."""
         spec = self.spec("")
         try:
-            return list(await asyncio.to_thread(examples_of, spec.path, spec.library))
+            library = library_of(Path(spec.path), self.settings)
+            return list(await asyncio.to_thread(examples_of, spec.path, library))
         except (OSError, ValueError, KeyError) as error:
             log.warning("no examples for %s: %r", spec.id, error)
             return []

@@ -16,7 +16,7 @@ class Settings:
     checkpoint: str = (
         ""  # addresses (see serve.registry), separated by commas, the first is the default; "" = newest run
     )
-    library: str = ""  # folder of a reference library, used with every model; "" = none
+    library: str = ""  # folder of a reference library, used with every model; "" = that inside an exported model
     registry: str = ""  # MLflow's address, for checkpoints of models:/; "" = the runs' own
     device: str = "cpu"  # of the towers; with "cuda" each replica asks for one GPU
     threads: Positive = 1  # of torch and of the library's search; so many CPUs each replica asks for

@@ -19,6 +19,7 @@ from serve.api import make_app
 from serve.batching import Batcher
 from serve.bodies import Admission, Refused, read_body, read_form
 from serve.directory import Directory, Spec, newest_run, read_directory
+from serve.export import register
 from serve.host import ModelHost, Reply
 from serve.predictor import Options
 from serve.registry import ResolvedModel
@@ -252,7 +253,7 @@ def test_a_retired_model_is_let_go(served: Served) -> None:
 
 
 def test_names_of_models(served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = Spec("moths", "3", "/a", "models:/moths@champion", "")
+    first = Spec("moths", "3", "/a", "models:/moths@champion")
     two = Directory((first, replace(first, version="2", address="models:/moths/2")))
     for asked in ("", "moths", "moths/3", "moths@champion"):
         assert two.find(asked) is first
@@ -268,7 +269,7 @@ def test_names_of_models(served: Served, tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_a_version_is_found_on_another_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What an ingress downloaded is not where a replica runs: the registry is asked for that version, not the alias."""
-    spec = Spec("moths", "3", "/nowhere/moths", "models:/moths@champion", "")
+    spec = Spec("moths", "3", "/nowhere/moths", "models:/moths@champion")
     asked: list[tuple[str, str]] = []
 
     def resolve(address: str, *, registry: str) -> ResolvedModel:
@@ -281,6 +282,21 @@ def test_a_version_is_found_on_another_machine(tmp_path: Path, monkeypatch: pyte
     assert directory.located(replace(spec, path=str(tmp_path)), Settings()) == tmp_path
     with pytest.raises(ValueError, match="every node sees"):
         directory.located(replace(spec, address="/nowhere/moths"), Settings())
+
+
+def test_an_alias_is_resolved_at_start_and_at_reload(served: Served, tmp_path: Path) -> None:
+    """From MLflow's registry, with the library that was registered along."""
+    registry = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    register(served.checkpoint, name="tiny", aliases=("champion",), registry=registry, library=served.library)
+    settings = Settings(checkpoint="models:/tiny@champion", registry=registry)
+    with TestClient(make_app(Service(settings, read_directory(settings), ModelHost(settings)))) as client:
+        told = client.get("/v1/model").json()
+        assert told["models"] == [{"id": "tiny/1", "called": ["tiny/1", "tiny", "tiny@champion"]}]
+        assert told["card"]["library"]["records"] > 0
+        register(served.checkpoint, name="tiny", aliases=("champion",), registry=registry)
+        assert client.get("/healthz").json()["model"] == "tiny/1"
+        assert client.post("/v1/model:reload", json={}).json()["loaded"] == ["tiny/2"]
+        assert client.get("/v1/model", params={"model": "tiny@champion"}).json()["card"]["version"] == "2"
 
 
 def test_settings_are_checked() -> None:
