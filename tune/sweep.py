@@ -279,8 +279,10 @@ class Sweep:
                     final = Entry(entry.number, entry.values, seed, final=True)
                     if final.name not in self.ledger.entries:
                         self.ledger.put(final)
-            log.info("finals: %d trainings", len(self.ledger.finals()))
-            self.stage(final=True)
+            left = sum(not entry.done for entry in self.ledger.finals())
+            if left:
+                log.info("finals: %d trainings", left)
+                self.stage(final=True)
             heading = (
                 f"Search ({self.settings.space}, {self.settings.algorithm}); the score is the mean of "
                 f"{self.settings.metric}"
