@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.shards import file_sha256
+from serve.pyfunc import LIBRARY
 from serve.registry import SCHEME, resolve_checkpoint
 from serve.settings import Settings
 from train.checkpoint import WEIGHTS
 
 RUNS = Path("runs")
-LIBRARY = "library"  # folder of an exported model
 
 
 @dataclass(frozen=True)
