@@ -7,6 +7,7 @@ barcodes of species that it knows from its reference library, whole and damaged.
 import base64
 import json
 import re
+from collections import Counter
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -64,9 +65,15 @@ def _simulated(seed: int, size: dict[str, Any]) -> tuple[Example, ...]:
 
 
 def _two_orders(rows: pa.Table) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Two specimens of different orders, named to species."""
-    named = rows.filter(rows["species"].is_valid()).to_pylist()
-    return named[0], next(row for row in named if row["order"] != named[0]["order"])
+    """Two specimens of different orders, of the most frequent species that share their BIN with no other."""
+    named = rows.filter(pc.and_(rows["species"].is_valid(), rows["bin_uri"].is_valid())).to_pylist()
+    species: dict[str, set[str]] = {}
+    for row in named:
+        species.setdefault(row["bin_uri"], set()).add(row["species"])
+    count = Counter(row["species"] for row in named)
+    plain = [row for row in named if len(species[row["bin_uri"]]) == 1]
+    plain.sort(key=lambda row: -count[row["species"]])
+    return plain[0], next(row for row in plain if row["order"] != plain[0]["order"])
 
 
 def _of_library(folder: Path, taxonomy: Taxonomy) -> tuple[Example, ...]:
