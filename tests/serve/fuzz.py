@@ -5,11 +5,19 @@ import json
 import random
 import struct
 import zlib
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+
+import requests
+
+from serve.schemas import ErrorBody
+from tests.serve.conftest import Served
 
 BOUNDARY = "b0undary"
 JSON, FORM = "application/json", f"multipart/form-data; boundary={BOUNDARY}"
+REFUSALS = {400, 404, 413, 415, 422}
+PATIENCE_S = 60  # a request that takes longer hangs
 PATHS = ("/v1/identify", "/v1/identify:batch", "/v1/embed")
 NAMES = (
     "../../etc/passwd", "/etc/shadow", "C:\\windows\\win.ini", "a\0b", "%2e%2e%2f", "\u202e", "x" * 5000, "\ud7ff",
@@ -74,6 +82,12 @@ class Fuzzer:
         self.jpeg, self.dna, self.big, self.random = jpeg, dna, big, random.Random(seed)
         self.bombs = bombs(jpeg)
         self.kinds = [name for name in dir(self) if name.startswith("draw_")]
+
+    @classmethod
+    def of(cls, served: Served) -> "Fuzzer":
+        """Starting from a simulated specimen; the largest bodies have 50 MiB."""
+        honest = next(one for one in served.specimens() if one.image and one.dna)
+        return cls(honest.image or b"", honest.dna or "", big=50 << 20)
 
     def attacks(self, count: int) -> Iterator[Attack]:
         """`count` of them, every kind in turn."""
@@ -177,3 +191,32 @@ class Fuzzer:
         if self.random.random() < 0.2:
             return Attack("too large", path, self.random.choice([JSON, FORM]), bytes(self.big))
         return Attack("many", PATHS[1], JSON, json.dumps({"queries": [{}] * 1000}).encode())
+
+
+def assault(
+    url: str, fuzzer: Fuzzer, count: int, each_tenth: Callable[[], object] = lambda: None
+) -> Counter[tuple[str, int]]:
+    """Send `count` attacks, one after another; returns how often each kind got each status.
+
+    Fails when one is answered neither 200 nor with one of REFUSALS as JSON that says what was wrong, or hangs.
+    """
+    seen: Counter[tuple[str, int]] = Counter()
+    with requests.Session() as session:
+        for number, attack in enumerate(fuzzer.attacks(count)):
+            if number % (count // 10) == 0:
+                each_tenth()
+            told = f"{number} {attack.kind} {attack.path}: {attack.body[:200]!r}"
+            headers = {"Content-Type": attack.content_type}
+            try:
+                answer = session.post(url + attack.path, data=attack.body, headers=headers, timeout=PATIENCE_S)
+            except requests.ConnectionError:  # it was refused by its length and closed before all of it was sent
+                assert len(attack.body) == fuzzer.big, told
+                continue
+            seen[attack.kind, answer.status_code] += 1
+            assert answer.status_code == 200 or answer.status_code in REFUSALS, f"{told}: {answer.text}"
+            if answer.status_code != 200:
+                error = ErrorBody.model_validate(answer.json()).error
+                assert error.what and error.allowed, told
+            elif attack.path != PATHS[0]:
+                assert len(next(iter(value for value in answer.json().values() if isinstance(value, list)))) >= 1
+    return seen

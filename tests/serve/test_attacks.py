@@ -11,7 +11,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -23,14 +22,11 @@ from hypothesis import HealthCheck, given, settings
 from schemathesis import GenerationMode
 from schemathesis.specs.openapi import checks as openapi
 
-from serve.schemas import ErrorBody
 from tests.serve.conftest import Served
-from tests.serve.fuzz import Fuzzer
+from tests.serve.fuzz import PATIENCE_S, Fuzzer, assault
 
 ROOT = Path(__file__).resolve().parents[2]
-REFUSALS = {400, 404, 413, 415, 422}
 EXAMPLES = 10  # of schemathesis, per endpoint
-PATIENCE_S = 60  # a request that takes longer hangs
 GROWTH_MIB = 64  # of resident memory, from the first half of the attacks to the second
 CHECKS = [
     schemathesis.checks.not_a_server_error, openapi.status_code_conformance, openapi.content_type_conformance,
@@ -97,30 +93,9 @@ def test_the_document_is_kept(attacked: Attacked, path: str, method: str, mode: 
 
 def test_fuzzed_bodies(attacked: Attacked, served: Served, pytestconfig: pytest.Config) -> None:
     count = pytestconfig.getoption("--attacks")
-    honest = next(one for one in served.specimens() if one.image and one.dna)
-    fuzzer = Fuzzer(honest.image or b"", honest.dna or "", big=50 << 20)
-    seen: Counter[tuple[str, int]] = Counter()
-    memory = []
-    with requests.Session() as session:
-        for number, attack in enumerate(fuzzer.attacks(count)):
-            if number % (count // 10) == 0:
-                memory.append(attacked.memory_mib())
-            told = f"{number} {attack.kind} {attack.path}: {attack.body[:200]!r}"
-            try:
-                answer = session.post(
-                    attacked.url + attack.path, data=attack.body, headers={"Content-Type": attack.content_type},
-                    timeout=PATIENCE_S,
-                )  # fmt: skip
-            except requests.ConnectionError:  # it was refused by its length and closed before all of it was sent
-                assert len(attack.body) > 40 << 20, told
-                continue
-            seen[attack.kind, answer.status_code] += 1
-            assert answer.status_code == 200 or answer.status_code in REFUSALS, f"{told}: {answer.text}"
-            if answer.status_code != 200:
-                error = ErrorBody.model_validate(answer.json()).error
-                assert error.what and error.allowed, told
-            elif attack.path != "/v1/identify":
-                assert len(next(iter(value for value in answer.json().values() if isinstance(value, list)))) >= 1
+    fuzzer = Fuzzer.of(served)
+    memory: list[float] = []
+    seen = assault(attacked.url, fuzzer, count, each_tenth=lambda: memory.append(attacked.memory_mib()))
     memory.append(attacked.memory_mib())
     print(dict(sorted(seen.items())), [round(value) for value in memory])
     assert seen["honest", 200] == len(range(fuzzer.kinds.index("draw_honest"), count, len(fuzzer.kinds)))
