@@ -139,7 +139,10 @@ def verdict(search: Sequence[Entry], finals: Sequence[Entry]) -> str:
         lines.append("Difference from the default: not known, its own trainings gave no score.")
     else:
         gap = winner.difference
-        lines.append(f"Difference from the default: {gap.text('+')} points on test (95%, {len(winner.scores)} seeds).")
+        lines.append(
+            f"Difference from the default: {gap.text('+')} points on test (95% over {len(winner.scores)} seeds, "
+            "on these specimens)."
+        )
         if not (gap.low > 0 or gap.high < 0):
             lines.append("The interval holds 0: more seeds are needed to call this a difference.")
     whole = [entry.score for entry in search if entry.state == "finished" and entry.score is not None]

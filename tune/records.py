@@ -33,36 +33,47 @@ def open_sweep(config: Config, told: Mapping[str, Any]) -> str:
     return create_run(config, tags, f"sweep {config.run.name}")
 
 
+def title_of(entry: Entry) -> str:
+    """The name that MLflow lists, whose column shows some 25 letters: what tells it from the others comes first."""
+    told = f"{'final' if entry.final else 'trial'} {entry.number:03d}"
+    told += " (default)" if entry.number == DEFAULT else ""
+    return told + (f", seed {entry.seed}" if entry.final else "")
+
+
 def open_trial(config: Config, sweep: str, parent: str, entry: Entry) -> str:
     """The run of a trial, "" when the sweep has none, or when the server has gone away meanwhile (a warning tells)."""
     if not parent:
         return ""
     kind = "final" if entry.final else "trial"
-    default = ", default" if entry.number == DEFAULT else ""
-    seed = f", seed {entry.seed}" if entry.final else ""
     tags = {
         KEY: f"{sweep}/{entry.name}", PARENT: parent, "kind": kind, "trial": f"{entry.number:03d}", "sweep": sweep,
         "recipe": config.recipe, "code_version": code_version(), "outcome": "under way",
     }  # fmt: skip
     try:
-        return create_run(config, tags, f"{kind} {entry.number:03d}{default}{seed}: {short(entry.values)}")
+        return create_run(config, tags, title_of(entry))
     except ValueError as error:
         log.warning("%s is not tracked: %s", entry.name, error)
         return ""
 
 
 def close_trial(config: Config, entry: Entry) -> None:
-    """Note what became of a trial: score at each validation, outcome, status."""
+    """Note what became of a trial: score at each validation, outcome, status.
+
+    `search/score` is there only for trials that ran to the end, so sorting by it ranks what can be compared.
+    """
     if not entry.run_id:
         return
     tracker = open_tracker(config, entry.run_id)
     for epoch, score in entry.history:
         tracker.metrics({"sweep/val_score": score}, epoch)
     last = {"sweep/epochs": float(entry.epoch), "sweep/seconds": entry.seconds}
-    last |= {"sweep/test_score": entry.test} if entry.test is not None else {}
+    if entry.state == "finished" and entry.score is not None:
+        last |= {"final/val_score" if entry.final else "search/score": entry.score}
+    last |= {"final/test_score": entry.test} if entry.test is not None else {}
     tracker.metrics(last, entry.epoch)
     tracker.close()
     tags = {"outcome": OUTCOMES[entry.state]} | ({"reason": entry.reason} if entry.reason else {})
+    tags[NOTE] = f"{short(entry.values)}: {tags['outcome']} {entry.reason}".strip()
     describe_run(config, entry.run_id, tags, "FAILED" if entry.state == "failed" else "FINISHED")
 
 

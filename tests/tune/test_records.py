@@ -58,16 +58,16 @@ def test_parent_children_and_a_restart_that_doubles_nothing(tmp_path: Path) -> N
     records.close_sweep(base, parent, tmp_path, "# what came of it", entries[:2])
     runs = {run.info.run_name: run for run in all_runs(base)}
     assert len(all_runs(base)) == 4
-    names = "hierarchy_weight 0.01, temperature 0.07"
-    assert set(runs) == {
-        "sweep a-sweep", f"trial 000, default: {names}", f"trial 001: {names}", f"final 000, default, seed 0: {names}",
-    }  # fmt: skip
-    whole, failed, final = (runs[f"{name}: {names}"] for name in ("trial 000, default", "trial 001", 
-                                                                    "final 000, default, seed 0"))  # fmt: skip
+    assert set(runs) == {"sweep a-sweep", "trial 000 (default)", "trial 001", "final 000 (default), seed 0"}
+    whole, failed, final = (runs[name] for name in ("trial 000 (default)", "trial 001", "final 000 (default), seed 0"))
     assert {run.data.tags["mlflow.parentRunId"] for run in (whole, failed, final)} == {parent}
     assert (whole.info.status, whole.data.tags["outcome"]) == ("FINISHED", "ran to the end")
     assert (failed.info.status, failed.data.tags["reason"]) == ("FAILED", "loss is nan")
-    assert final.data.metrics["sweep/test_score"] == 0.55
+    assert (final.data.metrics["final/test_score"], final.data.metrics["final/val_score"]) == (0.55, 0.6)
+    assert whole.data.metrics["search/score"] == 0.6
+    assert "search/score" not in failed.data.metrics | final.data.metrics
+    note = failed.data.tags["mlflow.note.content"]
+    assert note == "hierarchy_weight 0.01, temperature 0.07: failed loss is nan"
     assert whole.data.params["loss.hierarchy_weight"] == "0.01"
     history = client_of(base).get_metric_history(whole.info.run_id, "sweep/val_score")
     assert {(m.step, m.value) for m in history} == {(3, 0.4), (9, 0.6)}
