@@ -38,7 +38,7 @@ _QUIET = LoggingConfig(enable_access_log=False)  # a line per request costs as m
 
 
 class Models:
-    """A replica: the models of one process."""
+    """A replica: the models of one process; methods as those of `ModelHost`."""
 
     async def __init__(self, settings: Settings) -> None:  # type: ignore[misc]  # Serve awaits it
         self.host = ModelHost(settings)
@@ -62,7 +62,7 @@ class Models:
 
 
 class Replicas:
-    """All replicas of the models, as one `serve.service.Host`."""
+    """All replicas of the models as one `serve.service.Host`; methods as those of `ModelHost`."""
 
     def __init__(self, handle: DeploymentHandle) -> None:
         self.handle = handle
