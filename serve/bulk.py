@@ -82,15 +82,15 @@ def run(arguments: argparse.Namespace) -> str:
     threshold = THRESHOLD if arguments.threshold is None else arguments.threshold
     subset = tuple(_names(arguments.only)) if arguments.only else ()
     Options(threshold=threshold, subset=subset or None, top=1)  # refuses what is out of range
+    state = _state(arguments.out).resolve()
+    if arguments.overwrite:
+        shutil.rmtree(state, ignore_errors=True)
     asking = Asking(
-        model=resolve_checkpoint(arguments.checkpoint, registry=arguments.registry),
+        model=resolve_checkpoint(arguments.checkpoint, registry=arguments.registry, cache=state),
         library=arguments.library and str(Path(arguments.library).resolve()),
         threshold=threshold, subset=subset, device=arguments.device, threads=arguments.threads,
     )  # fmt: skip
     source = open_source(arguments.input, arguments.format, arguments.option, arguments.split)
-    state = _state(arguments.out).resolve()
-    if arguments.overwrite:
-        shutil.rmtree(state, ignore_errors=True)
     plan = make_plan(source, state, _settings(arguments, asking))
     answer(plan, source, asking, arguments)
     counts = finish(plan, arguments)

@@ -151,6 +151,26 @@ def test_addresses_that_lead_nowhere(registry: str, version: str, address: str, 
         resolve_checkpoint(address, registry=registry)
 
 
+def test_what_lies_elsewhere_is_downloaded_once(
+    served: Served, registry: str, version: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = resolve_checkpoint(f"models:/tiny/{version}", registry=registry).path.parents[1]
+    client = MlflowClient(tracking_uri=registry)
+    number = client.create_model_version("tiny", "s3://bucket/tiny").version
+    asked = []
+
+    def download(source: str, dst_path: str | None = None, **stores: str) -> str:
+        asked.append((source, stores))
+        return str(shutil.copytree(folder, Path(str(dst_path)) / "tiny"))
+
+    monkeypatch.setattr("mlflow.artifacts.download_artifacts", download)
+    for _ in range(2):
+        found = resolve_checkpoint(f"models:/tiny/{number}", registry=registry, cache=tmp_path / "cache")
+        assert found.path.is_relative_to(tmp_path / "cache") and (found.path / META).is_file()
+    assert asked == [("s3://bucket/tiny", {"tracking_uri": registry, "registry_uri": registry})]
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+
+
 def test_a_store_that_is_not_there_is_not_made(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="there is no"):
         resolve_checkpoint("models:/tiny/1", registry=f"sqlite:///{tmp_path}/none.db")
