@@ -275,9 +275,9 @@ function evidence(answer) {
   const bin = (id) => (id?.startsWith("BOLD:") ? el("a", { href: `https://portal.boldsystems.org/bin/${id}`, ...away }, id) : id);
   const rows = answer.evidence.map((one) => [{},
     [one.name ? taxon(one.name, one.rank) : "unnamed", el("small", {}, one.key)], percent(one.identity, 2),
-    `${one.overlap} nt`, bin(one.bin), one.country, one.specimens > 1 ? `${one.specimens} specimens` : null]);
+    `${one.overlap} nt`, bin(one.bin), one.country, one.specimens > 1 ? one.specimens : null]);
   const titles = [["reference", "wide"], ["identity", "number identity"], ["overlap", "number overlap"], ["BIN", "bin"],
-    ["country", "country"], ["with this barcode", "number same"]];
+    ["country", "country"], ["specimens", "number same"]];
   return el("section", {}, el("h3", { id: "evidence-title" }, "Nearest known barcodes"),
     table(titles, rows, { class: "evidence", "aria-labelledby": "evidence-title" }));
 }
