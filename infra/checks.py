@@ -153,7 +153,7 @@ def open_files() -> Finding:
     """The number of files that a process may have open."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if 0 <= soft < OPEN_FILES:
-        fix = f"`ulimit -n {OPEN_FILES * 8}` before `ray start` (hard limit here: {hard})"
+        fix = f"`ulimit -n {hard if hard > 0 else 8 * OPEN_FILES}` before `ray start`"
         return Finding("open files", "warning", f"{soft} a process", fix)
     return Finding("open files", "ok", f"{soft} a process")
 
