@@ -323,3 +323,19 @@ def test_a_wrong_command_line_exits_with_2(
     except SystemExit as error:
         code = error.code
     assert code == 2 and capsys.readouterr().err.startswith("error: ")
+
+
+def test_replicas_and_their_resources_follow_the_settings() -> None:
+    from serve.app import bind
+
+    fixed = bind(Settings(checkpoint="x", min_replicas=2, max_replicas=2))._bound_deployment
+    (_, handle) = fixed.init_args
+    assert handle._bound_deployment.num_replicas == 2
+    assert (
+        fixed.max_queued_requests > Settings().max_in_flight < fixed.max_ongoing_requests
+    )  # the ingress refuses first
+    (_, handle) = bind(Settings(checkpoint="x", max_replicas=3, device="cuda", threads=4))._bound_deployment.init_args
+    models = handle._bound_deployment
+    assert (models.ray_actor_options["num_gpus"], models.ray_actor_options["num_cpus"]) == (1, 4)
+    scaling = models._deployment_config.autoscaling_config
+    assert (scaling.min_replicas, scaling.max_replicas, scaling.target_ongoing_requests) == (1, 3, 16)
