@@ -261,16 +261,16 @@ def train(config: Config, within: Within | None = None) -> Run:
     run = config.run
     if within is None:
         budget = cpu_budget(ray.cluster_resources(), run.num_workers, CPU_PER_WORKER[run.use_gpu])
-        board, last, texts = progress.new_board(), "", ""
+        board, measured, texts = progress.new_board(), "", ""
     else:
-        budget, board, last, texts = within.budget, within.board, within.measured_last, within.frozen_texts
+        budget, board, measured, texts = within.budget, within.board, within.measured_last, within.frozen_texts
     folder = make_folder(run_folder(config))
     run_id = _record(config)
     started, status = time.perf_counter(), "FAILED"
     try:
         with _sigterm_stops() if within is None else contextlib.nullcontext(within.stop) as stop:
             tree, taxa = to_dict(config), taxonomy.to_json()
-            job = Job(tree, taxa, run_id, budget, _threads(config), board, last, texts)
+            job = Job(tree, taxa, run_id, budget, _threads(config), board, measured, texts)
             _fit(job, config, total_steps, stop)
         reached = max(commits.steps(folder), default=0)
         if reached < total_steps:

@@ -48,7 +48,8 @@ class Halving(ASHAScheduler):
 
     def judge(self, name: str, epoch: int, score: float) -> str:
         """Enter a score into its rung: CONTINUE or STOP. A rung takes one score of a trial, its first."""
-        return self._brackets[0].on_result(SimpleNamespace(trial_id=name), epoch, score)
+        trial: Any = SimpleNamespace(trial_id=name)
+        return self._brackets[0].on_result(trial, epoch, score)
 
     def remember(self, entries: Iterable[Entry]) -> None:
         """Fill the rungs as they were."""

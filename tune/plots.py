@@ -24,10 +24,10 @@ def _whole(search: Sequence[Entry]) -> list[Entry]:
     return [entry for entry in search if entry.state == "finished" and entry.score is not None]
 
 
-def _colours(whole: Sequence[Entry]) -> ScalarMappable:
+def _limits(whole: Sequence[Entry]) -> tuple[float, float]:
+    """The lowest and the highest score, in percent."""
     scores = [100 * (entry.score or 0.0) for entry in whole] or [0.0]
-    low, high = min(scores), max(scores)
-    return ScalarMappable(Normalize(low, high if high > low else low + 1), MAP)
+    return min(scores), max(max(scores), min(scores) + 0.1)
 
 
 def _place(space: Space, key: str, value: Any) -> float:
@@ -61,8 +61,8 @@ def parallel_coordinates(space: Space, search: Sequence[Entry]) -> Figure:
     """Each trial is a line across the settings to its score on val: coloured when it ran to the end, grey when it was
     stopped (it then has no score to compare), dashed for the recipe's own values."""
     keys, whole = list(space), _whole(search)
-    colours = _colours(whole)
-    low, high = colours.norm.vmin or 0.0, colours.norm.vmax or 1.0
+    low, high = _limits(whole)
+    colours = ScalarMappable(Normalize(low, high), MAP)
     figure = new_figure(max(7.5, 1.6 * (len(keys) + 1)), 4.6)
     axes = figure.subplots()
     ends = len(keys)
@@ -72,7 +72,7 @@ def parallel_coordinates(space: Space, search: Sequence[Entry]) -> Figure:
         if entry in whole:
             score = 100 * (entry.score or 0.0)
             height = 0.04 + 0.92 * (score - low) / (high - low)
-            axes.plot(range(ends + 1), [*heights, height], style, color=colours.to_rgba(score), linewidth=2)
+            axes.plot(range(ends + 1), [*heights, height], style, color=colours.to_rgba(np.array(score)), linewidth=2)
         else:
             axes.plot(range(ends), heights, style, color=STOPPED, linewidth=0.8, alpha=0.6)
     for place, key in enumerate(keys):
@@ -111,7 +111,7 @@ def surface(space: Space, search: Sequence[Entry], winner: int | None = None) ->
         return None
     up, across, *_ = space
     whole = _whole(search)
-    colours = _colours(whole)
+    colours = ScalarMappable(Normalize(*_limits(whole)), MAP)
     figure = new_figure(7.5, 5.4)
     axes = figure.subplots()
     points = np.array([[_place(space, key, entry.values[key]) for key in (across, up)] for entry in whole])
@@ -128,7 +128,7 @@ def surface(space: Space, search: Sequence[Entry], winner: int | None = None) ->
         score = 100 * (entry.score or 0.0)
         shape = "D" if entry.number == DEFAULT else "o"
         edge = 2.6 if entry.number == winner else 1.0
-        axes.plot(x, y, shape, color=colours.to_rgba(score), markersize=10, markeredgecolor="black",
+        axes.plot(x, y, shape, color=colours.to_rgba(np.array(score)), markersize=10, markeredgecolor="black",
                   markeredgewidth=edge)  # fmt: skip
         axes.annotate(f"{score:.1f}", (x, y), (0, 9), textcoords="offset points", ha="center", fontsize=8)
     axes.set_xticks(*_ticks(space, across))
