@@ -135,8 +135,8 @@ class Cluster:
     def destroy(self) -> None:
         """End everything of this cluster."""
         for machine in self.machines.values():
-            machine.destroy()
             self._network.machines.remove(machine)
+            machine.destroy()
         shutil.rmtree(self.temporary, ignore_errors=True)
 
 

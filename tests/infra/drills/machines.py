@@ -101,13 +101,21 @@ class Machine:
         """Pull the network cable, or put it back."""
         ip("link", "set", self.outside, "up" if connected else "down")
 
+    def _ungrouped(self) -> bool:
+        """Whether the control group could be removed: the kernel keeps it while a dead process is in it."""
+        try:
+            self.group.rmdir()  # type: ignore[union-attr]
+        except OSError:
+            return False
+        return True
+
     def destroy(self) -> None:
         """End everything and remove the machine."""
         self.crash()
         ip("link", "del", self.outside)  # sockets that die slowly would keep it for minutes
         ip("netns", "del", self.namespace)
         if self.group:
-            self.group.rmdir()
+            until(self._ungrouped, "the processes of a control group to be gone", 60)
 
 
 class Network:
