@@ -143,6 +143,7 @@ class Network:
         return machine
 
     def __exit__(self, *_: object) -> None:
-        for machine in self.machines:
-            machine.destroy()
-        ip("link", "del", self.bridge)
+        with contextlib.ExitStack() as stack:  # all of it, whatever one of them raises
+            stack.callback(ip, "link", "del", self.bridge)
+            for machine in self.machines:
+                stack.callback(machine.destroy)
