@@ -57,7 +57,12 @@ def _parser() -> argparse.ArgumentParser:
     add("input", nargs="+", metavar="INPUT", help="files or folders of one kind")
     add("--checkpoint", required=True, metavar="MODEL", help="a run's folder, a checkpoint, or models:/NAME@ALIAS")
     add("--registry", default="", metavar="URI", help="MLflow's address (default: the sqlite file in runs/)")
-    add("--library", default="", metavar="DIR", help="of serve.library: tells the nearest references of each barcode")
+    add(
+        "--library",
+        default="",
+        metavar="DIR",
+        help="of serve.library: tells the nearest references (default: the model's own)",
+    )
     add("--out", required=True, type=Path, metavar="FILE", help="RESULT.parquet or RESULT.csv")
     add("--names", choices=STYLES, default="own", help="of the columns: our own, Darwin Core's, BOLD's")
     add("--threshold", type=float, metavar="P", help="probability that an answer needs (default: 0.95)")
@@ -85,9 +90,9 @@ def run(arguments: argparse.Namespace) -> str:
     state = _state(arguments.out).resolve()
     if arguments.overwrite:
         shutil.rmtree(state, ignore_errors=True)
+    model = resolve_checkpoint(arguments.checkpoint, registry=arguments.registry, cache=state)
     asking = Asking(
-        model=resolve_checkpoint(arguments.checkpoint, registry=arguments.registry, cache=state),
-        library=arguments.library and str(Path(arguments.library).resolve()),
+        model=model, library=str(Path(arguments.library).resolve()) if arguments.library else model.library,
         threshold=threshold, subset=subset, device=arguments.device, threads=arguments.threads,
     )  # fmt: skip
     source = open_source(arguments.input, arguments.format, arguments.option, arguments.split)

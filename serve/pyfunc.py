@@ -13,8 +13,8 @@ import pyarrow as pa
 from serve.answer import Query
 from serve.columns import COLUMNS, table_of
 from serve.predictor import THRESHOLD, Predictor
+from serve.registry import LIBRARY
 
-LIBRARY = "library"  # folder of a reference library inside an exported model
 KINDS = {pa.string(): "string", pa.float64(): "double", pa.int64(): "long", pa.bool_(): "boolean"}
 
 

@@ -18,6 +18,7 @@ from train.config import Config
 from train.tracking import tracking_uri
 
 SCHEME = "models:/"
+LIBRARY = "library"  # folder of a reference library inside an exported model
 _ADDRESS = re.compile(r"models:/+(?P<name>[^/@:]+)(@(?P<alias>[^/@:]+)|/(?P<version>[0-9]+))")
 _FORMS = "models:/NAME@ALIAS or models:/NAME/VERSION"
 
@@ -30,6 +31,11 @@ class ResolvedModel:
     address: str  # as it was asked for
     name: str  # in the registry; of a folder: the run's
     version: str  # in the registry; "" for a folder
+
+    @property
+    def library(self) -> str:
+        """The folder of the reference library that was exported with it, "" = none."""
+        return str(self.path / LIBRARY) if (self.path / LIBRARY).is_dir() else ""
 
 
 def default_registry() -> str:

@@ -312,6 +312,17 @@ def test_mistakes_take_one_line(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty.txt", "in.fasta", "there.csv"]
 
 
+def test_the_library_that_was_exported_with_a_model_is_used(
+    served: Served, specimens: list[Stored], tmp_path: Path
+) -> None:
+    model = shutil.copytree(served.checkpoint, tmp_path / "model")
+    shutil.copytree(served.library, model / "library")
+    source = write_fasta(tmp_path / "in.fasta", specimens)
+    given = [source, "--checkpoint", model, "--out", tmp_path / "out.parquet", "--serial"]
+    assert bulk.main([str(part) for part in given]) == 0
+    assert pq.read_table(tmp_path / "out.parquet")["nearest_key"].null_count < len(specimens)
+
+
 def test_a_checklist_restricts_the_answers(
     served: Served, specimens: list[Stored], predictor: Predictor, tmp_path: Path
 ) -> None:
