@@ -301,7 +301,7 @@ class Sweep:
 def settled(config: Config) -> Config:
     """A recipe ready for a sweep: paths absolute, simulated specimens made, its experiment named."""
     make_folder(Path(config.run.storage))
-    config = with_simulated(absolute_paths(config))
+    config = absolute_paths(with_simulated(config))
     if config.run.experiment != RunConfig.experiment:
         return config
     return dataclasses.replace(config, run=dataclasses.replace(config.run, experiment=EXPERIMENT))

@@ -9,11 +9,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from engine.pipeline import load_index
 from tests.train.small import SETTINGS
 from tests.train.test_main import refused
+from train.config import override
+from train.recipes import make
 from tune import spaces
 from tune.main import main, seconds
 from tune.spaces import Uniform
+from tune.sweep import settled
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -95,3 +99,14 @@ def test_as_a_script_before_ray_starts() -> None:
         [sys.executable, "tune/main.py", "--dry-run"], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert shown.stdout.startswith("loss.hierarchy_weight: LogUniform(low=0.001, high=1.0, zero=0.15) (recipe: 0.01)")
+
+
+def test_the_recipe_of_sweeps_makes_its_specimens(tmp_path: Path, ray_session: None) -> None:
+    """`simulated:SEED:COUNT` is no path, and a folder of its own for each count."""
+    config = settled(override(make("sweep"), ["data.shards=simulated:0:320", f"run.storage={tmp_path}"]))
+    assert config.data.shards == (str(tmp_path / "simulated-0-320"),)
+    index = load_index(config.data.shards)
+    assert len(index) == 320 and {"train", "val", "test"} == set(index["split"].to_pylist())
+    assert len(set(index["species"].to_pylist()) - {None}) == 8
+    assert config.run.experiment == "taxafuse-sweeps"
+    assert settled(override(config, ["run.experiment=mine"])).run.experiment == "mine"
