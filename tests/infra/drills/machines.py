@@ -50,7 +50,7 @@ class Machine:
             ip("-n", self.namespace, *words.split())
 
     def quota(self, cpus: float) -> None:
-        """From now on at most so many CPUs for everything on this machine. Raises ValueError without cgroups v1."""
+        """From now on at most so many CPUs for all that runs on this machine and its children. Raises ValueError without cgroups v1."""
         if not (CGROUPS / "cpu.cfs_quota_us").exists():
             raise ValueError(f"CPU quotas: got no {CGROUPS}/cpu.cfs_quota_us, allowed: a machine with cgroups v1")
         if not self.group:
@@ -58,9 +58,11 @@ class Machine:
             self.group.mkdir()
             (self.group / "cpu.cfs_period_us").write_text(str(PERIOD_US))
         (self.group / "cpu.cfs_quota_us").write_text(str(int(cpus * PERIOD_US)))
-        for pid in self.pids():  # children that start from now on are in the group, too
-            with contextlib.suppress(OSError):
-                (self.group / "cgroup.procs").write_text(str(pid))
+        procs = self.group / "cgroup.procs"
+        while missing := set(self.pids()) - set(map(int, procs.read_text().split())):  # children of those may be born
+            for pid in missing:
+                with contextlib.suppress(OSError):  # it ended meanwhile
+                    procs.write_text(str(pid))
 
     def start(self, command: list[str], log: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
         """Start a process on this machine, in a process group of its own."""
