@@ -50,7 +50,7 @@ class Machine:
             ip("-n", self.namespace, *words.split())
 
     def quota(self, cpus: float) -> None:
-        """From now on at most so many CPUs for all that runs on this machine and its children. Raises ValueError without cgroups v1."""
+        """At most so many CPUs for what runs here now, and its children. Raises ValueError without cgroups v1."""
         if not (CGROUPS / "cpu.cfs_quota_us").exists():
             raise ValueError(f"CPU quotas: got no {CGROUPS}/cpu.cfs_quota_us, allowed: a machine with cgroups v1")
         if not self.group:
