@@ -16,6 +16,7 @@ import random
 import statistics
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,9 @@ from tests.infra.drills.machines import Network, until  # noqa: E402
 CONFIGURATIONS = (("data", 1), ("data", 2), ("data", 4), ("train", 1), ("train", 2))
 CALIBRATION = 1  # nodes of the configuration that the model is calibrated on
 BATCH, SIDE = 128, 112
-SKIPPED, COUNTED = 6, 20  # batches: what was made before the quota held, what is measured
+COUNTED = 24  # batches that are measured
+HELD = 4  # blocks of a batch that a node's data may hold, and so were made before the quota held
+STORE_PER_NODE = HELD * BATCH * 2 * 3 * SIDE**2
 TRAIN_BATCH, TRAIN_SKIPPED, TRAIN_COUNTED = 64, 3, 12
 STORE_BYTES = 400_000_000
 TOLERANCE = 0.35
@@ -60,17 +63,18 @@ def drive(shards: str, told: Path) -> None:
     specimens = Specimens.from_index(index, Taxonomy.build(label_columns(index)))
     plan = Plan(labels=specimens.labels, seed=0, global_batch_size=BATCH, lanes=8, window=4096, partners=False)
     data = DataConfig(shards=(shards,), image_size=SIDE, rows_per_task=BATCH, prefetch_batches=1)
-    budget = cpu_budget(ray.cluster_resources(), 0, 0.0)
     nodes = int(ray.cluster_resources()["CPU"])
+    budget = replace(cpu_budget(ray.cluster_resources(), 0, 0.0), object_store_bytes=1.01 * nodes * STORE_PER_NODE)
     warm = 4 * nodes  # every node has started its processes
-    total = warm + SKIPPED + COUNTED
+    skipped = warm + (HELD + 2) * nodes + 4  # also those in the driver's own hands
+    total = skipped + COUNTED
     batches = training_batches(specimens, plan, data, (0, total + 4 * nodes), (0, 1), budget)
     started = 0.0
     for number, _ in enumerate(batches, 1):
         if number == warm:
             told.with_suffix(".warm").touch()
             until(told.with_suffix(".quota").exists, "the quotas", 60)
-        if number == warm + SKIPPED:
+        if number == skipped:
             started = time.perf_counter()
         if number == total:
             told.write_text(json.dumps({"rate": COUNTED * BATCH / (time.perf_counter() - started)}))
@@ -130,17 +134,16 @@ def spread(values: list[float]) -> str:
 
 def predictions(rows: list[dict[str, Any]], quota: dict[str, float]) -> dict[tuple[str, int], float]:
     """What the capacity model says of every configuration, from the medians of the calibration ones."""
-    base = {kind: statistics.median(row["rate"] for row in rows if (row["kind"], row["nodes"]) == (kind, CALIBRATION))
-            for kind in MEASURE}  # fmt: skip
-    per_cpu = base["data"] / (CALIBRATION * quota["data"])
-    row_s = CALIBRATION / base["train"]
     found = {}
-    for kind, nodes in CONFIGURATIONS:
-        if kind == "data":
-            found[kind, nodes] = specimens_per_second(nodes * quota["data"], per_cpu, BATCH, 1e-9)
-        else:
-            step = step_seconds(TRAIN_BATCH, nodes, row_s, 0.0, 0.0)
-            found[kind, nodes] = specimens_per_second(1e9, per_cpu, TRAIN_BATCH, step)
+    for kind in dict.fromkeys(row["kind"] for row in rows):
+        known = statistics.median(row["rate"] for row in rows if (row["kind"], row["nodes"]) == (kind, CALIBRATION))
+        for nodes in (nodes for other, nodes in CONFIGURATIONS if other == kind):
+            if kind == "data":  # no step to wait for
+                per_cpu = known / (CALIBRATION * quota["data"])
+                found[kind, nodes] = specimens_per_second(nodes * quota["data"], per_cpu, BATCH, 1e-9)
+            else:  # no end of data
+                step = step_seconds(TRAIN_BATCH, nodes, CALIBRATION / known, 0.0, 0.0)
+                found[kind, nodes] = specimens_per_second(1e9, known, TRAIN_BATCH, step)
     return found
 
 
@@ -151,7 +154,7 @@ def table(rows: list[dict[str, Any]], quota: dict[str, float]) -> tuple[str, boo
         "| nodes | CPU each | specimens/s | of one node, same round | the model says | |",
         "|---|---:|---:|---:|---:|---|",
     ]
-    for kind, nodes in CONFIGURATIONS:
+    for kind, nodes in expected:
         own = {row["round"]: row["rate"] for row in rows if (row["kind"], row["nodes"]) == (kind, nodes)}
         one = {row["round"]: row["rate"] for row in rows if (row["kind"], row["nodes"]) == (kind, CALIBRATION)}
         ratios = [rate / one[number] for number, rate in own.items() if number in one]
@@ -172,6 +175,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--kinds", nargs="+", choices=sorted(MEASURE), default=sorted(MEASURE))
     parser.add_argument("--data-cpu", type=float, default=0.25)
     parser.add_argument("--train-cpu", type=float, default=0.4)
     options = parser.parse_args()
@@ -183,7 +187,8 @@ def main() -> int:
     rows: list[dict[str, Any]] = []
     with Network() as network:
         for number in range(options.rounds):
-            order = random.Random(number).sample(CONFIGURATIONS, len(CONFIGURATIONS))
+            wanted = [one for one in CONFIGURATIONS if one[0] in options.kinds]
+            order = random.Random(number).sample(wanted, len(wanted))
             for kind, nodes in order:
                 rate = MEASURE[kind](network, out, nodes, quota[kind])
                 rows.append({"round": number, "kind": kind, "nodes": nodes, "rate": rate})
