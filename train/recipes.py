@@ -81,7 +81,8 @@ def sweep() -> Config:
 
     python tune/main.py --recipe sweep
 
-    37 s of one CPU core a training. Val, seed 0: barcode species 76.3%, photo family 51.9%.
+    2 CPU cores: 38 s a training of one core, 7 minutes a sweep of 16 trials with its finals. Val, seed 0: barcode
+    species 76.3%, photo family 51.9%.
     """
     return Config(
         recipe="sweep",

@@ -61,7 +61,12 @@ class Standing:
     @property
     def label(self) -> str:
         """For tables."""
-        return f"{self.number:03d}{' (default)' if self.number == DEFAULT else ''}"
+        return label_of(self.number)
+
+
+def label_of(number: int) -> str:
+    """A setting's name in tables."""
+    return f"trial {number:03d}{' (default)' if number == DEFAULT else ''}"
 
 
 def choose(search: Sequence[Entry]) -> list[Entry]:
@@ -104,7 +109,7 @@ def seed_noise(finals: Sequence[Entry]) -> float:
 
 def final_table(found: Sequence[Standing]) -> str:
     """The finals as Markdown: one row a setting, the winner first; points of the score on test."""
-    header = ["trial", "values", "test score (95%)", "seeds", "minus default (95%)"]
+    header = ["setting", "values", "test score (95%)", "seeds", "minus default (95%)"]
     rows = []
     for one in found:
         seeds = ", ".join(f"{100 * score:.1f}" for _, score in sorted(one.scores.items()))
@@ -121,10 +126,11 @@ def search_table(search: Sequence[Entry]) -> str:
     rows = []
     for entry in ranked:
         score = "–" if entry.score is None else f"{100 * entry.score:.1f}"
-        name = f"{entry.number:03d}{' (default)' if entry.number == DEFAULT else ''}"
         told = entry.reason[:60] if entry.state == "failed" else entry.state
-        rows.append([name, short(entry.values), told, str(entry.epoch), score, f"{entry.seconds:.0f}"])
-    return markdown(["trial", "values", "outcome", "epochs", "val score", "seconds"], rows)
+        rows.append(
+            [label_of(entry.number), short(entry.values), told, str(entry.epoch), score, f"{entry.seconds:.0f}"]
+        )
+    return markdown(["setting", "values", "outcome", "epochs", "val score", "seconds"], rows)
 
 
 def verdict(search: Sequence[Entry], finals: Sequence[Entry]) -> str:

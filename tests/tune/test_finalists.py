@@ -80,5 +80,5 @@ def test_the_table_of_the_search() -> None:
     search = [tried(0, 0.3), tried(1, 0.9, "stopped", 3), tried(2, 0.5), tried(3, 0.1, "failed", 3)]
     search[3].reason = "loss is nan at step 12"
     rows = [line.split("|")[1:4] for line in search_table(search).splitlines()[2:]]
-    assert [row[0].strip() for row in rows] == ["002", "000 (default)", "001", "003"]
+    assert [row[0].strip() for row in rows] == ["trial 002", "trial 000 (default)", "trial 001", "trial 003"]
     assert rows[3][2].strip() == "loss is nan at step 12"
