@@ -13,6 +13,7 @@ kind and compared with the others. Nothing else should run.
 import argparse
 import json
 import random
+import signal
 import statistics
 import sys
 import time
@@ -181,6 +182,7 @@ def main() -> int:
     options = parser.parse_args()
     out: Path = options.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # what it started is to end with it
     authenticate(out)
     write_shards(out / "shards")
     quota = {"data": options.data_cpu, "train": options.train_cpu}
