@@ -56,7 +56,7 @@ def numbered_tasks(count: int, poll_s: float = POLL_S) -> Any:
     from ray.data._internal.execution import resource_manager, streaming_executor_state
 
     streaming_executor_state.WAIT_FOR_TASK_COMPLETION_TIMEOUT_S = poll_s
-    resource_manager.ResourceManager.GLOBAL_LIMITS_UPDATE_INTERVAL_S = LIMITS_S
+    resource_manager.ResourceManager.GLOBAL_LIMITS_UPDATE_INTERVAL_S = LIMITS_S  # type: ignore[assignment]
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
