@@ -51,6 +51,7 @@ def test_a_cluster_that_is_not_there(monkeypatch: pytest.MonkeyPatch, capsys: py
         raise ConnectionError("no cluster")
 
     monkeypatch.setattr(ray, "init", refused)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
     assert doctor.main(["--wait-for-nodes", "2"]) == 2
     assert "no cluster at this machine; allowed" in capsys.readouterr().err
 
