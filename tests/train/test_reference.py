@@ -190,7 +190,7 @@ def test_saved_loaded_and_extended_libraries_answer_alike(planted: Planted, tmp_
     grown = half.extend(planted.records.slice(30), planted.barcodes[30:])
     checksum = grown.save(tmp_path)
     loaded = Library.load(tmp_path)
-    assert (loaded.version, len(checksum)) == (2, 64) and isinstance(loaded.index.postings, np.memmap)
+    assert (loaded.version, len(checksum)) == (2, 64) and isinstance(loaded.index.postings.base, np.memmap)
     queries = [sequence[100:300] for sequence in planted.barcodes]
     expected = answers(planted.library, planted.library.search(queries))
     assert answers(loaded, loaded.search(queries)) == expected

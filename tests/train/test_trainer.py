@@ -91,6 +91,7 @@ def test_ray_job_submit(simulated_shards: Path, tmp_path: Path) -> None:
     gcs, dashboard = free_port(), free_port()
     here = Path(sys.executable).parent  # the job's `python` is the one that the head finds
     environment = os.environ | {"RAY_AUTH_MODE": "disabled", "PATH": f"{here}:{os.environ['PATH']}"}
+    environment.pop("RAY_ADDRESS", None)  # it would go before --address
     ray = str(here / "ray")
     short = tempfile.mkdtemp(prefix="taxafuse")  # the sockets below it may not pass 107 characters
     head = subprocess.Popen(

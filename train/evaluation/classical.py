@@ -133,10 +133,12 @@ def _execute(command: Sequence[str]) -> tuple[float, int]:
     with tempfile.TemporaryFile() as told:
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=told)
         memory = finished = 0
+        pause = 0.001  # at first: a small job is done within _POLL
         while not finished:
             memory = max(memory, _high_water(process.pid))
             finished, status, usage = os.wait4(process.pid, os.WNOHANG)
-            time.sleep(0 if finished else _POLL)
+            time.sleep(0 if finished else pause)
+            pause = min(_POLL, 1.5 * pause)
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode:
             told.seek(0)
