@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
 from pydantic_core import to_json
 from starlette.exceptions import HTTPException
@@ -24,7 +24,7 @@ from starlette.responses import JSONResponse
 from serve import schemas
 from serve.bodies import Refused, read_body, read_form
 from serve.document import FORM, JSON, describe
-from serve.host import Reply
+from serve.metrics import Metrics
 from serve.query import MAX_IMAGES, MAX_LETTERS
 from serve.service import Service
 
@@ -48,34 +48,11 @@ _REFUSALS: dict[int | str, dict[str, Any]] = {
 _READS: dict[int | str, dict[str, Any]] = {status: _REFUSALS[status] for status in (401, 404, 422, 503)}
 
 
-class _Metrics:
-    """Numbers of one ingress for Prometheus."""
-
-    def __init__(self, service: Service) -> None:
-        self.registry = CollectorRegistry()
-        self.requests = Counter("taxafuse_requests", "requests by route and status", ["route", "status"],
-                                registry=self.registry)  # fmt: skip
-        self.seconds = Histogram("taxafuse_request_seconds", "from the first byte to the answer", ["route"],
-                                 registry=self.registry)  # fmt: skip
-        self.queries = Counter("taxafuse_queries", "specimens by outcome", ["outcome"], registry=self.registry)
-        for name, text, read in (
-            ("in_flight", "requests in flight", lambda: service.admission.requests),
-            ("held_bytes", "bytes that requests in flight hold", lambda: service.admission.bytes),
-            ("refused", "requests turned away because the service was full", lambda: service.admission.refused),
-        ):
-            Gauge(f"taxafuse_{name}", text, registry=self.registry).set_function(read)
-
-    def count(self, replies: list[Reply]) -> None:
-        for reply in replies:
-            self.queries.labels("answered" if reply.status == 200 else "unusable").inc()
-
-
 class _Routes:
     """The endpoints of one service."""
 
     def __init__(self, service: Service) -> None:
-        self.service = service
-        self.metrics = _Metrics(service)
+        self.service, self.metrics = service, service.metrics
 
     def check_token(self, request: Request) -> None:
         """Raises Refused (401)."""
@@ -202,7 +179,7 @@ class _Routes:
     async def prometheus(self, request: Request) -> Response:
         """Numbers for Prometheus."""
         self.check_token(request)
-        return Response(generate_latest(self.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+        return Response(await self.service.numbers(), media_type=CONTENT_TYPE_LATEST)
 
 
 def make_app(service: Service, page: Path = PAGE) -> FastAPI:
@@ -253,7 +230,7 @@ def _show(app: FastAPI, path: str, file: Path) -> None:
 class _Timed:
     """Counts requests and their seconds, by route."""
 
-    def __init__(self, app: Any, metrics: _Metrics, known: list[str]) -> None:
+    def __init__(self, app: Any, metrics: Metrics, known: list[str]) -> None:
         self.app, self.metrics, self.known = app, metrics, set(known)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:

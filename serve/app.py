@@ -1,121 +1,80 @@
-"""The service on Ray Serve: an ingress that speaks HTTP, and replicas that hold the models.
+"""The service on Ray Serve: replicas that each speak HTTP and hold the models.
 
     serve run serve.app:app                                     # the newest run, http://127.0.0.1:8000
     serve run serve.app:app checkpoint=runs/NAME library=library
     serve run serve.app:app checkpoint=models:/taxafuse@champion
 
-An ingress resolves aliases, turns away what is too much (`serve.service`) and passes queries on; a replica decodes,
-batches and answers (`serve.host`). Requests name versions, so a batch never mixes two models and every answer can say
-which one it is from.
+One process does all of a request: each further hop through Ray Serve costs about 4 ms, more than a barcode's answer
+(tests/benchmarks/RESULTS.md, The service).
 """
 
-from collections.abc import Awaitable
+import asyncio
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
 from ray import serve
-from ray.exceptions import RayActorError
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
-from ray.serve.handle import DeploymentHandle
+from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.schema import LoggingConfig
 
-from serve.answer import Query
 from serve.api import make_app
-from serve.bodies import overloaded
-from serve.directory import Directory, Spec, addresses, read_directory
-from serve.host import ModelHost, Reply
-from serve.predictor import Options
+from serve.directory import Directory, addresses, read_directory
+from serve.host import ModelHost
 from serve.registry import SCHEME, default_registry
 from serve.service import Service
 from serve.settings import Settings, read_settings, read_token
 
-INGRESS, MODELS = "Ingress", "Models"
+log = logging.getLogger(__name__)
+
+DEPLOYMENT = "Identifier"
 DRAIN_S = 30.0  # a replica that is taken away may finish its requests for so long
-BEYOND = 16  # times max_in_flight: what Serve lets through to an ingress, so that the ingress itself turns away
+BEYOND = 16  # times max_in_flight: what Serve lets through to a replica, so that the replica itself turns away
 _QUIET = LoggingConfig(enable_access_log=False)  # a line per request costs as much as a small answer
 
 
-class Models:
-    """A replica: the models of one process; methods as those of `ModelHost`."""
+class Identifier:
+    """A replica: a `Service` with its models, which knows the other replicas."""
+
+    Host = ModelHost
 
     async def __init__(self, settings: Settings) -> None:  # type: ignore[misc]  # Serve awaits it
-        self.host = ModelHost(settings)
-        for spec in read_directory(settings).specs:
-            await self.host.load(spec)
-
-    async def load(self, spec: Spec) -> dict[str, Any]:
-        return await self.host.load(spec)
-
-    async def retire(self, id: str) -> None:
-        await self.host.retire(id)
-
-    async def identify(self, spec: Spec, queries: list[Query], options: Options) -> list[Reply]:
-        return await self.host.identify(spec, queries, options)
-
-    async def embed(self, spec: Spec, queries: list[Query]) -> list[Reply]:
-        return await self.host.embed(spec, queries)
-
-    async def taxa(self, spec: Spec) -> list[dict[str, Any]]:
-        return await self.host.taxa(spec)
-
-
-class Replicas:
-    """All replicas of the models as one `serve.service.Host`; methods as those of `ModelHost`."""
-
-    def __init__(self, handle: DeploymentHandle) -> None:
-        self.handle = handle
-
-    async def load(self, spec: Spec) -> dict[str, Any]:
-        """Every replica loads it."""
-        return (await self.handle.broadcast("load", spec).results_async())[0]
-
-    async def retire(self, id: str) -> None:
-        await self.handle.broadcast("retire", id).results_async()
-
-    async def card(self, spec: Spec) -> dict[str, Any]:
-        return await _of_one(self.handle.load.remote(spec))
-
-    async def identify(self, spec: Spec, queries: list[Query], options: Options) -> list[Reply]:
-        return await _of_one(self.handle.identify.remote(spec, queries, options))
-
-    async def embed(self, spec: Spec, queries: list[Query]) -> list[Reply]:
-        return await _of_one(self.handle.embed.remote(spec, queries))
-
-    async def taxa(self, spec: Spec) -> list[dict[str, Any]]:
-        return await _of_one(self.handle.taxa.remote(spec))
-
-
-async def _of_one(response: Awaitable[Any]) -> Any:
-    """What one replica answers. Raises Refused (503) when it dies meanwhile, and where there is none to ask."""
-    try:
-        return await response
-    except (RayActorError, BackPressureError, DeploymentUnavailableError) as error:
-        # asked once only: a query that kills a process must not kill the next one, too
-        raise overloaded(f"the model's process is not there ({type(error).__name__}); it is started again") from None
-
-
-class Ingress:
-    """An ingress: the HTTP interface of a service whose models are behind a handle."""
-
-    def __init__(self, settings: Settings, models: DeploymentHandle) -> None:
         self.service = Service(
-            settings, read_directory(settings), Replicas(models), read_token(settings), self._announce
+            settings, read_directory(settings), self.Host(settings), read_token(settings), self._everyone
         )
+        await self.service.prepare(self.service.directory)
+        self._joining = asyncio.create_task(self._join())
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Serve when the replica starts."""
         return make_app(self.service)
 
-    async def adopt(self, directory: Directory) -> None:
-        """Take over what another ingress has reloaded."""
-        self.service.adopt(directory)
+    async def prepare(self, directory: Directory) -> None:
+        """Asked by a replica, see `Service.prepare`."""
+        await self.service.prepare(directory)
 
-    async def _announce(self, directory: Directory) -> None:
+    async def adopt(self, directory: Directory) -> None:
+        """Asked by a replica, see `Service.adopt`."""
+        await self.service.adopt(directory)
+
+    async def exposition(self) -> str:
+        """Asked by a replica, see `Service.exposition`."""
+        return await self.service.exposition()
+
+    async def _everyone(self, method: str, *arguments: Any) -> list[Any]:
         here = serve.get_replica_context()
         everyone = serve.get_deployment_handle(here.deployment, here.app_name)
-        await everyone.broadcast("adopt", directory).results_async()
+        return list(await everyone.broadcast(method, *arguments).results_async())
+
+    async def _join(self) -> None:
+        """A replica that starts resolves aliases anew; the others follow, so that all have the same versions."""
+        try:
+            await self.service.share(self.service.directory)
+        except DeploymentUnavailableError:
+            pass  # it is the first
+        except Exception as error:  # they go on as they are, until a reload
+            log.warning("other replicas did not take over this one's models: %r", error)
 
 
 def app(arguments: dict[str, Any]) -> serve.Application:
@@ -126,8 +85,8 @@ def app(arguments: dict[str, Any]) -> serve.Application:
     return bind(settings)
 
 
-def bind(settings: Settings, models: type[Models] = Models) -> serve.Application:
-    """The deployments of settings whose paths are absolute; `models`: another kind of replica, for measurements."""
+def bind(settings: Settings, replica: type[Identifier] = Identifier) -> serve.Application:
+    """The deployment of settings whose paths are absolute; `replica`: another kind, for measurements."""
     if settings.max_replicas > settings.min_replicas:
         scaling: dict[str, Any] = {"autoscaling_config": {
             "min_replicas": settings.min_replicas, "max_replicas": settings.max_replicas,
@@ -135,18 +94,14 @@ def bind(settings: Settings, models: type[Models] = Models) -> serve.Application
         }}  # fmt: skip
     else:
         scaling = {"num_replicas": settings.min_replicas}
-    replicas = serve.deployment(
-        name=MODELS, max_ongoing_requests=2 * settings.max_in_flight, max_queued_requests=-1,
-        graceful_shutdown_timeout_s=DRAIN_S, health_check_period_s=5, logging_config=_QUIET,
+    most = BEYOND * settings.max_in_flight
+    deployment = serve.deployment(
+        name=DEPLOYMENT, max_ongoing_requests=most, max_queued_requests=most, graceful_shutdown_timeout_s=DRAIN_S,
+        health_check_period_s=5, logging_config=_QUIET,
         ray_actor_options={"num_cpus": settings.threads, "num_gpus": int(settings.device.startswith("cuda"))},
         **scaling,
-    )(models)  # fmt: skip
-    most = BEYOND * settings.max_in_flight
-    ingress = serve.deployment(
-        name=INGRESS, max_ongoing_requests=most, max_queued_requests=most, graceful_shutdown_timeout_s=DRAIN_S,
-        health_check_period_s=5, logging_config=_QUIET, ray_actor_options={"num_cpus": 0.1},
-    )(serve.ingress()(Ingress))  # fmt: skip
-    return ingress.bind(settings, replicas.bind(settings))
+    )(serve.ingress()(replica))  # fmt: skip
+    return deployment.bind(settings)
 
 
 def _located(settings: Settings) -> Settings:

@@ -1,17 +1,18 @@
-"""What an ingress does with a request beside HTTP: admission, names of models, the model's time, reload. No Ray."""
+"""What happens to a request beside HTTP: admission, names of models, the model's time, reload. No Ray."""
 
 import asyncio
 import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from serve.answer import Query
 from serve.bodies import Admission, Refused, overloaded
 from serve.directory import Directory, Spec, library_of, read_directory
 from serve.examples import examples_of
-from serve.host import Reply
+from serve.host import ModelHost, Reply
+from serve.metrics import Metrics, summed
 from serve.predictor import Options
 from serve.settings import Settings
 
@@ -27,32 +28,22 @@ DRAIN_POLL_S = 0.5
 Value = TypeVar("Value")
 
 
-class Host(Protocol):
-    """Where the models are: a `ModelHost` in this process, or replicas behind a handle."""
-
-    async def load(self, spec: Spec) -> dict[str, Any]: ...
-    async def card(self, spec: Spec) -> dict[str, Any]: ...
-    async def retire(self, id: str) -> None: ...
-    async def identify(self, spec: Spec, queries: list[Query], options: Options) -> list[Reply]: ...
-    async def embed(self, spec: Spec, queries: list[Query]) -> list[Reply]: ...
-    async def taxa(self, spec: Spec) -> list[dict[str, Any]]: ...
-
-
 class Service:
-    """The state of one ingress.
+    """One process of a service.
 
     Args:
-        directory: resolved when the service starts; replaced by `reload`.
-        announce: told of a new directory after a reload, so that other ingresses take it over.
+        directory: resolved when the process starts; replaced by `reload`.
+        everyone: asks all processes of the service, this one among them: name of a method, arguments -> their answers;
+            None = there is only this one.
     """
 
-    def __init__(self, settings: Settings, directory: Directory, host: Host, token: str = "",
-                 announce: Callable[[Directory], Awaitable[None]] | None = None) -> None:  # fmt: skip
-        self.settings, self.directory, self.host, self.token, self.announce = (
-            settings, directory, host, token, announce,
-        )  # fmt: skip
+    def __init__(self, settings: Settings, directory: Directory, host: ModelHost, token: str = "",
+                 everyone: Callable[..., Awaitable[list[Any]]] | None = None) -> None:  # fmt: skip
+        self.settings, self.directory, self.host, self.token = settings, directory, host, token
+        self._everyone = everyone or self._alone
         self.max_body = settings.max_body_mib << 20
         self.admission = Admission(settings.max_in_flight, HELD * self.max_body)
+        self.metrics = Metrics(self.admission)
         self.in_flight: Counter[str] = Counter()  # by version
         self._taxa: dict[str, list[dict[str, Any]]] = {}
         self._reloading = asyncio.Lock()
@@ -110,20 +101,26 @@ class Service:
         Raises Refused (409) when an address leads nowhere or a model cannot be loaded: then nothing changes.
         """
         async with self._reloading:
+            before = self.directory.names()
             try:
                 directory = await asyncio.to_thread(read_directory, self.settings)
-                new = [spec for spec in directory.specs if self.directory.names().get(spec.id) is None]
-                for spec in new:
-                    await self.host.load(spec)
+                await self.share(directory)
             except Exception as error:
                 raise Refused(409, f"reload: {str(error).strip()[:500]}; nothing was changed",
                               "addresses of models that can be loaded") from None  # fmt: skip
-            self.adopt(directory)
-            if self.announce is not None:
-                await self.announce(directory)
-        return [spec.id for spec in new]
+        return [spec.id for spec in directory.specs if spec.id not in before]
 
-    def adopt(self, directory: Directory) -> None:
+    async def share(self, directory: Directory) -> None:
+        """Every process of the service loads what is new, then every process swaps."""
+        await self._everyone("prepare", directory)
+        await self._everyone("adopt", directory)
+
+    async def prepare(self, directory: Directory) -> None:
+        """Load what is not loaded yet. Raises ValueError as `Predictor.load`."""
+        for spec in directory.specs:
+            await self.host.load(spec)
+
+    async def adopt(self, directory: Directory) -> None:
         """Swap: requests from now on mean these versions; the others are retired when the last answer is out."""
         before, self.directory = self.directory, directory
         kept = {spec.id for spec in directory.specs}
@@ -133,11 +130,22 @@ class Service:
             self._draining.add(task)
             task.add_done_callback(self._draining.discard)
 
+    async def exposition(self) -> str:
+        """The numbers of this process, as Prometheus reads them."""
+        return self.metrics.text()
+
+    async def numbers(self) -> str:
+        """The numbers of the whole service: of all processes, summed, whichever was asked."""
+        return summed(await self._everyone("exposition"))
+
     def served(self) -> list[dict[str, Any]]:
         """The models and what requests may call them."""
         names = self.directory.names()
         ids = dict.fromkeys(spec.id for spec in self.directory.specs)
         return [{"id": id, "called": [name for name, spec in names.items() if spec.id == id]} for id in ids]
+
+    async def _alone(self, method: str, *arguments: Any) -> list[Any]:
+        return [await getattr(self, method)(*arguments)]
 
     async def _drain(self, id: str) -> None:
         while self.in_flight[id]:

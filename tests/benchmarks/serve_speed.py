@@ -7,10 +7,10 @@ Prints a table. In every round each variant is measured once, in turn, for --sec
 are medians over the rounds, with the lowest and highest. Variants:
 
 bare    `Predictor.identify` in this process: one query at a time, and 64 at once
-serve   the service on Ray Serve: proxy, ingress, model, each a process
+serve   the service on Ray Serve: its proxy and a replica, each a process
 plain   the same HTTP interface and predictor in one uvicorn process (tests/serve/plain_server.py)
-noop    on Ray Serve with the same ingress, requests and answers, but the model's process answers at once with a
-        stored answer: what Ray Serve and the HTTP interface can do
+noop    on Ray Serve with the same interface, requests and answers, but without asking the model: an answer that was
+        stored. What Ray Serve and the HTTP interface can do
 
 All models run one torch thread. The client is one process that writes prepared requests to sockets.
 """
@@ -32,9 +32,9 @@ import pyarrow.parquet as pq
 import torch
 
 from serve.answer import Query
-from serve.app import Models, bind
+from serve.app import Identifier, bind
 from serve.directory import Spec
-from serve.host import Reply
+from serve.host import ModelHost, Reply
 from serve.predictor import Options, Predictor
 from serve.settings import Settings
 
@@ -44,17 +44,19 @@ PORT = 8765
 PHOTO_BYTES = 20_000
 
 
-class NoopModels(Models):
+class NoopHost(ModelHost):
     """Answers with what was answered first, without asking the model again."""
 
-    async def __init__(self, settings: Settings) -> None:
-        await super().__init__(settings)
-        self.stored: Reply | None = None
+    stored: Reply | None = None
 
     async def identify(self, spec: Spec, queries: list[Query], options: Options) -> list[Reply]:
         if self.stored is None:
             self.stored = (await super().identify(spec, queries[:1], options))[0]
         return [self.stored] * len(queries)
+
+
+class NoopIdentifier(Identifier):
+    Host = NoopHost
 
 
 @dataclass(frozen=True)
@@ -196,7 +198,7 @@ def start_serve(settings: Settings) -> dict[str, str]:
     ray.init(address="local", num_cpus=4, log_to_driver=False, logging_level="ERROR")  # processes, not cores
     serve.start(http_options={"host": "127.0.0.1", "port": PORT})
     serve.run(bind(settings), name="serve", route_prefix="/serve")
-    serve.run(bind(settings, NoopModels), name="noop", route_prefix="/noop")
+    serve.run(bind(settings, NoopIdentifier), name="noop", route_prefix="/noop")
     return {"serve": f"http://127.0.0.1:{PORT}/serve", "noop": f"http://127.0.0.1:{PORT}/noop"}
 
 

@@ -61,14 +61,14 @@ def run_service(model: Path) -> None:
 
     from ray import serve
 
-    from serve.app import app
+    from serve.app import DEPLOYMENT, app
 
     serve.start(http_options={"host": "127.0.0.1", "port": 18123})
     serve.run(app({"checkpoint": str(model)}), name="taxafuse", route_prefix="/")
     assert ask("/healthz") == 200
     assert ask("/v1/nothing") == 404
     with contextlib.suppress(Exception):  # that it raises is what is wanted
-        serve.get_deployment_handle("Models", "taxafuse").embed.remote(None, None).result(timeout_s=30)
+        serve.get_deployment_handle(DEPLOYMENT, "taxafuse").prepare.remote(None).result(timeout_s=30)
 
 
 def main() -> None:

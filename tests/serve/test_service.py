@@ -21,6 +21,7 @@ from serve.bodies import Admission, Refused, read_body, read_form
 from serve.directory import Directory, Spec, newest_run, read_directory
 from serve.export import register
 from serve.host import ModelHost, Reply
+from serve.metrics import Metrics, summed
 from serve.predictor import Options
 from serve.registry import ResolvedModel
 from serve.service import Service
@@ -329,13 +330,27 @@ def test_replicas_and_their_resources_follow_the_settings() -> None:
     from serve.app import bind
 
     fixed = bind(Settings(checkpoint="x", min_replicas=2, max_replicas=2))._bound_deployment
-    (_, handle) = fixed.init_args
-    assert handle._bound_deployment.num_replicas == 2
+    assert fixed.num_replicas == 2
     assert (
         fixed.max_queued_requests > Settings().max_in_flight < fixed.max_ongoing_requests
-    )  # the ingress refuses first
-    (_, handle) = bind(Settings(checkpoint="x", max_replicas=3, device="cuda", threads=4))._bound_deployment.init_args
-    models = handle._bound_deployment
-    assert (models.ray_actor_options["num_gpus"], models.ray_actor_options["num_cpus"]) == (1, 4)
-    scaling = models._deployment_config.autoscaling_config
+    )  # the replica refuses first
+    scaled = bind(Settings(checkpoint="x", max_replicas=3, device="cuda", threads=4))._bound_deployment
+    assert (scaled.ray_actor_options["num_gpus"], scaled.ray_actor_options["num_cpus"]) == (1, 4)
+    scaling = scaled._deployment_config.autoscaling_config
     assert (scaling.min_replicas, scaling.max_replicas, scaling.target_ongoing_requests) == (1, 3, 16)
+
+
+def test_numbers_of_several_processes_are_summed() -> None:
+    first, second = Metrics(Admission(2, 10)), Metrics(Admission(2, 10))
+    for metrics, count in ((first, 2), (second, 3)):
+        metrics.count([Reply(200, b"")] * count)
+        metrics.requests.labels("/v1/identify", "200").inc(count)
+        metrics.seconds.labels("/v1/identify").observe(count)
+    first.requests.labels("/v1/embed", "503").inc()
+    told = summed([first.text(), second.text()])
+    assert 'taxafuse_queries_total{outcome="answered"} 5.0' in told
+    assert 'taxafuse_requests_total{route="/v1/identify",status="200"} 5.0' in told
+    assert 'taxafuse_requests_total{route="/v1/embed",status="503"} 1.0' in told
+    assert 'taxafuse_request_seconds_sum{route="/v1/identify"} 5.0' in told
+    assert 'taxafuse_request_seconds_bucket{le="2.5",route="/v1/identify"} 1.0' in told
+    assert summed([told]) == told

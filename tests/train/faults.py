@@ -67,14 +67,17 @@ class Training:
         chosen = [f"data.shards={shards}", *SETTINGS, *LONG, f"run.storage={storage}", "run.name=job", *settings]
         command = [sys.executable, str(ROOT / "train" / "main.py"), "--recipe", "quickstart", "--no-evaluation"]
         command += [part for setting in chosen for part in ("--set", setting)]
-        self.folder = storage / "job"
+        self._start([*command, *(["--resume", "job"] if resume else [])], storage / "job")
+
+    def _start(self, command: list[str], folder: Path) -> None:
+        """`folder`: of the run; its log lies beside it."""
+        self.folder, storage = folder, folder.parent
         storage.mkdir(parents=True, exist_ok=True)
         self._log = (storage / "log.txt").open("ab")
         self._first = self._log.tell()
         self.process = subprocess.Popen(
-            [*command, *(["--resume", "job"] if resume else [])],
-            cwd=ROOT, stdout=self._log, stderr=self._log, start_new_session=True,
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            command, cwd=ROOT, stdout=self._log, stderr=self._log, start_new_session=True,
+            env=os.environ | {"PYTHONPATH": str(ROOT), "RAY_ADDRESS": "local"},  # not a cluster that runs here already
         )  # fmt: skip
 
     @property

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import signal
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -27,14 +26,7 @@ class Sweeping(Training):
         chosen = [f"data.shards={shards}", *SETTINGS, *LONG, f"run.storage={storage}"]
         command = [sys.executable, str(ROOT / "tune" / "main.py"), "--recipe", "quickstart", *options]
         command += [part for setting in chosen for part in ("--set", setting)]
-        self.folder = storage / "s"
-        storage.mkdir(parents=True, exist_ok=True)
-        self._log = (storage / "log.txt").open("ab")
-        self._first = self._log.tell()
-        self.process = subprocess.Popen(
-            command, cwd=ROOT, stdout=self._log, stderr=self._log, start_new_session=True,
-            env=os.environ | {"PYTHONPATH": str(ROOT), "RAY_ADDRESS": "local"},  # not a cluster that runs here already
-        )  # fmt: skip
+        self._start(command, storage / "s")
 
     def ended(self) -> list[str]:
         """The names of the trials whose end was told, in order."""

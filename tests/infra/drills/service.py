@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from serve.app import DEPLOYMENT
 from tests.infra.drills.cluster import Cluster
 from tests.infra.drills.machines import until
 from tests.infra.drills.services import BIN
@@ -59,9 +60,9 @@ class Deployed:
         return application.get("status") == "RUNNING" and self.ask()
 
     def replicas(self) -> list[str]:
-        """Addresses of the nodes of the models' replicas."""
-        models = self.status()["applications"]["taxafuse"]["deployments"]["Models"]
-        return [replica["node_ip"] for replica in models["replicas"] if replica["state"] == "RUNNING"]
+        """Addresses of the nodes of the replicas."""
+        deployment = self.status()["applications"]["taxafuse"]["deployments"][DEPLOYMENT]
+        return [replica["node_ip"] for replica in deployment["replicas"] if replica["state"] == "RUNNING"]
 
     def node_of_a_replica(self) -> str:
         """A machine with a replica, other than the one that is asked."""
