@@ -1,4 +1,4 @@
-"""Damage in training: what of `degrade` happens to each specimen's photo and barcode in each epoch.
+"""What of `degrade` happens to each specimen's photo and barcode in each epoch of training, and in evaluation.
 
 Every choice is drawn from (seed, epoch, specimen key), so that it depends on no batch and no worker.
 
@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from engine.barcodes import orient_batch, reverse_complement
-from engine.config import RobustConfig
-from engine.degrade import degrade_batch, window_at
+from engine.config import DegradeConfig, RobustConfig
+from engine.degrade import degrade_barcode, degrade_batch, fragment, window_at
 from engine.schema import rng_for, uniforms_for
 
 NOTHING, IMAGE, DNA = 0, 1, 2  # what is withheld from the fusion
@@ -41,6 +41,21 @@ def damaged_barcodes(
     for row, sequence in zip(rows, orient_batch(damaged) if orient else damaged, strict=True):
         result[row] = sequence
     return result
+
+
+def measured_barcodes(
+    sequences: Sequence[str], keys: Sequence[str], seed: int, config: DegradeConfig, orient: bool
+) -> list[str]:
+    """Return clean barcodes ("" = none) as evaluation damages them; a fragment may lie on either strand, and with
+    `orient` it is turned like any barcode that comes in."""
+    result = [
+        degrade_barcode(sequence, rng_for(seed, 0, key, "degrade"), config.severity) if sequence else ""
+        for key, sequence in zip(keys, sequences, strict=True)
+    ]
+    if config.fragment:
+        rngs = [rng_for(seed, 0, key, "fragment") for key in keys]
+        result = [fragment(sequence, rng, config.fragment) for sequence, rng in zip(result, rngs, strict=True)]
+    return orient_batch(result) if config.fragment and orient else result
 
 
 def blur_kernels(keys: Sequence[str], seed: int, epoch: int, config: RobustConfig) -> list[list[int]]:

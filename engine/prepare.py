@@ -239,23 +239,12 @@ class Prepare:
             "barcode": np.array([_identity(sequence) if sequence else -1 for sequence in sequences], dtype=np.int64),
         }
         if not self.training:
-            columns["dna_tokens_noisy"] = self.tokenizer.encode(self._degraded(sequences, keys))
+            degraded = damage.measured_barcodes(sequences, keys, self.seed, self.data.degrade, self.data.orient)
+            columns["dna_tokens_noisy"] = self.tokenizer.encode(degraded)
         elif self.data.robust.dna:
             sequences = damage.damaged_barcodes(sequences, keys, self.seed, epoch, self.data.robust, self.data.orient)
         columns["dna_tokens"] = self.tokenizer.encode(sequences, self._offsets(keys, epoch))
         return columns
-
-    def _degraded(self, sequences: Sequence[str], keys: list[str]) -> list[str]:
-        """The damaged forms that evaluation measures; a fragment is turned like any barcode that comes in."""
-        severity, length = self.data.degrade.severity, self.data.degrade.fragment
-        result = [
-            degrade.degrade_barcode(sequence, rng_for(self.seed, 0, key, "degrade"), severity) if sequence else ""
-            for key, sequence in zip(keys, sequences, strict=True)
-        ]
-        if length:
-            rngs = [rng_for(self.seed, 0, key, "fragment") for key in keys]
-            result = [degrade.fragment(sequence, rng, length) for sequence, rng in zip(result, rngs, strict=True)]
-        return barcodes.orient_batch(result) if length and self.data.orient else result
 
     def _offsets(self, keys: list[str], epoch: int) -> int | np.ndarray:
         """Where tokenising starts in each barcode: non-overlapping k-mers must learn every reading frame."""

@@ -26,7 +26,7 @@ class Taxon:
 
     name: str
     probability: float  # calibrated where the model has a calibration
-    score: float  # roll-up probability before calibration: what `train.evaluate` writes
+    score: float  # roll-up probability before calibration, the library counted where there is a rule for it
 
     def to_dict(self) -> dict[str, Any]:
         return {"name": self.name, "probability": self.probability, "score": self.score}

@@ -31,7 +31,8 @@ from train import checkpoint, reference
 from train.checkpoint import WEIGHTS
 from train.evaluation import evidence
 from train.evaluation.calibration import FILE as CALIBRATION
-from train.evaluation.calibration import Calibration
+from train.evaluation.calibration import WITH_LIBRARY, Calibration, Calibrator
+from train.evaluation.combination import Combiner
 from train.evaluation.scoring import Scorer
 from train.reference import Encoder, Library
 from train.reference.library import read_manifest
@@ -84,6 +85,7 @@ class Predictor:
         self.model, self.data, self.scorer = model, data, scorer
         self.threads = 1  # of the search in the library
         self.calibration, self.library = calibration, library
+        self._combiner = Combiner(library, scorer.taxonomy) if library is not None else None
         self.card: Mapping[str, Any] = dict(card or {})
         self._encoder = Encoder(model, data)
         self._checklist = Checklist(scorer.taxonomy)
@@ -244,21 +246,32 @@ class Predictor:
         prepared = [one for one, _ in items]
         image, dna = self._features(prepared)
         features = {"image": image, "dna": dna}.get(query)
-        calibrator = self.calibration.queries.get(query) if self.calibration is not None else None
+        backed = self._combiner is not None and query != "image"
+        calibrator = self._calibrator(query, backed)
         read = Read(query=query, calibrated=calibrator is not None, subset=subset, card=self.card)
         if features is None:
             features = self._fuse(image, dna)
             read.share = self._image_share(image, dna)
             read.disagreement = self._disagreement(image, dna)
-        barcodes = [one.dna for one in prepared]
-        if self.library is not None and query != "image":
-            hits = self.library.search(barcodes, threads=self.threads)
+        library = None
+        if backed:
+            hits = self.library.search([one.dna for one in prepared], threads=self.threads)
             read.references = reference.answers(self.library, hits)
+            if calibrator is not None and calibrator.combination is not None:
+                library = (self._combiner.of(hits), calibrator.combination)
         answers: list[Answer] = []
-        for chunk in evidence.scored(self.scorer, features, among=None if subset is None else subset.leaves):
+        among = None if subset is None else subset.leaves
+        for chunk in evidence.scored(self.scorer, features, among=among, library=library):
             rows = items[len(answers) : len(answers) + len(chunk.answers.path)]
             answers += compose.answers(self.scorer, chunk, calibrator, read, rows, len(answers))
         return answers
+
+    def _calibrator(self, query: str, backed: bool) -> Calibrator | None:
+        """The rules of a query; those that read what a library found where there are such."""
+        if self.calibration is None:
+            return None
+        queries = self.calibration.queries
+        return queries.get(f"{query}{WITH_LIBRARY}" if backed else query) or queries.get(query)
 
     def _disagreement(self, image: np.ndarray, dna: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
         """Scores and flags [N]; None where the model was not calibrated for it."""

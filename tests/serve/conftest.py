@@ -22,6 +22,8 @@ from tests.train.small import small_config
 from train import checkpoint, reference
 from train.evaluation import calibrate
 from train.evaluation.calibration import FILE
+from train.evaluation.cases import Part
+from train.evaluation.combination import Combiner
 from train.evaluation.setting import Setting
 
 
@@ -70,9 +72,10 @@ def served(simulated_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     place.mkdir(parents=True)
     checkpoint.save(place, model, config, taxonomy, step=0, state=None)
     setting = Setting(model, config, taxonomy, index, "test")
-    calibrate.fit(setting, calibrate.Part(setting, "val")).save(place / FILE)
     known = reference.read_shards([simulated_shards])
-    reference.Library.build(known.records, known.barcodes).save(folder / "library")
+    library = reference.Library.build(known.records, known.barcodes)
+    library.save(folder / "library")
+    calibrate.fit(Part(setting, "val", Combiner(library, taxonomy))).save(place / FILE)
     return Served(place, folder / "library", simulated_shards, index)
 
 

@@ -22,7 +22,9 @@ from serve.schemas import AnswerBody
 from tests.serve.conftest import Served, Stored
 from train import checkpoint
 from train.evaluation import evidence, report
-from train.evaluation.calibration import FILE, Calibration
+from train.evaluation.calibration import FILE, WITH_LIBRARY, Calibration
+from train.evaluation.cases import Part
+from train.evaluation.combination import Combiner
 from train.evaluation.measure import Subsets, rank_queries
 from train.evaluation.setting import Setting
 from train.reference import Library
@@ -55,8 +57,9 @@ def same(one: Answer, other: Answer) -> None:
 
 
 @pytest.mark.parametrize("asked", ["image", "dna", "fused"])
-def test_answers_are_those_of_the_evaluation(served: Served, predictor: Predictor, asked: str) -> None:
+def test_answers_are_those_of_the_evaluation(served: Served, asked: str) -> None:
     """Names and scores of predictions.parquet, probabilities of the calibration file, for the same specimens."""
+    predictor = Predictor.load(served.checkpoint)
     loaded = checkpoint.load(served.checkpoint)
     setting = Setting(loaded.model, loaded.config, loaded.taxonomy, served.index, "test")
     encoded = setting.encoded("test")
@@ -79,6 +82,30 @@ def test_answers_are_those_of_the_evaluation(served: Served, predictor: Predicto
             assert best.name == told[row][name]
             assert rank.name == loaded.taxonomy.names[column][found.path[place, column]]
             assert rank.probability == pytest.approx(calibrated[place, column], abs=CLOSE)
+
+
+@pytest.mark.parametrize("asked", ["dna", "fused"])
+def test_answers_with_a_library_are_those_of_the_evaluation(served: Served, predictor: Predictor, asked: str) -> None:
+    """The same lineages, evidence and probabilities as when the calibration is measured; and the library counts."""
+    loaded = checkpoint.load(served.checkpoint)
+    setting = Setting(loaded.model, loaded.config, loaded.taxonomy, served.index, "test")
+    part = Part(setting, "test", Combiner(Library.load(served.library), loaded.taxonomy))
+    calibrator = Calibration.load(served.checkpoint / FILE).queries[f"{asked}{WITH_LIBRARY}"]
+    rows = np.flatnonzero(part.mask(asked))
+    found = part.asked(f"{asked}{WITH_LIBRARY}", rows).cases(calibrator.combination)
+    probabilities = calibrator.probabilities(found.answers.evidence)
+    specimens = {one.key: one for one in served.specimens()}
+    queries = [query(specimens[part.clean.keys[row]], asked != "dna", asked != "image") for row in rows]
+    answers = predictor.identify(queries, threshold=0.5)
+    assert len(answers) == len(rows) > 20
+    for place, answer in enumerate(answers):
+        assert isinstance(answer, Answer) and answer.calibrated
+        for column, rank in enumerate(answer.ranks):
+            assert rank.name == loaded.taxonomy.names[column][found.answers.path[place, column]]
+            assert rank.probability == pytest.approx(probabilities[place, column], abs=CLOSE)
+    alone = part.asked(asked, rows).cases()
+    species = RANKS.index("species")
+    assert found.right[:, species].mean() > alone.right[:, species].mean() + 0.2  # random weights know no species
 
 
 def test_alone_in_a_batch_and_in_another_order(predictor: Predictor, both: list[Stored]) -> None:

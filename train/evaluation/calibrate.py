@@ -8,132 +8,63 @@ without these species), else they are made in the same way. Val is never under t
 Legend: N queries, R ranks.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
-from engine.config import DegradeConfig
-from engine.pipeline import label_columns
 from engine.schema import uniforms_for
 from engine.taxonomy import RANKS
-from train.evaluation import evidence, subsets
-from train.evaluation.calibration import Calibration, Calibrator, Disagreement, Rule, columns_of, fit_rule
-from train.evaluation.evidence import AGREEMENTS, INPUTS, Answers
-from train.evaluation.predict import QUERIES, Encoded
-from train.evaluation.setting import Setting
+from train.evaluation import evidence
+from train.evaluation.calibration import (
+    WITH_LIBRARY,
+    Calibration,
+    Calibrator,
+    Combination,
+    Disagreement,
+    Rule,
+    columns_of,
+    fit_rule,
+)
+from train.evaluation.cases import DAMAGE, SPECIES, Asked, Cases, Part
+from train.evaluation.evidence import AGREEMENTS, INPUTS
 
-DAMAGE = {
-    "preset": DegradeConfig(severity=1.0, blur_kernel=5),
-    "preset_2x": DegradeConfig(severity=2.0, blur_kernel=9),
-    "fragment_100": DegradeConfig(severity=0.0, fragment=100, blur_kernel=15),
-    "fragment_200": DegradeConfig(severity=0.0, fragment=200, blur_kernel=5),
-}
 CLEAN, DAMAGED, WITHHELD = 0.6, 0.2, 0.2  # shares of the mixture
 FLAGGED = 0.05  # of the queries of known species, at most
 PREVALENCE = 0.02  # of swapped pairs
-SPECIES, GENUS = RANKS.index("species"), RANKS.index("genus")
+PER_EDIT = (0.0, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0)  # log score, tried
+STEP = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)  # edits, tried
 
 
-@dataclass(frozen=True)
-class Cases:
-    """Answered queries, and what is true of them."""
-
-    answers: Answers
-    right: np.ndarray  # bool [N, R]
-    scored: np.ndarray  # bool [N, R], has a label there
-    withheld: np.ndarray  # bool [N], the model does not know the species
-    genus_known: np.ndarray  # bool [N]
-    group: np.ndarray  # int64 [N]
-    weight: np.ndarray  # float64 [N]
-
-    @classmethod
-    def concatenate(cls, parts: Sequence["Cases"]) -> "Cases":
-        names = ("right", "scored", "withheld", "genus_known", "group", "weight")
-        joined = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
-        return cls(Answers.concatenate([part.answers for part in parts]), **joined)
-
-
-class Part:
-    """The specimens of one split, encoded clean and with every damage."""
-
-    def __init__(self, setting: Setting, split: str) -> None:
-        self.setting, self.split = setting, split
-        self.rows = subsets.without_provisional(setting.rows(split))[0]
-        names = label_columns(self.rows)
-        self.labels = setting.taxonomy.encode(names)
-        self.named = np.column_stack([[bool(name) for name in names[rank]] for rank in RANKS])
-        self.group = subsets.barcode_groups(subsets.read_barcodes(self.rows))
-        species = setting.taxonomy.candidates(SPECIES)
-        counts = np.bincount(species[species[:, GENUS] >= 0, GENUS], minlength=len(setting.taxonomy.names[GENUS]))
-        genus = self.labels[:, GENUS]
-        self.others = np.where(genus >= 0, counts[np.maximum(genus, 0)] - (self.labels[:, SPECIES] >= 0), 0)
-
-    @cached_property
-    def clean(self) -> Encoded:
-        return self.setting.encoded(self.split)
-
-    @cached_property
-    def damaged(self) -> dict[str, Encoded]:
-        """Damage -> features of the damaged forms."""
-        found = {}
-        for name, degrade in tqdm(DAMAGE.items(), desc=f"damage of {self.split}", disable=None, leave=False):
-            found[name] = self.setting.encode(self.rows, f"{self.split}_{name}", degrade=degrade)
-        return found
-
-    def mask(self, query: str) -> np.ndarray:
-        """The specimens that have what the query needs, bool [N]."""
-        return self.clean.mask(query)
-
-    def cases(self, query: str, rows: np.ndarray, damage: str = "", *, withhold: bool = False,
-              weight: float = 1.0) -> Cases:  # fmt: skip
-        """Answer some rows (int64 [n]), clean or damaged.
-
-        Args:
-            withhold: take each query's own species from the candidates; rows without one are left out.
-            weight: of all of them together.
-        """
-        if withhold:
-            rows = rows[self.labels[rows, SPECIES] >= 0]
-        encoded = self.damaged[damage] if damage else self.clean
-        condition = list(QUERIES[query])[-1] if damage else "clean"
-        features = encoded.query(query, condition, fuse_with(self.setting), rows)
-        without = self.labels[rows, SPECIES] if withhold else None
-        answers = evidence.answers(self.setting.scorer, features, without)
-        right = (answers.path == self.labels[rows]) & (answers.path >= 0)
-        unknown = self.named[rows, SPECIES] & (self.labels[rows, SPECIES] < 0)
-        withheld = np.ones(len(rows), dtype=bool) if withhold else unknown
-        right[withheld, SPECIES] = False
-        return Cases(
-            answers, right, self.named[rows], withheld, self.others[rows] > 0, self.group[rows],
-            np.full(len(rows), weight / max(1, len(rows))),
-        )  # fmt: skip
-
-
-def fuse_with(setting: Setting) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-    """The model's fusion, for features on any device."""
-    return lambda image, dna: setting.model.fuse(image.to(setting.device), dna.to(setting.device))
-
-
-def fit(setting: Setting, part: Part) -> Calibration:
+def fit(part: Part) -> Calibration:
     """Fit the rules of every query that some specimen of `part` can be asked with.
 
     Raises:
         ValueError: when no specimen of it is labelled at some rank.
     """
     queries = {}
-    for query in QUERIES:
+    for query in tqdm(part.queries(), desc="calibration", unit=" queries", disable=None, leave=False):
         rows = np.flatnonzero(part.mask(query))
-        if not len(rows):
-            continue
-        pieces = [part.cases(query, rows, weight=CLEAN)]
-        pieces += [part.cases(query, rows, damage, weight=DAMAGED / len(DAMAGE)) for damage in DAMAGE]
-        pieces.append(part.cases(query, rows, withhold=True, weight=WITHHELD))
-        queries[query] = fit_query(Cases.concatenate(pieces), tuple(pieces[0].answers.evidence))
-    return Calibration(setting.taxonomy.fingerprint, queries, _fit_disagreement(part))
+        pieces = [part.asked(query, rows, weight=CLEAN)]
+        pieces += [part.asked(query, rows, damage, weight=DAMAGED / len(DAMAGE)) for damage in DAMAGE]
+        pieces.append(part.asked(query, rows, withhold=True, weight=WITHHELD))
+        combination = fit_combination(pieces) if query.endswith(WITH_LIBRARY) else None
+        cases = Cases.concatenate([piece.cases(combination) for piece in pieces])
+        found = fit_query(cases, tuple(cases.answers.evidence))
+        queries[query] = replace(found, combination=combination)
+    return Calibration(part.setting.taxonomy.fingerprint, queries, _fit_disagreement(part))
+
+
+def fit_combination(pieces: Sequence[Asked]) -> Combination:
+    """The combination that gives the true taxa the highest log probability: one number after the other, twice."""
+    best = Combination(PER_EDIT[len(PER_EDIT) // 2], STEP[len(STEP) // 2])
+    for _ in range(2):
+        tried = [replace(best, per_edit=value) for value in PER_EDIT]
+        best = max(tried, key=lambda one: sum(piece.log_score(one) for piece in pieces))
+        tried = [replace(best, step=value) for value in STEP]
+        best = max(tried, key=lambda one: sum(piece.log_score(one) for piece in pieces))
+    return best
 
 
 def fit_query(cases: Cases, inputs: tuple[str, ...] = INPUTS) -> Calibrator:
@@ -235,40 +166,32 @@ def precision_at(recall: np.ndarray, false_alarms: np.ndarray, prevalence: float
     return hits / np.maximum(hits + (1 - prevalence) * np.asarray(false_alarms), 1e-12)
 
 
-def mixture(setting: Setting, part: Part, query: str, unseen: Part | None) -> Cases:
+def mixture(part: Part, query: str, unseen: Part | None, combination: Combination | None = None) -> Cases:
     """The cases under test: each specimen once, its condition drawn from its key.
 
     Args:
         unseen: specimens of species that the model does not know; None = they are made by withholding a query's own.
+        combination: of a query WITH_LIBRARY.
     """
     draws = uniforms_for(0, 0, part.rows["key"].to_pylist(), "mixture", 3)
     mask = part.mask(query)
     rest = draws[:, 0] >= (WITHHELD if unseen is None else 0.0)
     pieces = []
     if unseen is None:
-        pieces.append(part.cases(query, np.flatnonzero(mask & ~rest), withhold=True))
+        pieces.append(part.asked(query, np.flatnonzero(mask & ~rest), withhold=True))
     else:
         few = min(int(unseen.mask(query).sum()), round(mask.sum() * WITHHELD / (1 - WITHHELD)))
         there = np.flatnonzero(unseen.mask(query))
         lots = uniforms_for(0, 0, unseen.rows["key"].to_pylist(), "mixture", 1)[there, 0]
-        pieces.append(unseen.cases(query, np.sort(there[np.argsort(lots, kind="stable")[:few]])))
+        pieces.append(unseen.asked(query, np.sort(there[np.argsort(lots, kind="stable")[:few]])))
         most = few * (1 - WITHHELD) / WITHHELD  # of the others, so that the shares are those of the mixture
         rest = draws[:, 0] < most / max(1, int(mask.sum()))
     clean = draws[:, 1] < CLEAN / (CLEAN + DAMAGED)
     kind = (draws[:, 2] * len(DAMAGE)).astype(int)
-    pieces.append(part.cases(query, np.flatnonzero(mask & rest & clean)))
+    pieces.append(part.asked(query, np.flatnonzero(mask & rest & clean)))
     for number, damage in enumerate(DAMAGE):
-        pieces.append(part.cases(query, np.flatnonzero(mask & rest & ~clean & (kind == number)), damage))
-    whole = Cases.concatenate([piece for piece in pieces if len(piece.weight)])
-    first = len(pieces[0].weight)
+        pieces.append(part.asked(query, np.flatnonzero(mask & rest & ~clean & (kind == number)), damage))
+    whole = Cases.concatenate([piece.cases(combination) for piece in pieces if len(piece.rows)])
+    first = len(pieces[0].rows)
     group = np.where(np.arange(len(whole.group)) < first, whole.group + part.group.max() + 1, whole.group)
     return Cases(**{**vars(whole), "group": group if unseen is not None else whole.group})
-
-
-def genus_parts(cases: Cases) -> Mapping[str, np.ndarray]:
-    """The withheld cases, all and by whether the model knows another species of their genus: bool [N] each."""
-    return {
-        "withheld": cases.withheld,
-        "genus_present": cases.withheld & cases.genus_known,
-        "genus_absent": cases.withheld & ~cases.genus_known,
-    }

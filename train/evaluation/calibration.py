@@ -7,7 +7,7 @@ of the same form say whether the species is one that the model knows (novelty), 
 different specimens (disagreement). All were fitted on specimens that no training step saw.
 
 The inputs of a rule are named, so further evidence enters without a change here: `calibrate.py` fits a rule on
-whatever columns its evidence has. What a reference library finds belongs there as LIBRARY_INPUTS.
+whatever columns its evidence has.
 
 Legend: N queries, R ranks, M inputs of a rule, K bins.
 """
@@ -24,9 +24,10 @@ from engine.taxonomy import RANKS
 
 FORMAT_VERSION = 1
 FILE = "calibration.json"
-LIBRARY_INPUTS = ("identity", "identity_to_other")
-"""Evidence of a reference library: share of equal letters to the nearest reference of the answered species, and to the
-nearest of any other species."""
+LIBRARY_INPUTS = ("edits", "edits_to_other", "length")
+"""Evidence of a reference library, log(1 + edits) to the nearest reference of the answered taxon and of any other taxon
+of the rank, and the log of the query's nucleotides."""
+WITH_LIBRARY = "+library"  # at the end of a query's name: its rules read what a library found, too
 RIDGE = 1e-2  # on standardised weights: keeps a rule finite where an input separates right from wrong
 MAX_STEPS = 100
 
@@ -103,12 +104,21 @@ def fit_rule(inputs: tuple[str, ...], columns: np.ndarray, right: np.ndarray, we
 
 
 @dataclass(frozen=True)
+class Combination:
+    """How much a library's references count beside the model's scores, see `train.evaluation.combination`."""
+
+    per_edit: float  # log score
+    step: float  # edits
+
+
+@dataclass(frozen=True)
 class Calibrator:
-    """The rules of one query (image, dna, average, fused)."""
+    """The rules of one query (image, dna, average, fused; dna and fused also with a library)."""
 
     ranks: tuple[Rule, ...]  # is the answer at this rank right?
     known: Rule  # is the species one that the model knows? read at the species rank
     novel_from: float  # score 1 - known from which a query is flagged
+    combination: Combination | None = None  # of queries WITH_LIBRARY
 
     def probabilities(self, evidence: Evidence) -> np.ndarray:
         """That the answer is right at each rank, float64 [N, R]; never rising from a rank to a finer one."""
@@ -160,11 +170,20 @@ class Calibration:
             got = f"format version {value.get('format_version')!r}, ranks {value.get('ranks')}"
             raise ValueError(f"calibration {path}: got {got}, allowed {FORMAT_VERSION} and {list(RANKS)}")
         queries = {
-            name: Calibrator(tuple(map(_rule, one["ranks"])), _rule(one["known"]), one["novel_from"])
+            name: Calibrator(
+                ranks=tuple(map(_rule, one["ranks"])),
+                known=_rule(one["known"]),
+                novel_from=one["novel_from"],
+                combination=_combination(one),
+            )
             for name, one in value["queries"].items()
         }
         pair = value["disagreement"]
         return cls(value["taxonomy"], queries, pair and Disagreement(_rule(pair["rule"]), pair["flag_from"]))
+
+
+def _combination(value: Mapping[str, Any]) -> Combination | None:
+    return Combination(**value["combination"]) if value.get("combination") else None  # absent in older files
 
 
 def _rule(value: Mapping[str, Any]) -> Rule:

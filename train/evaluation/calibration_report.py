@@ -10,14 +10,19 @@ from engine import html
 from engine.html import Section
 from engine.taxonomy import RANKS
 from train import metrics
-from train.evaluation import calibrate, plots, reliability, tables
-from train.evaluation.calibrate import SPECIES, Cases, Part
-from train.evaluation.calibration import FILE, Calibration, Calibrator, back_off, sigmoid
+from train.evaluation import calibrate, plots, reliability, subsets, tables
+from train.evaluation.calibration import FILE, WITH_LIBRARY, Calibration, Calibrator, back_off, sigmoid
+from train.evaluation.cases import SPECIES, Cases, Part, genus_parts
+from train.evaluation.combination import Combiner
 from train.evaluation.predict import QUERIES
 from train.evaluation.setting import Setting
+from train.reference import Library
 
 THRESHOLD = 0.95
 FIT_ON = "val"
+TITLES = {query: plots.TITLES[query] for query in QUERIES} | {
+    f"{query}{WITH_LIBRARY}": f"{plots.TITLES[query]} and library" for query in ("dna", "fused")
+}
 RANK_COLOURS = dict(zip(RANKS, html.COLOURS, strict=False))
 
 
@@ -31,19 +36,30 @@ def measure(setting: Setting) -> dict[str, float]:
     split = setting.split
     if split == FIT_ON:
         raise ValueError(f"the calibration is fitted on {FIT_ON}: got --split {FIT_ON}, allowed: another split")
-    fitted = calibrate.fit(setting, Part(setting, FIT_ON))
+    combiner = library_of(setting)
+    fitted = calibrate.fit(Part(setting, FIT_ON, combiner))
     if setting.checkpoint is not None:
         fitted.save(setting.checkpoint / FILE)
-    part = Part(setting, split)
-    unseen = Part(setting, f"{split}_unseen") if setting.has(f"{split}_unseen") else None
+    part = Part(setting, split, combiner)
+    unseen = Part(setting, f"{split}_unseen", combiner) if setting.has(f"{split}_unseen") else None
     result: dict[str, float] = {f"{split}/calibration/unseen_are_real": float(unseen is not None)}
-    for query in QUERIES:
-        if query in fitted.queries and part.mask(query).any():
-            cases = calibrate.mixture(setting, part, query, unseen)
-            found = measure_query(fitted.queries[query], cases, setting.config.eval.bootstrap)
+    for query in part.queries():
+        if query in fitted.queries:
+            calibrator = fitted.queries[query]
+            cases = calibrate.mixture(part, query, unseen, calibrator.combination)
+            found = measure_query(calibrator, cases, setting.config.eval.bootstrap)
             result |= {f"{split}/calibration/{query}/{name}": value for name, value in found.items()}
     found = measure_disagreement(fitted, part)
     return result | {f"{split}/calibration/disagreement/{name}": value for name, value in found.items()}
+
+
+def library_of(setting: Setting) -> Combiner | None:
+    """A reference library of the training split, None where that has no barcode."""
+    rows = setting.train
+    sequences = subsets.read_barcodes(rows)
+    if not any(sequences):
+        return None
+    return Combiner(Library.build(rows, sequences), setting.taxonomy)
 
 
 def measure_query(calibrator: Calibrator, cases: Cases, resamples: int) -> dict[str, float]:
@@ -72,7 +88,7 @@ def measure_novelty(calibrator: Calibrator, cases: Cases) -> dict[str, float]:
     score, flagged = calibrator.novelty(cases.answers.evidence), calibrator.is_novel(cases.answers.evidence)
     seen = cases.scored[:, SPECIES] & ~cases.withheld
     result = {"seen/rows": int(seen.sum()), "seen/flagged": metrics.micro(flagged, seen)}
-    for name, rows in calibrate.genus_parts(cases).items():
+    for name, rows in genus_parts(cases).items():
         if rows.any() and seen.any():
             either = rows | seen
             result |= {f"{name}/rows": int(rows.sum()), f"{name}/flagged": metrics.micro(flagged, rows)}
@@ -111,12 +127,12 @@ def section(values: Mapping[str, float], split: str) -> Section:
         "taxon at that rank is; naming an unknown species is wrong."
     )
     blocks = [html.paragraph(told)]
-    queries = [query for query in QUERIES if f"{start}/{query}/species/rows" in values]
+    queries = [query for query in TITLES if f"{start}/{query}/species/rows" in values]
     blocks.append(_rank_table(values, start, queries))
     for query in queries:
-        figure = html.figure(reliability_plot(values, f"{start}/{query}"), f"{plots.TITLES[query].capitalize()}: "
+        figure = html.figure(reliability_plot(values, f"{start}/{query}"), f"{TITLES[query].capitalize()}: "
                              "probability told and share right (left), share wrong by coverage (right)")  # fmt: skip
-        blocks.append(figure if query == queries[0] else html.folded(f"The same: {plots.TITLES[query]}", figure))
+        blocks.append(figure if query == queries[0] else html.folded(f"The same: {TITLES[query]}", figure))
     blocks += [html.paragraph(f"Answers that end at the deepest rank of at least {THRESHOLD:.0%}:"),
                _ends_table(values, start, queries)]  # fmt: skip
     blocks += [html.paragraph("Species unknown to the model, by the novelty score (flagged: above val's threshold):"),
@@ -135,7 +151,7 @@ def _rank_table(values: Mapping[str, float], start: str, queries: list[str]) -> 
             perfect = f"{values[f'{one}/ece_perfect']:.3f}\n95%: {values[f'{one}/ece_perfect_high']:.3f}"
             error = f"{values[f'{one}/ece']:.3f}\n{values[f'{one}/ece_low']:.3f}–{values[f'{one}/ece_high']:.3f}"
             rows.append([
-                plots.TITLES[query], rank, tables.percent(values[f"{one}/accuracy"]), error, perfect,
+                TITLES[query], rank, tables.percent(values[f"{one}/accuracy"]), error, perfect,
                 f"{values[f'{one}/plain_ece']:.3f}", coverage, tables.with_interval(values, f"{one}/accuracy_at"),
                 f"{values[f'{one}/rows']:,.0f}",
             ])  # fmt: skip
@@ -150,7 +166,7 @@ def _ends_table(values: Mapping[str, float], start: str, queries: list[str]) -> 
         ends = [f"{start}/{query}/ends/{name}" for name in (*reversed(RANKS), "none")]
         cells = [f"{tables.percent(values[f'{end}/share'])}\nright {tables.percent(values[f'{end}/accuracy'])}"
                  for end in ends]  # fmt: skip
-        rows.append([plots.TITLES[query], *cells[:-1], tables.percent(values[f"{ends[-1]}/share"])])
+        rows.append([TITLES[query], *cells[:-1], tables.percent(values[f"{ends[-1]}/share"])])
     return html.table(["asked with", *reversed(RANKS), "no answer"], rows)
 
 
@@ -163,7 +179,7 @@ def _novelty_table(values: Mapping[str, float], start: str, queries: list[str]) 
             if f"{one}/{name}/auroc" in values:
                 flagged = [tables.percent(values[f"{one}/{part}/flagged"]) for part in (name, "seen")]
                 auroc = f"{values[f'{one}/{name}/auroc']:.3f}"
-                rows.append([plots.TITLES[query], text, auroc, *flagged, f"{values[f'{one}/{name}/rows']:,.0f}"])
+                rows.append([TITLES[query], text, auroc, *flagged, f"{values[f'{one}/{name}/rows']:,.0f}"])
     header = ["asked with", "unknown species", "AUROC", "flagged, %", "known species flagged, %", "n unknown"]
     return html.table(header, rows)
 

@@ -13,11 +13,14 @@ import torch
 from torch import Tensor
 
 from engine.taxonomy import RANKS
+from train.evaluation.calibration import Combination
+from train.evaluation.combination import Nearest
 from train.evaluation.scoring import Scorer
 
 INPUTS = ("probability", "margin", "cosine")
 AGREEMENTS = tuple(f"agreement_{rank}" for rank in RANKS)
 FLOOR = 1e-9
+CERTAIN = 1e-5  # a probability counts as so far from 0 and 1 at least: float32 does not resolve what is nearer to 1
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,7 @@ class Answers:
     """Answered lineages and their evidence."""
 
     path: np.ndarray  # int64 [N, R], -1 = no taxon
-    evidence: dict[str, np.ndarray]  # float64, INPUTS
+    evidence: dict[str, np.ndarray]  # float64, INPUTS and, with a library, LIBRARY_INPUTS
 
     @classmethod
     def concatenate(cls, parts: list["Answers"]) -> "Answers":
@@ -44,7 +47,8 @@ class Scored:
 
 @torch.inference_mode()
 def scored(scorer: Scorer, features: np.ndarray | Tensor, *, without: np.ndarray | None = None,
-           among: np.ndarray | None = None) -> Iterator[Scored]:  # fmt: skip
+           among: np.ndarray | None = None,
+           library: tuple[Nearest, Combination] | None = None) -> Iterator[Scored]:  # fmt: skip
     """Score queries against the taxonomy in chunks, in order; a chunk without rows where there is no query.
 
     Args:
@@ -52,6 +56,7 @@ def scored(scorer: Scorer, features: np.ndarray | Tensor, *, without: np.ndarray
         without: int64 [N], a species that is taken from the candidates of each query, as if the model did not know
             it; -1 = none.
         among: bool [L], the lineages that compete, at least one; None = all.
+        library: what was found for these queries, and how much it counts; the evidence then holds LIBRARY_INPUTS, too.
     """
     for rows in list(scorer.chunks(len(features))) or [slice(0, 0)]:  # no query has evidence of the right shape
         chunk = torch.as_tensor(features[rows]).to(scorer.device).float()
@@ -60,24 +65,32 @@ def scored(scorer: Scorer, features: np.ndarray | Tensor, *, without: np.ndarray
             _withhold(scorer, cosine, torch.as_tensor(without[rows]).to(scorer.device))
         if among is not None:
             cosine[:, torch.as_tensor(~among).to(scorer.device)] = -torch.inf
-        probabilities = scorer.sum_descendants((cosine * float(scorer.model.logit_scale)).softmax(1))
+        logits = cosine * float(scorer.model.logit_scale)
+        if library is not None:
+            nearest, how = library
+            logits -= how.per_edit * nearest.leaf_distances(scorer, rows, how.step)
+        probabilities = scorer.sum_descendants(logits.softmax(1))
         path, share, rival = _descend(scorer, probabilities)
         whole = {
-            "probability": torch.logit(share.clamp(FLOOR, 1 - FLOOR)),
+            "probability": torch.logit(share.clamp(CERTAIN, 1 - CERTAIN)),
             "margin": torch.log(share.clamp(min=FLOOR) / rival.clamp(min=FLOOR)),
             "cosine": cosine.amax(1),
         }
         found = Answers(path.cpu().numpy(), {name: value.cpu().numpy() for name, value in whole.items()})
+        if library is not None:
+            found.evidence.update(library[0].evidence(found.path, rows.start))
         yield Scored(probabilities, found)
 
 
-def answers(scorer: Scorer, features: np.ndarray, without: np.ndarray | None = None) -> Answers:
+def answers(scorer: Scorer, features: np.ndarray, without: np.ndarray | None = None,
+            library: tuple[Nearest, Combination] | None = None) -> Answers:  # fmt: skip
     """Answer queries and gather evidence; arguments as of `scored`.
 
     probability [N, R]: logit of the answer's rolled-up probability; margin [N, R]: log of its ratio to the most
     probable other taxon of the rank (0 or less where that one is more probable); cosine [N]: highest with any lineage.
     """
-    return Answers.concatenate([chunk.answers for chunk in scored(scorer, features, without=without)])
+    parts = scored(scorer, features, without=without, library=library)
+    return Answers.concatenate([chunk.answers for chunk in parts])
 
 
 def _withhold(scorer: Scorer, cosine: Tensor, species: Tensor) -> None:

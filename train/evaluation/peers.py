@@ -17,8 +17,8 @@ from tqdm import tqdm
 
 from engine import barcodes, degrade, images
 from engine.config import DataConfig
+from engine.damage import measured_barcodes
 from engine.pipeline import CpuBudget, label_columns
-from engine.schema import rng_for
 from engine.shards import ShardReader
 from engine.storage import Location
 from engine.taxonomy import Taxonomy
@@ -140,14 +140,9 @@ def colour_features(index: pa.Table, data: DataConfig) -> tuple[np.ndarray, np.n
 
 
 def degraded(keys: Sequence[str], sequences: Sequence[str], data: DataConfig) -> tuple[list[str], list[str]]:
-    """The barcodes as the model meets them, on the coding strand: clean, and damaged by the same draws."""
-    clean = [barcodes.orient(s)[0] if data.orient and s else s for s in sequences]
-    damage = data.degrade.severity
-    noisy = [
-        degrade.degrade_barcode(s, rng_for(0, 0, key, "degrade"), damage) if s else s
-        for key, s in zip(keys, clean, strict=True)
-    ]
-    return clean, noisy
+    """The barcodes as the model meets them: clean, and damaged by the same draws."""
+    clean = barcodes.orient_batch(sequences) if data.orient else list(sequences)
+    return clean, measured_barcodes(clean, keys, 0, data.degrade, data.orient)
 
 
 def _rows_of(features: np.ndarray) -> tuple[int, Represent]:

@@ -127,6 +127,16 @@ class Scorer:
         """Features of the captions of the complete lineages, [leaves, D]."""
         return self.text[self.leaf_candidate]
 
+    @cached_property
+    def parent(self) -> Tensor:
+        """int64 [all]: the row among `candidates` of the taxon that each lies in, -1 = none."""
+        parent = torch.full((len(self.candidates),), -1, device=self.device)
+        for above in range(len(RANKS) - 1):
+            rank_of = torch.arange(len(self.candidates), device=self.device) >= int(self.first[above + 1])
+            lies_in = self.candidates[:, above]
+            parent = torch.where(rank_of & (lies_in >= 0), int(self.first[above]) + lies_in, parent)
+        return parent
+
     def chunks(self, count: int) -> Iterator[slice]:
         """Rows that are scored together."""
         step = max(1, int(CHUNK_BYTES / (4 * len(self.candidates))))

@@ -40,10 +40,12 @@ class RankScores:
         return answer
 
 
-def rank_scores(library: Library, hits: Hits, rank: int, labels: np.ndarray | None = None) -> RankScores:
+def rank_scores(library: Library, hits: Hits, rank: int, labels: np.ndarray | None = None,
+                without: np.ndarray | None = None) -> RankScores:  # fmt: skip
     """Score taxa by their nearest reference; of equally near ones the taxon with more specimens there comes first.
 
-    `labels` int64 [M, R] stand for the library's own where taxa are numbered otherwise, -1 = unknown.
+    `labels` int64 [M, R] stand for the library's own where taxa are numbered otherwise, -1 = unknown. `without` int64
+    [N] names for each query a species of these whose specimens do not count, -1 = none.
 
     (bold val, species top-1 in %, 100 / 150 / 200 nt: 98.1 / 98.8 / 98.9; counting only specimens that are as near as
     the nearest 98.0 / 98.7 / 98.8; letting e times as many specimens outweigh 0.4 edits 97.1 / 98.7 / 98.8.)
@@ -52,8 +54,12 @@ def rank_scores(library: Library, hits: Hits, rank: int, labels: np.ndarray | No
     held = begin[hits.reference + 1] - begin[hits.reference]
     hit = np.repeat(np.arange(len(held)), held)
     row = rows[np.repeat(begin[hits.reference] - np.cumsum(held) + held, held) + np.arange(held.sum())]
-    taxon = (library.labels if labels is None else labels)[row, rank]
+    labels = library.labels if labels is None else labels
+    taxon = labels[row, rank]
     known = taxon >= 0
+    if without is not None:
+        own = without[hits.query[hit]]
+        known &= (own < 0) | (labels[row, _SPECIES] != own)
     hit, taxon = hit[known], taxon[known]
     query, difference = hits.query[hit], hits.difference[hit]
     order = np.lexsort((hit, difference, taxon, query))

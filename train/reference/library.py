@@ -27,7 +27,7 @@ from engine.names import is_species
 from engine.shards import file_sha256
 from engine.taxonomy import RANKS, Taxonomy
 from train.reference.features import nearest_features
-from train.reference.search import Hits, SearchOptions, search
+from train.reference.search import Hits, SearchOptions, Targets, search
 from train.reference.seeds import SeedIndex
 
 FORMAT_VERSION = 1
@@ -96,15 +96,16 @@ class Library:
     @cached_property
     def taxonomy(self) -> Taxonomy:
         """The taxa that answers may name: species only where the label is a binomial or trinomial, all higher ones."""
-        return Taxonomy.build(self._names)
+        return Taxonomy.build(self.names)
 
     @cached_property
     def labels(self) -> np.ndarray:
         """int64 [M, R], taxa of `taxonomy`, -1 = unknown or no binomial."""
-        return self.taxonomy.encode(self._names)
+        return self.taxonomy.encode(self.names)
 
     @cached_property
-    def _names(self) -> dict[str, pa.ChunkedArray]:
+    def names(self) -> dict[str, pa.ChunkedArray]:
+        """Rank -> the records' labels [M], null = unknown or no binomial."""
         columns = {rank: self.records[rank] for rank in RANKS}
         given = columns["species"].dictionary_encode().combine_chunks()
         named = pa.array(is_species(given.dictionary.to_pylist()))
@@ -136,11 +137,14 @@ class Library:
         rows = np.lexsort((-depth, haplotype))
         return rows, np.searchsorted(haplotype[rows], np.arange(self.num_haplotypes + 1))
 
-    def search(self, barcodes: Sequence[str], options: SearchOptions | None = None, threads: int = 1) -> Hits:
-        """The nearest haplotypes of clean barcodes on either strand, aligned; "" finds nothing."""
-        return search(
-            barcodes, self.index, self.barcode, self._first_species, options or SearchOptions(), threads=threads
-        )
+    def search(self, barcodes: Sequence[str], options: SearchOptions | None = None, threads: int = 1,
+               without: Sequence[int] | None = None) -> Hits:  # fmt: skip
+        """The nearest haplotypes of clean barcodes on either strand, aligned; "" finds nothing.
+
+        `without` names for each query a species of `taxonomy` whose references are passed over, -1 = none.
+        """
+        targets = Targets(self.index, self.barcode, self._first_species)
+        return search(barcodes, targets, options or SearchOptions(), threads, without)
 
     def search_features(self, modality: str, queries: np.ndarray, k: int = 5) -> tuple[np.ndarray, np.ndarray]:
         """The records of highest cosine to unit features [N, D]: rows int64 [N, k] (-1 = none) and cosines [N, k].

@@ -77,22 +77,39 @@ _NOTHING = np.empty(0, dtype=np.int64)
 _NONE = _Aligned(_NOTHING, _NOTHING, _NOTHING, np.empty(0), np.inf)
 
 
-def search(queries: Sequence[str], index: SeedIndex, barcode: Callable[[int], str], group: np.ndarray,
-           options: SearchOptions, threads: int = 1) -> Hits:  # fmt: skip
+@dataclass(frozen=True)
+class Targets:
+    """H references as a search sees them."""
+
+    index: SeedIndex
+    barcode: Callable[[int], str]  # reference -> its letters
+    group: np.ndarray  # int64 [H], references of one species are equal; -1 = unknown
+
+    def candidates(self, query: str, budget: Budget, without: int) -> Candidates:
+        """Of one query, those of the group `without` left out."""
+        found = self.index.lookup(query, budget)
+        if without < 0:
+            return found
+        kept = self.group[found.reference] != without
+        return Candidates(found.reference[kept], found.shared[kept], found.shift[kept])
+
+
+def search(queries: Sequence[str], targets: Targets, options: SearchOptions, threads: int = 1,
+           without: Sequence[int] | None = None) -> Hits:  # fmt: skip
     """Find the nearest references of clean barcodes.
 
     Args:
         queries: N clean barcodes on either strand; "" finds nothing.
-        index: of H references.
-        barcode: reference -> its letters.
-        group: int64 [H], references of one species are equal; -1 = unknown.
         threads: numpy and edlib let others run while they work.
+        without: a group for each query, as if there were no reference of it; -1 = none.
     """
+    apart = [-1] * len(queries) if without is None else without
 
     def work(first: int) -> list[tuple[_Aligned, int]]:
-        given = queries[first : first + _BATCH]
-        return [_both_strands(*pair, index, barcode, group, options)
-                for pair in zip(given, orient_batch(given), strict=True)]  # fmt: skip
+        batch = slice(first, first + _BATCH)
+        given = queries[batch]
+        return [_both_strands(*one, targets, options)
+                for one in zip(given, orient_batch(given), apart[batch], strict=True)]  # fmt: skip
 
     starts = range(0, len(queries), _BATCH)
     if threads > 1:
@@ -112,27 +129,27 @@ def search(queries: Sequence[str], index: SeedIndex, barcode: Callable[[int], st
     )
 
 
-def _both_strands(given: str, oriented: str, index: SeedIndex, barcode: Callable[[int], str], group: np.ndarray,
-                  options: SearchOptions) -> tuple[_Aligned, int]:  # fmt: skip
+def _both_strands(
+    given: str, oriented: str, without: int, targets: Targets, options: SearchOptions
+) -> tuple[_Aligned, int]:
     """Search the coding strand, and the other one where that finds nothing near."""
     strand = 1 if oriented == given else -1
-    best = _one_strand(oriented, index, barcode, group, options)
+    best = _one_strand(oriented, without, targets, options)
     if given and best.cost > _SUSPECT:
-        other = _one_strand(reverse_complement(oriented), index, barcode, group, options)
+        other = _one_strand(reverse_complement(oriented), without, targets, options)
         if other.cost < best.cost:
             return other, -strand
     return best, strand
 
 
-def _one_strand(query: str, index: SeedIndex, barcode: Callable[[int], str], group: np.ndarray,
-                options: SearchOptions) -> _Aligned:  # fmt: skip
-    found = index.lookup(query, options.budget)
+def _one_strand(query: str, without: int, targets: Targets, options: SearchOptions) -> _Aligned:
+    found = targets.candidates(query, options.budget, without)
     if not len(found.reference):
         return _NONE
-    near, far = _chosen(found, group, options)
+    near, far = _chosen(found, targets.group, options)
     parts = []
     for rows, slack in ((near, options.slack), (far, options.other_slack)):
-        references = [barcode(number) for number in found.reference[rows].tolist()]
+        references = [targets.barcode(number) for number in found.reference[rows].tolist()]
         parts.append(align(query, references, found.shift[rows].tolist(), max(8, int(slack * len(query)))))
     distance, overlap = (np.concatenate(columns) for columns in zip(*parts, strict=True))
     reference = found.reference[np.concatenate([near, far])]

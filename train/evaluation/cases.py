@@ -1,0 +1,183 @@
+"""Questions whose true answer is known: specimens of a split, clean, damaged, or of a species that is taken away.
+
+Legend: N queries, R ranks.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from engine.barcodes import orient_batch
+from engine.config import DegradeConfig
+from engine.damage import measured_barcodes
+from engine.pipeline import label_columns
+from engine.taxonomy import RANKS
+from train.evaluation import evidence, subsets
+from train.evaluation.calibration import WITH_LIBRARY, Combination
+from train.evaluation.combination import Combiner, Nearest
+from train.evaluation.evidence import Answers
+from train.evaluation.predict import QUERIES, Encoded
+from train.evaluation.setting import Setting
+
+DAMAGE = {
+    "preset": DegradeConfig(severity=1.0, blur_kernel=5),
+    "preset_2x": DegradeConfig(severity=2.0, blur_kernel=9),
+    "fragment_100": DegradeConfig(severity=0.0, fragment=100, blur_kernel=15),
+    "fragment_200": DegradeConfig(severity=0.0, fragment=200, blur_kernel=5),
+}
+SPECIES, GENUS = RANKS.index("species"), RANKS.index("genus")
+
+
+@dataclass(frozen=True)
+class Cases:
+    """Answered queries, and what is true of them."""
+
+    answers: Answers
+    right: np.ndarray  # bool [N, R]
+    scored: np.ndarray  # bool [N, R], has a label there
+    withheld: np.ndarray  # bool [N], the model does not know the species
+    genus_known: np.ndarray  # bool [N]
+    group: np.ndarray  # int64 [N]
+    weight: np.ndarray  # float64 [N]
+
+    @classmethod
+    def concatenate(cls, parts: Sequence["Cases"]) -> "Cases":
+        names = ("right", "scored", "withheld", "genus_known", "group", "weight")
+        joined = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
+        return cls(Answers.concatenate([part.answers for part in parts]), **joined)
+
+
+class Part:
+    """The specimens of one split, encoded clean and with every damage.
+
+    `combiner` is the library that queries WITH_LIBRARY are looked up in.
+    """
+
+    def __init__(self, setting: Setting, split: str, combiner: Combiner | None = None) -> None:
+        self.setting, self.split, self.combiner = setting, split, combiner
+        self.rows = subsets.without_provisional(setting.rows(split))[0]
+        names = label_columns(self.rows)
+        self.labels = setting.taxonomy.encode(names)
+        self.named = np.column_stack([[bool(name) for name in names[rank]] for rank in RANKS])
+        self.barcodes = subsets.read_barcodes(self.rows)
+        self.group = subsets.barcode_groups(self.barcodes)
+        species = setting.taxonomy.candidates(SPECIES)
+        counts = np.bincount(species[species[:, GENUS] >= 0, GENUS], minlength=len(setting.taxonomy.names[GENUS]))
+        genus = self.labels[:, GENUS]
+        self.others = np.where(genus >= 0, counts[np.maximum(genus, 0)] - (self.labels[:, SPECIES] >= 0), 0)
+
+    @cached_property
+    def clean(self) -> Encoded:
+        return self.setting.encoded(self.split)
+
+    @cached_property
+    def damaged(self) -> dict[str, Encoded]:
+        """Damage -> features of the damaged forms."""
+        found = {}
+        for name, degrade in tqdm(DAMAGE.items(), desc=f"damage of {self.split}", disable=None, leave=False):
+            found[name] = self.setting.encode(self.rows, f"{self.split}_{name}", degrade=degrade)
+        return found
+
+    def queries(self) -> list[str]:
+        """What some specimen can be asked with: of QUERIES, and with a library those that have a barcode, too."""
+        there = [query for query in QUERIES if self.mask(query).any()]
+        return there + [f"{query}{WITH_LIBRARY}" for query in ("dna", "fused") if self.combiner and query in there]
+
+    def mask(self, query: str) -> np.ndarray:
+        """The specimens that have what the query needs, bool [N]."""
+        return self.clean.mask(query.removesuffix(WITH_LIBRARY))
+
+    def asked(self, query: str, rows: np.ndarray, damage: str = "", *, withhold: bool = False,
+              weight: float = 1.0) -> "Asked":  # fmt: skip
+        """A query of some rows (int64 [n]), clean or damaged.
+
+        Args:
+            withhold: take each query's own species from the candidates and its references from the library; rows
+                without one are left out.
+            weight: of all of them together.
+        """
+        if withhold:
+            rows = rows[self.labels[rows, SPECIES] >= 0]
+        encoded = self.damaged[damage] if damage else self.clean
+        plain = query.removesuffix(WITH_LIBRARY)
+        condition = list(QUERIES[plain])[-1] if damage else "clean"
+        features = encoded.query(plain, condition, fuse_with(self.setting), rows)
+        without = self.labels[rows, SPECIES] if withhold else None
+        nearest = self._nearest(rows, damage, without) if query != plain else None
+        return Asked(self, rows, features, without, nearest, weight)
+
+    def _nearest(self, rows: np.ndarray, damage: str, without: np.ndarray | None) -> Nearest:
+        assert self.combiner is not None
+        data = self.setting.config.data
+        given = [self.barcodes[row] for row in rows.tolist()]
+        given = orient_batch(given) if data.orient else given
+        if damage:
+            keys = [self.clean.keys[row] for row in rows.tolist()]
+            given = measured_barcodes(given, keys, 0, DAMAGE[damage], data.orient)
+        return self.combiner.find(given, without=without)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Rows of a part, asked in one way."""
+
+    part: Part
+    rows: np.ndarray  # int64 [N]
+    features: np.ndarray  # float32 [N, D]
+    without: np.ndarray | None  # int64 [N], species that are taken away
+    nearest: Nearest | None
+    weight: float
+
+    def cases(self, combination: Combination | None = None) -> Cases:
+        """The answers; `combination` where a library was asked, too."""
+        part, rows = self.part, self.rows
+        answers = evidence.answers(part.setting.scorer, self.features, self.without, self._library(combination))
+        right = (answers.path == part.labels[rows]) & (answers.path >= 0)
+        unknown = part.named[rows, SPECIES] & (part.labels[rows, SPECIES] < 0)
+        withheld = unknown if self.without is None else np.ones(len(rows), dtype=bool)
+        right[withheld, SPECIES] = False
+        return Cases(
+            answers, right, part.named[rows], withheld, part.others[rows] > 0, part.group[rows],
+            np.full(len(rows), self.weight / max(1, len(rows))),
+        )  # fmt: skip
+
+    def log_score(self, combination: Combination) -> float:
+        """`weight` times the mean log probability of the true taxa, over queries and ranks; a species that is taken
+        away is no true taxon."""
+        labels = self.part.labels[self.rows].copy()
+        if self.without is not None:
+            labels[:, SPECIES] = -1
+        total, first = np.zeros(2), 0
+        for chunk in evidence.scored(self.part.setting.scorer, self.features, without=self.without,
+                                     library=self._library(combination)):  # fmt: skip
+            truth = torch.from_numpy(labels[first : first + len(chunk.answers.path)])
+            for rank, values in enumerate(chunk.probabilities):
+                known = truth[:, rank] >= 0
+                found = values[known].gather(1, truth[known, rank, None].to(values.device))
+                total += [float(found.clamp(min=evidence.FLOOR).log().sum()), int(known.sum())]
+            first += len(truth)
+        return self.weight * total[0] / max(1.0, total[1])
+
+    def _library(self, combination: Combination | None) -> tuple[Nearest, Combination] | None:
+        if self.nearest is None:
+            return None
+        assert combination is not None
+        return self.nearest, combination
+
+
+def fuse_with(setting: Setting) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """The model's fusion, for features on any device."""
+    return lambda image, dna: setting.model.fuse(image.to(setting.device), dna.to(setting.device))
+
+
+def genus_parts(cases: Cases) -> Mapping[str, np.ndarray]:
+    """The withheld cases, all and by whether the model knows another species of their genus: bool [N] each."""
+    return {
+        "withheld": cases.withheld,
+        "genus_present": cases.withheld & cases.genus_known,
+        "genus_absent": cases.withheld & ~cases.genus_known,
+    }
