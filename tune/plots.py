@@ -1,6 +1,6 @@
 """Pictures of a sweep: every trial as a line across its settings, and the score over two of them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,10 +24,17 @@ def _whole(search: Sequence[Entry]) -> list[Entry]:
     return [entry for entry in search if entry.state == "finished" and entry.score is not None]
 
 
-def _limits(whole: Sequence[Entry]) -> tuple[float, float]:
-    """The lowest and the highest score, in percent."""
-    scores = [100 * (entry.score or 0.0) for entry in whole] or [0.0]
-    return min(scores), max(max(scores), min(scores) + 0.1)
+def _at_equal_epochs(search: Sequence[Entry]) -> tuple[int, dict[int, float]]:
+    """The last epoch that every trial with a score reached, and number -> its score there in percent."""
+    histories = {entry.number: dict(entry.history) for entry in search if entry.history}
+    epoch = min((max(history) for history in histories.values()), default=0)
+    return epoch, {number: 100 * history[epoch] for number, history in histories.items() if epoch in history}
+
+
+def _limits(scores: Iterable[float]) -> tuple[float, float]:
+    """The lowest and the highest, at least a tenth of a point apart."""
+    values = list(scores) or [0.0]
+    return min(values), max(max(values), min(values) + 0.1)
 
 
 def _place(space: Space, key: str, value: Any) -> float:
@@ -61,7 +68,7 @@ def parallel_coordinates(space: Space, search: Sequence[Entry]) -> Figure:
     """Each trial is a line across the settings to its score on val: coloured when it ran to the end, grey when it was
     stopped (it then has no score to compare), dashed for the recipe's own values."""
     keys, whole = list(space), _whole(search)
-    low, high = _limits(whole)
+    low, high = _limits(100 * (entry.score or 0.0) for entry in whole)
     colours = ScalarMappable(Normalize(low, high), MAP)
     figure = new_figure(max(7.5, 1.6 * (len(keys) + 1)), 4.6)
     axes = figure.subplots()
@@ -102,34 +109,34 @@ def _axis(axes: Axes, place: int, positions: Sequence[float], names: Sequence[st
 
 
 def surface(space: Space, search: Sequence[Entry], winner: int | None = None) -> Figure | None:
-    """The score on val over the first two settings; None for a space of one.
+    """The score on val over the first two settings, at the last epoch that all trials reached; None for a space of one.
 
-    Dots are trials that ran to the end, crosses those that were stopped. The colours between the dots are a Gaussian
-    process through them with a length of a quarter of each axis, paler where it knows little.
+    The colours between the trials are a Gaussian process through them with a length of a quarter of each axis, paler
+    where it knows little. Crosses are trials without a score.
     """
     if len(space) < 2:
         return None
     up, across, *_ = space
-    whole = _whole(search)
-    colours = ScalarMappable(Normalize(*_limits(whole)), MAP)
+    epoch, scores = _at_equal_epochs(search)
+    colours = ScalarMappable(Normalize(*_limits(scores.values())), MAP)
     figure = new_figure(7.5, 5.4)
     axes = figure.subplots()
-    points = np.array([[_place(space, key, entry.values[key]) for key in (across, up)] for entry in whole])
-    if len(whole) > 2:
-        mean, known = _smooth(points, np.array([100 * (entry.score or 0.0) for entry in whole]))
+    places = {entry.number: tuple(_place(space, key, entry.values[key]) for key in (across, up)) for entry in search}
+    if len(scores) > 2:
+        mean, known = _smooth(np.array([places[number] for number in scores]), np.array(list(scores.values())))
         image = colours.to_rgba(mean)
         image[..., 3] = 0.15 + 0.7 * known
         axes.imshow(image, origin="lower", extent=(0, 1, 0, 1), aspect="auto", interpolation="bilinear")
     for entry in search:
-        x, y = (_place(space, key, entry.values[key]) for key in (across, up))
-        if entry not in whole:
+        x, y = places[entry.number]
+        if entry.number not in scores:
             axes.plot(x, y, "x", color="#333333", markersize=6)
             continue
-        score = 100 * (entry.score or 0.0)
+        score = scores[entry.number]
         shape = "D" if entry.number == DEFAULT else "o"
-        edge = 2.6 if entry.number == winner else 1.0
-        axes.plot(x, y, shape, color=colours.to_rgba(np.array(score)), markersize=10, markeredgecolor="black",
-                  markeredgewidth=edge)  # fmt: skip
+        axes.plot(x, y, shape, color=colours.to_rgba(np.array(score)), markeredgecolor="black",
+                  markersize=7 if entry.state == "stopped" else 10,
+                  markeredgewidth=2.6 if entry.number == winner else 1.0)  # fmt: skip
         axes.annotate(f"{score:.1f}", (x, y), (0, 9), textcoords="offset points", ha="center", fontsize=8)
     axes.set_xticks(*_ticks(space, across))
     axes.set_yticks(*_ticks(space, up))
@@ -138,9 +145,9 @@ def surface(space: Space, search: Sequence[Entry], winner: int | None = None) ->
     axes.set_xlim(-0.02, 1.02)
     axes.set_ylim(-0.02, 1.06)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.colorbar(colours, ax=axes, label="val score, %")
-    text = "dot: ran to the end; cross: stopped early; diamond: the recipe's own values"
-    axes.set_title(text + ("; thick edge: winner of the finals" if winner is not None else ""), loc="left", fontsize=9)
+    figure.colorbar(colours, ax=axes, label=f"val score after epoch {epoch}, %")
+    text = "small: stopped early; diamond: the recipe's own values"
+    axes.set_title(text + ("; thick edge: winner" if winner is not None else ""), loc="left", fontsize=9)
     return figure
 
 

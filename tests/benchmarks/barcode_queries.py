@@ -50,6 +50,7 @@ class Task:
     reference_labels: np.ndarray
     groups: np.ndarray  # int64 [N], resampled together
     novel: np.ndarray  # bool [N]
+    taxonomy: Taxonomy  # of the labels
 
 
 def read(shards: Path, split: str, limit: int = 0, seed: int = 0) -> Side:
@@ -65,13 +66,14 @@ def read(shards: Path, split: str, limit: int = 0, seed: int = 0) -> Side:
 def make_task(queries: Side, references: Side) -> Task:
     """Labels of both sides by one taxonomy; species that are no binomials are not scored as truths."""
     both = label_columns(pa.concat_tables([queries.index, references.index]))
-    labels = Taxonomy.build(both).encode(both)
+    taxonomy = Taxonomy.build(both)
+    labels = taxonomy.encode(both)
     truths, known = labels[: len(queries.barcodes)].copy(), labels[len(queries.barcodes) :]
     truths[~is_species(queries.species), SPECIES] = -1
     for rank in range(len(RANKS)):  # nobody can answer what no reference has
         truths[~np.isin(truths[:, rank], known[:, rank]), rank] = -1
     novel = novel_mask(queries.barcodes, references.barcodes)
-    return Task(queries, references, truths, known, subsets.barcode_groups(queries.barcodes), novel)
+    return Task(queries, references, truths, known, subsets.barcode_groups(queries.barcodes), novel, taxonomy)
 
 
 def binomial_only(references: Side) -> Side:

@@ -1,12 +1,15 @@
 """Is the reference library at least as good as VSEARCH's top hit? Barcodes alone, paired, on real shards.
 
     python -m tests.benchmarks.reference_accuracy SHARDS [--queries 2000] [--conditions clean 1x 100nt] [--withheld]
+        [--checkpoint RUN]
 
 References: all barcodes of the train split; queries: some of --split. Both are cleaned once and the same for all.
 Table: top-1 in %, micro/macro, of each classical tool and of the library (nearest labelled reference at every rank);
 behind it library minus the better VSEARCH setting, with the 95% interval of a paired bootstrap over barcode groups
 (queries of one barcode are drawn together). --withheld: the species of `withheld_species` leave the references, their
-specimens are the queries, genus, family and order are scored. --classical: only the tools, with time and memory.
+specimens are the queries, genus, family and order are scored. --checkpoint: also the answers of that model with the
+library, as the service gives them ("combined"; its calibration is that of `train.evaluate --calibration`); then the
+difference is theirs. With --withheld it must be a model that was trained without those species.
 """
 
 import argparse
@@ -16,12 +19,15 @@ from pathlib import Path
 import numpy as np
 
 from engine.taxonomy import RANKS
+from serve.answer import Answer, Query
+from serve.predictor import Predictor
 from tests.benchmarks.barcode_queries import SPECIES, Task, damaged, make_task, read, withheld_species
 from train.evaluation.classical import run_tools
 from train.metrics import macro, micro, paired_difference
 from train.reference import Library, nearest_labels
 
 VSEARCH = ("vsearch_1_32", "vsearch_8_64")
+OURS = ("library", "combined")
 CONDITIONS = ("clean", "1x", "2x", "4x", "100nt", "150nt", "200nt")
 
 
@@ -36,6 +42,17 @@ def library_labels(library: Library, task: Task, queries: list[str], threads: in
     return nearest_labels(library, library.search(queries, threads=threads), labels)
 
 
+def combined_labels(predictor: Predictor, task: Task, queries: list[str]) -> np.ndarray:
+    """The names that model and library give together, in the task's labels, int64 [N, R]; -1 = none."""
+    place = [{name: number for number, name in enumerate(names)} for names in task.taxonomy.names]
+    found = np.full((len(queries), len(RANKS)), -1)
+    asked = [Query(str(number), (), barcode) for number, barcode in enumerate(queries)]
+    for row, answer in enumerate(predictor.identify(asked, threshold=0.0, top=1)):
+        if isinstance(answer, Answer):
+            found[row] = [place[rank].get(one.name or "", -1) for rank, one in enumerate(answer.ranks)]
+    return found
+
+
 def scored(task: Task, answer: np.ndarray, rank: int, rows: np.ndarray) -> tuple[float, float]:
     """Micro and macro top-1 in %."""
     truth = task.query_labels[:, rank]
@@ -44,14 +61,15 @@ def scored(task: Task, answer: np.ndarray, rank: int, rows: np.ndarray) -> tuple
 
 
 def compared(task: Task, answers: dict[str, np.ndarray], rank: int, rows: np.ndarray, resamples: int) -> str:
-    """Library minus the better peer, micro and macro, in points with intervals."""
+    """The last of the answers minus the better peer, micro and macro, in points with intervals."""
+    own = list(answers)[-1]
     truth = task.query_labels[:, rank]
     rows = rows & (truth >= 0)
     texts = []
     for place, classes in enumerate((None, truth[rows])):
-        peers = [name for name in answers if name != "library"]
+        peers = [name for name in answers if name not in OURS]
         best = max(peers, key=lambda name: scored(task, answers[name], rank, rows)[place])
-        right = [answers[name][rows, rank] == truth[rows] for name in ("library", best)]
+        right = [answers[name][rows, rank] == truth[rows] for name in (own, best)]
         gap = paired_difference(*right, task.groups[rows], classes, resamples=resamples)
         texts.append(f"{100 * gap.value:+.2f} [{100 * gap.low:+.2f}, {100 * gap.high:+.2f}] ({best})")
     return " | ".join(texts)
@@ -89,6 +107,7 @@ def main() -> None:
     parser.add_argument("--conditions", nargs="+", default=CONDITIONS, help="clean, SEVERITYx, LENGTHnt")
     parser.add_argument("--tools", nargs="*", default=VSEARCH, help="of train.evaluation.classical.COMMANDS")
     parser.add_argument("--withheld", action="store_true")
+    parser.add_argument("--checkpoint", type=Path)
     parser.add_argument("--resamples", type=int, default=1000)
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
@@ -96,7 +115,11 @@ def main() -> None:
         task = withheld_task(options)
     else:
         task = make_task(read(options.shards, options.split, options.queries), read(options.shards, "train"))
-    library = library_of(task)
+    library, predictor = library_of(task), None
+    if options.checkpoint:
+        bare = Predictor.load(options.checkpoint)
+        predictor = Predictor(bare.model, bare.data, bare.scorer, calibration=bare.calibration, library=library)
+        predictor.threads = options.threads
     print(f"{len(task.queries.barcodes)} queries, {len(np.unique(task.groups))} groups, {task.novel.mean():.1%} novel; "
           f"{len(task.references.barcodes)} references, {library.num_haplotypes} different")  # fmt: skip
     found: dict[str, dict[str, np.ndarray]] = {}
@@ -110,6 +133,8 @@ def main() -> None:
         found[condition]["library"] = library_labels(library, task, asked, options.threads)
         each = [1000 * value / len(asked) for value in (time.perf_counter() - start, time.process_time() - cpu)]
         print(f"{condition}: library {each[0]:.2f} ms a query ({each[1]:.2f} of CPU)", flush=True)
+        if predictor is not None:
+            found[condition]["combined"] = combined_labels(predictor, task, asked)
     for run in runs.values():
         print(run.command)
     ranks = list(range(SPECIES)) if options.withheld else [SPECIES]

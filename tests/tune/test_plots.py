@@ -13,7 +13,9 @@ def trials() -> list[Entry]:
     values += [{"loss.hierarchy_weight": weight, "loss.temperature": 0.01} for weight in (0.0, 1.0, 0.1)]
     states = ("finished", "finished", "stopped", "finished")
     return [
-        Entry(number, one, 0, state=state, history=[(9 if state == "finished" else 3, 0.5 + number / 100)])
+        Entry(
+            number, one, 0, state=state, history=[(3, 0.4 + number / 100), (9, 0.5)][: 2 if state == "finished" else 1]
+        )
         for number, (one, state) in enumerate(zip(values, states, strict=True))
     ]  # type: ignore[arg-type]
 
@@ -31,11 +33,19 @@ def test_a_line_for_every_trial_and_grey_ones_end_before_the_score() -> None:
 def test_the_surface_marks_every_trial_where_it_lies() -> None:
     figure = plots.surface(PAIR, trials(), winner=3)
     assert figure is not None
-    points = {line.get_marker(): line.get_xydata()[0].tolist() for line in figure.axes[0].get_lines()}  # type: ignore[index]
-    assert points["x"] == [0.0, 1.0]  # temperature 0.01, weight 1
-    default = [PAIR["loss.temperature"].position(0.07), PAIR["loss.hierarchy_weight"].position(0.01)]
-    assert points["D"] == default
-    assert sorted(text.get_text() for text in figure.axes[0].texts) == ["50.0", "51.0", "53.0"]
+    lines = figure.axes[0].get_lines()
+    places = [line.get_xydata()[0].tolist() for line in lines]  # type: ignore[index]
+    assert places[2] == [0.0, 1.0]  # temperature 0.01, weight 1
+    assert places[0] == [PAIR["loss.temperature"].position(0.07), PAIR["loss.hierarchy_weight"].position(0.01)]
+    assert [line.get_marker() for line in lines] == ["D", "o", "o", "o"]
+    sizes = [line.get_markersize() for line in lines]
+    assert sizes[2] < sizes[0] == sizes[1] == sizes[3]  # stopped early
+    assert [line.get_markeredgewidth() > 2 for line in lines] == [False, False, False, True]  # the winner
+    told = [text.get_text() for text in figure.axes[0].texts]
+    assert told == ["40.0", "41.0", "42.0", "43.0"]  # after epoch 3, which all reached
+    lost = Entry(4, {"loss.hierarchy_weight": 0.2, "loss.temperature": 0.02}, 0, state="failed")
+    again = plots.surface(PAIR, [*trials(), lost])
+    assert again is not None and again.axes[0].get_lines()[-1].get_marker() == "x"
     assert plots.surface({"loss.temperature": PAIR["loss.temperature"]}, trials()) is None
 
 
