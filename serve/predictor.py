@@ -246,19 +246,19 @@ class Predictor:
         prepared = [one for one, _ in items]
         image, dna = self._features(prepared)
         features = {"image": image, "dna": dna}.get(query)
-        backed = self._combiner is not None and query != "image"
-        calibrator = self._calibrator(query, backed)
+        combiner = self._combiner if query != "image" else None
+        calibrator = self._calibrator(query, combiner is not None)
         read = Read(query=query, calibrated=calibrator is not None, subset=subset, card=self.card)
         if features is None:
             features = self._fuse(image, dna)
             read.share = self._image_share(image, dna)
             read.disagreement = self._disagreement(image, dna)
         library = None
-        if backed:
-            hits = self.library.search([one.dna for one in prepared], threads=self.threads)
-            read.references = reference.answers(self.library, hits)
+        if combiner is not None:
+            hits = combiner.library.search([one.dna for one in prepared], threads=self.threads)
+            read.references = reference.answers(combiner.library, hits)
             if calibrator is not None and calibrator.combination is not None:
-                library = (self._combiner.of(hits), calibrator.combination)
+                library = (combiner.of(hits), calibrator.combination)
         answers: list[Answer] = []
         among = None if subset is None else subset.leaves
         for chunk in evidence.scored(self.scorer, features, among=among, library=library):

@@ -23,7 +23,8 @@ from engine.commandline import Parser, guarded  # noqa: E402
 SCORINGS = ("rollup", "prompt")
 EXTRAS = {
     "retrieval": "also CLIBD's protocol: each modality retrieves each, seen and unseen species",
-    "calibration": "also fit probabilities on val, keep them beside the model as calibration.json, and measure them",
+    "calibration": "also fit probabilities on val, alone and with a reference library of the train split, keep them "
+    "beside the model as calibration.json, and measure them",
     "curves": "also accuracy against damage: severity, single operations, fragments, amplified parts, blur",
     "probes": "also linear, 1-NN and few-shot probes of the features, and clustering",
 }

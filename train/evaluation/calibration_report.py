@@ -11,18 +11,14 @@ from engine.html import Section
 from engine.taxonomy import RANKS
 from train import metrics
 from train.evaluation import calibrate, plots, reliability, subsets, tables
-from train.evaluation.calibration import FILE, WITH_LIBRARY, Calibration, Calibrator, back_off, sigmoid
+from train.evaluation.calibration import FILE, Calibration, Calibrator, back_off, sigmoid
 from train.evaluation.cases import SPECIES, Cases, Part, genus_parts
 from train.evaluation.combination import Combiner
-from train.evaluation.predict import QUERIES
 from train.evaluation.setting import Setting
 from train.reference import Library
 
 THRESHOLD = 0.95
 FIT_ON = "val"
-TITLES = {query: plots.TITLES[query] for query in QUERIES} | {
-    f"{query}{WITH_LIBRARY}": f"{plots.TITLES[query]} and library" for query in ("dna", "fused")
-}
 RANK_COLOURS = dict(zip(RANKS, html.COLOURS, strict=False))
 
 
@@ -127,12 +123,12 @@ def section(values: Mapping[str, float], split: str) -> Section:
         "taxon at that rank is; naming an unknown species is wrong."
     )
     blocks = [html.paragraph(told)]
-    queries = [query for query in TITLES if f"{start}/{query}/species/rows" in values]
+    queries = [query for query in plots.TITLES if f"{start}/{query}/species/rows" in values]
     blocks.append(_rank_table(values, start, queries))
     for query in queries:
-        figure = html.figure(reliability_plot(values, f"{start}/{query}"), f"{TITLES[query].capitalize()}: "
+        figure = html.figure(reliability_plot(values, f"{start}/{query}"), f"{plots.TITLES[query].capitalize()}: "
                              "probability told and share right (left), share wrong by coverage (right)")  # fmt: skip
-        blocks.append(figure if query == queries[0] else html.folded(f"The same: {TITLES[query]}", figure))
+        blocks.append(figure if query == queries[0] else html.folded(f"The same: {plots.TITLES[query]}", figure))
     blocks += [html.paragraph(f"Answers that end at the deepest rank of at least {THRESHOLD:.0%}:"),
                _ends_table(values, start, queries)]  # fmt: skip
     blocks += [html.paragraph("Species unknown to the model, by the novelty score (flagged: above val's threshold):"),
@@ -151,7 +147,7 @@ def _rank_table(values: Mapping[str, float], start: str, queries: list[str]) -> 
             perfect = f"{values[f'{one}/ece_perfect']:.3f}\n95%: {values[f'{one}/ece_perfect_high']:.3f}"
             error = f"{values[f'{one}/ece']:.3f}\n{values[f'{one}/ece_low']:.3f}–{values[f'{one}/ece_high']:.3f}"
             rows.append([
-                TITLES[query], rank, tables.percent(values[f"{one}/accuracy"]), error, perfect,
+                plots.TITLES[query], rank, tables.percent(values[f"{one}/accuracy"]), error, perfect,
                 f"{values[f'{one}/plain_ece']:.3f}", coverage, tables.with_interval(values, f"{one}/accuracy_at"),
                 f"{values[f'{one}/rows']:,.0f}",
             ])  # fmt: skip
@@ -166,7 +162,7 @@ def _ends_table(values: Mapping[str, float], start: str, queries: list[str]) -> 
         ends = [f"{start}/{query}/ends/{name}" for name in (*reversed(RANKS), "none")]
         cells = [f"{tables.percent(values[f'{end}/share'])}\nright {tables.percent(values[f'{end}/accuracy'])}"
                  for end in ends]  # fmt: skip
-        rows.append([TITLES[query], *cells[:-1], tables.percent(values[f"{ends[-1]}/share"])])
+        rows.append([plots.TITLES[query], *cells[:-1], tables.percent(values[f"{ends[-1]}/share"])])
     return html.table(["asked with", *reversed(RANKS), "no answer"], rows)
 
 
@@ -179,7 +175,7 @@ def _novelty_table(values: Mapping[str, float], start: str, queries: list[str]) 
             if f"{one}/{name}/auroc" in values:
                 flagged = [tables.percent(values[f"{one}/{part}/flagged"]) for part in (name, "seen")]
                 auroc = f"{values[f'{one}/{name}/auroc']:.3f}"
-                rows.append([TITLES[query], text, auroc, *flagged, f"{values[f'{one}/{name}/rows']:,.0f}"])
+                rows.append([plots.TITLES[query], text, auroc, *flagged, f"{values[f'{one}/{name}/rows']:,.0f}"])
     header = ["asked with", "unknown species", "AUROC", "flagged, %", "known species flagged, %", "n unknown"]
     return html.table(header, rows)
 

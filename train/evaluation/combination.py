@@ -38,22 +38,21 @@ class Nearest:
         return [np.searchsorted(one.query, numbers) for one in self.ranks]
 
     def leaf_distances(self, scorer: Scorer, rows: slice, step: float) -> Tensor:
-        """Edits beyond the nearest reference of all, float32 [b, L]; 0 for queries that found nothing."""
+        """Edits beyond the nearest reference of all, float32 [b, L]; 0 for queries that found nothing related."""
         count = len(scorer.candidates)
         found = np.full((rows.stop - rows.start, count), np.inf, dtype=np.float32)
         for rank, (one, begin) in enumerate(zip(self.ranks, self._begin, strict=True)):
             span = slice(begin[rows.start], begin[rows.stop])
             found[one.query[span] - rows.start, int(scorer.first[rank]) + one.taxon[span]] = one.difference[span]
-        distance = torch.from_numpy(found).to(scorer.device)
+        far = torch.from_numpy(_FAR * self.length[rows].astype(np.float32)).to(scorer.device)[:, None]
+        distance = torch.minimum(torch.from_numpy(found).to(scorer.device), far)
         least = distance.amin(1, keepdim=True)
-        nothing = ~torch.isfinite(least)
-        distance = (distance - least).masked_fill_(nothing, 0.0)
         for rank, size in enumerate(scorer.sizes):
             taxa = slice(int(scorer.first[rank]), int(scorer.first[rank]) + size)
             parent = scorer.parent[taxa]
-            above = torch.where(parent >= 0, distance[:, parent.clamp(min=0)], 0.0) + step
+            above = torch.where(parent >= 0, distance[:, parent.clamp(min=0)], least) + step
             distance[:, taxa] = torch.minimum(distance[:, taxa], above)
-        return distance[:, scorer.leaf_candidate].masked_fill_(nothing, 0.0)
+        return distance[:, scorer.leaf_candidate] - least
 
     def evidence(self, path: np.ndarray, first: int) -> dict[str, np.ndarray]:
         """LIBRARY_INPUTS of answered lineages int64 [b, R], those of the queries from `first` on."""

@@ -87,7 +87,7 @@ def _sentences(found: Evaluation) -> list[str]:
             f"With photo and barcode both damaged, gated fusion is {verdict} {plots.TITLES[one.modality]} alone: "
             f"{100 * gap.value:+.1f} points ({100 * gap.low:+.1f} to {100 * gap.high:+.1f}) at species."
         )
-    for query in plots.measured(values, split):
+    for query in plots.TITLES:
         start = f"{split}/calibration/{query}/species"
         if values.get(f"{start}/coverage"):
             right, covered = (tables.percent(values[f"{start}/{name}"]) for name in ("accuracy_at", "coverage"))

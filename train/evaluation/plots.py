@@ -11,11 +11,15 @@ from matplotlib.patches import Patch
 from engine import html
 from engine.taxonomy import RANKS
 from train import metrics
+from train.evaluation.calibration import WITH_LIBRARY
 
 COLOURS = {"image": "#E69F00", "dna": "#0072B2", "average": "#999999", "fused": "#009E73"}  # Okabe and Ito, 2008
 INSIDE = {"image": "black", "dna": "white", "average": "black", "fused": "white"}  # of the numbers, for contrast
 NOISY = {"image": "noisy", "dna": "noisy", "average": "noisy_both", "fused": "noisy_both"}
-TITLES = {"image": "photo", "dna": "barcode", "average": "average", "fused": "gated fusion"}
+TITLES = {
+    "image": "photo", "dna": "barcode", "average": "average", "fused": "gated fusion",
+    f"dna{WITH_LIBRARY}": "barcode and library", f"fused{WITH_LIBRARY}": "gated fusion and library",
+}  # fmt: skip
 GRID = "#dddddd"
 
 
