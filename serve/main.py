@@ -23,6 +23,7 @@ from engine.commandline import Parser, guarded  # noqa: E402
 log = logging.getLogger("serve")
 
 NAME = "taxafuse"  # of the application in Ray Serve
+PATIENCE_S = 150  # of the proxy, more than body and model may take: a request ends even where no replica comes back
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -64,7 +65,8 @@ def run(options: argparse.Namespace) -> int:
     if not _is_loopback(options.host) and not options.token_file:
         log.warning("listening at %s without --token-file: everybody who reaches it may ask", options.host)
     start_ray()
-    serve.start(proxy_location="HeadOnly", http_options={"host": options.host, "port": options.port})
+    http = {"host": options.host, "port": options.port, "request_timeout_s": PATIENCE_S}
+    serve.start(proxy_location="HeadOnly", http_options=http)
     serve.run(application, name=NAME, route_prefix="/")
     stop = threading.Event()
     for kind in (signal.SIGTERM, signal.SIGINT):
