@@ -27,7 +27,7 @@ specimens are those of one worker; means over anchors, and which ranks occur, st
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -37,7 +37,8 @@ from engine.taxonomy import RANKS
 from train import dist
 from train.config import LossConfig
 from train.loss_masks import Targets, World, gather_world
-from train.loss_views import LogSums, Views, make_views, over_anchors
+from train.loss_sums import LogSums, NearSums
+from train.loss_views import Views, make_views, over_anchors
 
 if TYPE_CHECKING:
     from train.models.trimodal import Features
@@ -56,11 +57,6 @@ class _Level:
     def anchor_sum(self, pair_loss: Tensor) -> Tensor:
         """Sum over anchors of the mean over their positives."""
         return ((pair_loss * self.positive).sum(dim=1) / self.num_positive().clamp(min=1)).sum()
-
-
-class _Rectified(NamedTuple):
-    terms: list[Tensor]  # per rank: the mean after rectification, a scalar
-    clamped: Tensor  # [R]: whether the mean was replaced
 
 
 def _log_sum(logits: Tensor, mask: Tensor) -> Tensor:
@@ -145,20 +141,15 @@ def _floors(views: Views, occurs: Tensor, config: LossConfig) -> Tensor:
     return torch.stack(floors)
 
 
-def _rectify_means(means: list[Tensor], values: Tensor, occurs: Tensor, config: LossConfig) -> _Rectified:
-    """Each rank's mean = the largest of itself and all ranks before it.
+def _rectify_means(means: Tensor, values: Tensor, occurs: Tensor, config: LossConfig) -> tuple[Tensor, Tensor]:
+    """Each rank's mean = the largest of itself and all that occur before it, [R]; whether it was replaced, bool [R].
 
     `values` [R]: the same means over the global batch, which decide, while `means` carry this worker's gradient.
     """
-    rectified, clamped = list(means), [occurs[0]] * len(means)
-    running, running_value = means[0] * 0.0, torch.full_like(values[0], -torch.inf)
-    for index in _direction(len(means), config):
-        clamped[index] = occurs[index] & (running_value > values[index])
-        rectified[index] = torch.where(clamped[index], running, means[index])
-        takes_over = occurs[index] & ~clamped[index]
-        running = torch.where(takes_over, means[index], running)
-        running_value = torch.where(takes_over, values[index], running_value)
-    return _Rectified(rectified, torch.stack(clamped))
+    order = torch.tensor(_direction(len(means), config), device=means.device)
+    largest = torch.where(occurs, values, -torch.inf)[order].cummax(dim=0).indices  # of equal ones the later
+    source = order[largest][order]
+    return means[source], occurs & (source != torch.arange(len(means), device=means.device))
 
 
 def _is_summable(config: LossConfig, dtype: torch.dtype) -> bool:
@@ -171,46 +162,13 @@ def _is_summable(config: LossConfig, dtype: torch.dtype) -> bool:
     return config.denominator == "all" and not by_pair and (config.representatives == "all" or fits)
 
 
-def _classes(views: Views, rank: int) -> tuple[Tensor, Tensor]:
-    """int64 [G]: who shares a positive at `rank` (no label: a class of one's own; does not take part: class 0), and how
-    many vectors each class has [1 + number of classes]."""
-    labels, stays = views.labels[:, rank], views.stays[rank]
-    alone = -2 - torch.arange(len(labels), device=labels.device)
-    name = torch.where(stays, torch.where(labels >= 0, labels, alone), -2 - len(labels))  # the least: sorts first
-    _, code = torch.unique(torch.cat([name.new_full((1,), -2 - len(labels)), name]), return_inverse=True)
-    return code[1:], 2 * torch.bincount(code[1:], minlength=len(labels) + 1)
-
-
-def _near(views: Views) -> tuple[Tensor, Tensor]:
-    """[R]: sum over the anchors of their mean cosine (over the temperature) with their positives; number of the pairs.
-
-    Over the anchors i of a class with n vectors, whose sum is S: sum_i a_i . (S - c_i) / (n - 1).
-    """
-    own, alone = views.own_rows, views.candidates is views.anchors
-    itself = views.anchors if alone else views.candidates[torch.cat([own, own + len(views.labels)])]
-    with_itself = (views.anchors * itself).sum(dim=1)
-    first, second = views.anchors.chunk(2)
-    both_of_mine = first + second
-    both = both_of_mine if alone else torch.add(*views.candidates.chunk(2))
-    near, pairs = [], []
-    for rank in range(views.num_ranks):
-        code, count = _classes(views, rank)
-        empty = both.new_zeros(len(count), both.shape[1])
-        mine = empty.index_add(0, code[own], both_of_mine)
-        sums = mine if alone else empty.index_add(0, code, both)
-        theirs = empty[:, 0].index_add(0, code[own].repeat(2), with_itself)
-        others = count - 1
-        near.append((((mine * sums).sum(dim=1) - theirs) / others.clamp(min=1))[1:].sum())
-        pairs.append(2 * (others[code[own]] * views.stays[rank][own]).sum())
-    return torch.stack(near), torch.stack(pairs)
-
-
 def _sums_by_class(views: Views, config: LossConfig) -> Tensor:
     """`_sums` without floors, for `_is_summable` options: what an anchor's positives add up to is known from the sums
     of the classes, so a rank costs B x D instead of B x G."""
     thinned = config.representatives == "one_per_label"
-    sets = (views.stays if thinned else views.stays[:1]).repeat(1, 2).T.to(views.anchors.dtype)
-    stays = views.stays[:, views.own_rows].repeat(1, 2)  # [R, 2B]
+    dtype, own = views.anchors.dtype, views.own_rows
+    sets = (views.stays if thinned else views.stays[:1]).repeat(1, 2).to(dtype)
+    stays = views.stays[:, own].repeat(1, 2)  # [R, 2B]
 
     def part(anchor: Tensor) -> Tensor:
         mine = views.anchors if len(anchor) == len(views.anchors) else views.anchors[anchor]
@@ -218,7 +176,10 @@ def _sums_by_class(views: Views, config: LossConfig) -> Tensor:
         log_sums = LogSums.apply(mine, views.candidates, sets, itself).T  # [1 or R, A]
         return torch.where(stays[:, anchor], log_sums, 0.0).sum(dim=1)
 
-    near, num_pairs = _near(views)
+    classes = torch.where(views.stays, views.classes + 1, 0)
+    others = 2 * torch.bincount(classes.flatten())[classes] - 1  # [R, G]: positives of a vector
+    near = NearSums.apply(views.anchors, views.candidates, classes, views.stays.to(dtype) / others, own)
+    num_pairs = 2 * (views.stays * others)[:, own].sum(dim=1)
     raw = over_anchors(views, part) - near
     return torch.stack([raw, raw, stays.sum(dim=1), num_pairs, raw.detach() * 0.0])
 
@@ -253,8 +214,8 @@ def _rank_terms(views: Views, config: LossConfig) -> tuple[Tensor, Tensor, Tenso
     scale = (dist.world_size() / num_anchors.clamp(min=1)).to(sums.dtype)
     if config.rectify == "none" or by_pair:
         return sums[1] * scale, occurs, raw, num_clamped / num_pairs.clamp(min=1)
-    result = _rectify_means(list(sums[0] * scale), raw, occurs, config)
-    return torch.stack(result.terms), occurs, raw, result.clamped.double()
+    means, clamped = _rectify_means(sums[0] * scale, raw, occurs, config)
+    return means, occurs, raw, clamped.double()
 
 
 def hierarchy_loss(

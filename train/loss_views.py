@@ -1,18 +1,17 @@
 """The two views of every specimen as vectors, and what HiR needs of them without looking at single pairs.
 
-Legend: B rows of this worker, G candidate rows, D embedding, R taxonomic ranks, A some anchors, S sets of columns. A
+Legend: B rows of this worker, G candidate rows, D embedding, R taxonomic ranks, A some anchors. A
 row is two vectors, one per view, in the order [all first views; all second views].
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from train.config import LossConfig
-from train.loss_masks import Targets, World, over_parts
+from train.loss_masks import World, over_parts
 
 
 @dataclass(frozen=True)
@@ -22,6 +21,7 @@ class Views:
     anchors: Tensor  # [2B, D], over the root of the temperature
     candidates: Tensor  # [2G, D], the same; the same tensor when this worker is alone
     labels: Tensor  # int64 [G, R]
+    classes: Tensor  # int64 [R, G]: the same for the same known label; an unlabelled specimen is a class of its own
     stays: Tensor  # bool [R, G]: the specimens that take part at each rank
     own_rows: Tensor  # int64 [B]: this rank's rows among the G
 
@@ -44,34 +44,43 @@ def make_views(world: World, config: LossConfig) -> Views:
     gathered = config.hierarchy_gather
     columns, targets = (world.columns, world.all_targets) if gathered else (world.local, world.targets)
     own_rows = torch.arange(len(world.targets.bin), device=targets.bin.device) + (world.offset if gathered else 0)
+    classes = _classes(targets.labels)
     root = config.hierarchy_temperature**-0.5
-    anchors = torch.cat([world.local["image"], world.local["image_view2"]]) * root
+    anchors = torch.cat([world.local["image"], world.local["image_view2"]]).mul_(root)
     alone = columns is world.local
     return Views(
         anchors=anchors,
-        candidates=anchors if alone else torch.cat([columns["image"], columns["image_view2"]]) * root,
+        candidates=anchors if alone else torch.cat([columns["image"], columns["image_view2"]]).mul_(root),
         labels=targets.labels,
-        stays=_stays(targets, config),
+        classes=classes,
+        stays=_stays(targets.has_image, classes, config),
         own_rows=own_rows,
     )
 
 
-def _stays(targets: Targets, config: LossConfig) -> Tensor:
+def _classes(labels: Tensor) -> Tensor:
+    """int64 [G, R] -> [R, G], numbered from 0 over all ranks: no class is of two ranks."""
+    num_rows, num_ranks = labels.shape
+    alone = -1 - torch.arange(num_rows, device=labels.device)
+    names = torch.where(labels >= 0, labels, alone[:, None]) * num_ranks
+    return torch.unique((names + torch.arange(num_ranks, device=labels.device)).T, return_inverse=True)[1]
+
+
+def _stays(has_image: Tensor, classes: Tensor, config: LossConfig) -> Tensor:
     """bool [R, G]: who takes part at each rank; `one_per_label` thins out from the finest rank upwards."""
-    stays = [targets.has_image]
-    for labels in reversed(targets.labels.T[1:].unbind()):
+    stays = [has_image]
+    for finer in reversed(classes[1:].unbind()):
         thins = config.representatives == "one_per_label"
-        stays.append(_first_per_label(labels, stays[-1]) if thins else stays[-1])
+        stays.append(_first_of_class(finer, stays[-1], classes.numel()) if thins else stays[-1])
     return torch.stack(stays[::-1])
 
 
-def _first_per_label(labels: Tensor, stays: Tensor) -> Tensor:
-    """[G], bool [G] -> bool [G]: of those that stay, all unlabelled ones and the first of each label."""
-    row = torch.arange(len(labels), device=labels.device)
-    candidate = stays & (labels >= 0)
-    _, group = torch.unique(labels, return_inverse=True)
-    first = torch.full_like(row, len(row)).scatter_reduce_(0, group[candidate], row[candidate], "amin")
-    return stays & ((labels < 0) | (first[group] == row))
+def _first_of_class(classes: Tensor, stays: Tensor, num_classes: int) -> Tensor:
+    """[G], bool [G] -> bool [G]: of those that stay, the first of each class."""
+    row = torch.arange(len(classes), device=classes.device)
+    candidate = torch.where(stays, row, len(row))
+    first = row.new_full((num_classes,), len(row)).scatter_reduce_(0, classes, candidate, "amin")
+    return stays & (first[classes] == row)
 
 
 def over_anchors(views: Views, function: Callable[[Tensor], Tensor]) -> Tensor:
@@ -82,33 +91,3 @@ def over_anchors(views: Views, function: Callable[[Tensor], Tensor]) -> Tensor:
         return function(torch.arange(start, stop, device=device))
 
     return over_parts(part, len(views.anchors), len(views.candidates), device.type)
-
-
-class LogSums(torch.autograd.Function):
-    """log of the sum of exp(a_i . c_j) over j != itself_i, j of each column set: [A], from [A, D] and [2G, D].
-
-    Touches the matrix of pairs as few times as there are: once for each of max, exp, sums, and once in backward.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, anchors: Tensor, candidates: Tensor, sets: Tensor, itself: Tensor) -> Tensor:
-        """sets: 0 or 1 [2G, S], in the features' type; itself: int64 [A]. Returns [A, S]."""
-        powers = anchors @ candidates.T
-        place = torch.arange(len(itself), device=itself.device)
-        powers[place, itself] = -torch.inf
-        largest = powers.amax(dim=1, keepdim=True)
-        powers.sub_(largest).exp_()
-        sums = powers @ sets
-        ctx.save_for_backward(anchors, candidates, sets, powers, sums)
-        ctx.alone = anchors is candidates
-        return largest + sums.log()
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """An anchor that no set gives a partner has sums of 0; its gradient must be 0, too."""
-        anchors, candidates, sets, powers, sums = ctx.saved_tensors
-        share = torch.where(sums > 0, grads[0] / sums, 0.0)
-        pairs = powers * (share @ sets.T if sets.shape[1] > 1 else share * sets[:, 0])
-        if ctx.alone:  # one product instead of two
-            return (pairs + pairs.T) @ anchors, None, None, None
-        return pairs @ candidates, pairs.T @ anchors, None, None

@@ -178,6 +178,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--plain-limit", type=int, default=64, help="largest batch for the plain loops")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=1, help="of torch, in the tables of --release and of the loops")
     parser.add_argument("--release", type=Path, help="the release's losses_HMLC.py")
     parser.add_argument("--large", type=int, metavar="B", help="rows of the very large batch")
     parser.add_argument("--dim", type=int, default=512, help="width of its features")
@@ -185,7 +186,7 @@ def main() -> None:
     if arguments.large:
         large_table(arguments.large, arguments.dim)
         return
-    torch.set_num_threads(1)
+    torch.set_num_threads(arguments.threads)
     if arguments.release:
         release_table(arguments.release, arguments.rounds)
     else:
