@@ -115,7 +115,8 @@ class Tokenizer(Protocol):
 
     def __call__(self, sequence: str, offset: int = 0) -> np.ndarray: ...
 
-    def encode(self, sequences: Sequence[str], offset: int | Sequence[int] | np.ndarray = 0) -> np.ndarray: ...
+    def encode(self, sequences: Sequence[str], offset: int | Sequence[int] | np.ndarray = 0) -> np.ndarray:
+        """Clean barcodes, each from its nucleotide `offset` on -> unsigned integers [B, L], padded with 0."""
 
 
 def _windows(sequences: Sequence[str], offset: int | Sequence[int] | np.ndarray, width: int) -> list[str]:

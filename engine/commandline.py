@@ -13,6 +13,7 @@ class Parser(argparse.ArgumentParser):
     """Tells a wrong command line in one line."""
 
     def error(self, message: str) -> NoReturn:
+        """End the program with exit code 2 and one line on stderr."""
         self.exit(MISTAKE, f"error: {message} (see {self.prog} --help)\n")
 
 

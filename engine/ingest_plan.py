@@ -68,6 +68,7 @@ class Plan:
             return None
 
     def save(self, state: Location) -> None:
+        """Write plan.json into the folder `state`, at once or not at all."""
         (state / PLAN_NAME).write_atomically(json.dumps(dataclasses.asdict(self)).encode())
 
 

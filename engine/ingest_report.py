@@ -43,6 +43,7 @@ class ProblemLog:
             self.named[kind] += [(key, reason) for key, reason in entry["named"][:room]]
 
     def to_json(self) -> dict[str, Any]:
+        """For `merge`: per kind the counts by reason and the named problems as (key, reason)."""
         return {kind: {"by_reason": dict(self.counts[kind]), "named": self.named[kind]} for kind in KINDS}
 
     def reasons(self) -> str:
@@ -51,6 +52,7 @@ class ProblemLog:
         return ", ".join(f"{reason} ({count})" for reason, count in total.most_common()) or "none was read"
 
     def for_report(self) -> dict[str, Any]:
+        """For people: per kind the count, the reasons from the commonest on, what is named, how many are not."""
         report = {}
         for kind in KINDS:
             count = self.counts[kind].total()

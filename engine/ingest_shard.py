@@ -40,6 +40,7 @@ def read_done(state: Location, number: int) -> tuple[pa.Table, dict[str, Any]]:
 
 
 def done_name(number: int) -> str:
+    """Name of the file that says that a shard, numbered from 0, is done."""
     return f"{number:06d}.done"
 
 

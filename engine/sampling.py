@@ -114,6 +114,7 @@ class Plan:
 
     @property
     def steps_per_epoch(self) -> int:
+        """Global batches of an epoch, each whole."""
         return len(self.labels) // self.global_batch_size
 
     @property

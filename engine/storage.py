@@ -59,6 +59,7 @@ class Location:
 
     @property
     def is_local(self) -> bool:
+        """Whether this is a path and no URL."""
         return not _URL.match(self.base)
 
     @property
@@ -75,6 +76,7 @@ class Location:
 
     @property
     def parent(self) -> "Location":
+        """The folder that it lies in; / is its own."""
         return Location(self.base.rsplit("/", 1)[0] or "/", self.query)
 
     @property
@@ -94,6 +96,7 @@ class Location:
             return int(info.size) if info.type == pa_fs.FileType.File else None
 
     def is_file(self) -> bool:
+        """Whether there is such a file."""
         return self.size() is not None
 
     def is_dir(self) -> bool:
@@ -104,6 +107,7 @@ class Location:
             return bool(system.get_file_info(path).type == pa_fs.FileType.Directory)
 
     def exists(self) -> bool:
+        """Whether there is such a file or folder."""
         return self.is_dir() or self.is_file()
 
     def list(self) -> list[str]:

@@ -75,6 +75,7 @@ class Tower:
 
     @property
     def parameters(self) -> int:
+        """Number of weights: attention, MLP and embedding; norms and biases are left out."""
         return self.layers * (4 + self.mlp) * self.width**2 + self.embedding
 
     @property

@@ -77,6 +77,7 @@ def versions(expected: dict[str, str]) -> Finding:
 
 
 def device_files() -> int:
+    """NVIDIA GPUs that the kernel shows (/dev/nvidia0, ...)."""
     return sum(path.name.removeprefix("nvidia").isdigit() for path in Path("/dev").glob("nvidia*"))
 
 

@@ -33,6 +33,7 @@ class LaneDropout(nn.Dropout):
         self.number, self.rows = number, rows
 
     def forward(self, x: Tensor) -> Tensor:
+        """[n, ...] of the rows that `rows` describes -> the same shape; in evaluation mode, or with p = 0, x itself."""
         return x * self._mask(x) if self.training and self.p > 0 else x
 
     @torch.compiler.disable

@@ -140,10 +140,12 @@ class Session:
 
     @property
     def total_steps(self) -> int:
+        """Steps of the whole run, all phases."""
         return self.phases[-1].last
 
     @property
     def epoch(self) -> float:
+        """Epochs done so far, a fraction inside one."""
         return self.step / self.plan.steps_per_epoch
 
     def _enter(self, phase: Phase) -> None:

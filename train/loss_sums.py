@@ -69,6 +69,7 @@ class NearSums(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Gradients:
+        """[R] -> [2B, D] and [2G, D]; alone, both parts at once, in the first."""
         anchors, candidates, classes, weight, own, mine, sums = ctx.saved_tensors
         share = weight * grads[0][:, None]
         if ctx.alone:

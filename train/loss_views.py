@@ -27,6 +27,7 @@ class Views:
 
     @property
     def num_ranks(self) -> int:
+        """R."""
         return self.labels.shape[1]
 
     def places(self, anchor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -41,6 +42,7 @@ class Views:
 
 
 def make_views(world: World, config: LossConfig) -> Views:
+    """Both views beside the candidates that `hierarchy_gather` asks for; `world` has image and image_view2."""
     gathered = config.hierarchy_gather
     columns, targets = (world.columns, world.all_targets) if gathered else (world.local, world.targets)
     own_rows = torch.arange(len(world.targets.bin), device=targets.bin.device) + (world.offset if gathered else 0)

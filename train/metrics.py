@@ -215,6 +215,7 @@ class Difference:
 
     @property
     def value(self) -> float:
+        """first - second, as fractions of 1."""
         return self.first - self.second
 
 

@@ -50,9 +50,11 @@ class CleanText(io.RawIOBase):
         self._clean = b""
 
     def readable(self) -> bool:
+        """Always: `io.BufferedReader` asks."""
         return True
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        """Fill the start of a buffer with clean bytes; returns how many, 0 at the end of the file."""
         at_end = False
         while not self._clean and not at_end:
             at_end = not self._pending
@@ -65,6 +67,7 @@ class CleanText(io.RawIOBase):
         return size
 
     def close(self) -> None:
+        """Close the file, too."""
         self._file.close()
         super().close()
 
@@ -89,9 +92,11 @@ class WholeRecords(io.RawIOBase):
         self._waiting: list[bytes] = []  # lines whose quote is open
 
     def readable(self) -> bool:
+        """Always: `io.BufferedReader` asks."""
         return True
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        """Fill the start of a buffer with whole lines' bytes; returns how many, 0 at the end of the source."""
         at_end = False
         while not self._ready and not at_end:
             chunk = self._source.read(1 << 20)
@@ -145,6 +150,7 @@ class WholeRecords(io.RawIOBase):
         return [] if len(records) != 1 or is_open else records[0]
 
     def close(self) -> None:
+        """Close the source, too."""
         self._source.close()
         super().close()
 

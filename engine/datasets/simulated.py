@@ -57,6 +57,7 @@ class SimulatedSource:
         return simulated_photos.photo_jpeg(self.seed, (order, family, genus, species), specimen)
 
     def tree(self) -> Tree:
+        """The taxonomy that the specimens are drawn from, the same for the same seed and size."""
         return build_tree(self.seed, self.num_species)
 
     def batches(self) -> Iterator[pa.Table]:

@@ -134,6 +134,7 @@ def _preference(composition: np.ndarray, transition_bias: float = 5.0) -> np.nda
 
 
 def to_text(sequence: list[int]) -> str:
+    """Codes 0 to 3 -> a string of A, C, G, T."""
     return _LETTERS[np.array(sequence)].tobytes().decode()
 
 

@@ -143,6 +143,7 @@ class Pose:
     inverse: np.ndarray  # [2, 2]
 
     def pixels(self, points: np.ndarray) -> np.ndarray:
+        """Points of the body [n, 2] -> pixel coordinates [n, 2]."""
         return points @ self.matrix.T + self.offset
 
 

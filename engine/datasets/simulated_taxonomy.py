@@ -54,6 +54,7 @@ class Tree:
     deep: np.ndarray  # bool [species]: two deep lineages, hence two BINs
 
     def lineage(self, species: int) -> tuple[int, int, int, int]:
+        """A species' indices of (order, family, genus, species)."""
         genus = int(self.parents[2][species])
         family = int(self.parents[1][genus])
         return int(self.parents[0][family]), family, genus, species

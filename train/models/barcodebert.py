@@ -56,6 +56,7 @@ class BarcodeBertEncoder(nn.Module):
             self.bert.gradient_checkpointing_disable()
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """int64 tokens [B, L], bool mask [B, L] of the real ones -> [B, D], not normalised."""
         # a row without real tokens looks at its padding: attention over nothing would be NaN
         attend = mask | ~mask.any(1, keepdim=True)
         ids = torch.where(tokens >= UNKNOWN, tokens + self.shift, 0)

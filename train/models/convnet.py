@@ -36,6 +36,7 @@ class ResidualBlock(nn.Module):
         nn.init.zeros_(self.norm2.weight)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[B, C_in, S, S] -> [B, C_out, S / stride, S / stride]."""
         hidden = F.relu(self.norm1(x))
         branch = self.conv2(F.relu(self.norm2(self.conv1(hidden))))
         if isinstance(self.shortcut, nn.Identity):
@@ -78,6 +79,7 @@ class ConvNet(nn.Module):
         self.grad_checkpointing = enable
 
     def forward(self, x: Tensor) -> Tensor:
+        """Normalised pixels [B, 3, S, S] -> [B, widths[-1]]."""
         x = self.stem(x.contiguous(memory_format=channels_last))
         for block in self.blocks:
             x = run_block(block, self.grad_checkpointing, x)

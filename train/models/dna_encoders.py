@@ -33,6 +33,7 @@ class ResidualMlp(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[B, W] -> [B, W]."""
         return x + self.dropout(self.down(F.gelu(self.up(self.norm(x)))))
 
 
@@ -61,6 +62,7 @@ class KmerBag(nn.Module):
         self.grad_checkpointing = enable
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """int64 tokens [B, L], bool mask [B, L] of the real ones -> [B, D], not normalised."""
         real = (mask & (tokens >= FIRST_KMER)).float()
         counts = torch.zeros(len(tokens), self.vocabulary, device=tokens.device)
         counts.scatter_add_(1, tokens, real)
@@ -82,6 +84,7 @@ class TransformerBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, attend: Tensor) -> Tensor:
+        """[B, L, W], bool [B, 1, 1, L] -> [B, L, W]."""
         batch, length, width = x.shape
         q, k, v = self.qkv(self.norm1(x)).view(batch, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=attend)
@@ -111,6 +114,7 @@ class KmerTransformer(nn.Module):
         self.grad_checkpointing = enable
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """int64 tokens [B, L], bool mask [B, L] of the real ones -> [B, D], not normalised."""
         x = self.embed(tokens) + self.position[: tokens.shape[1]]
         # a row without real tokens looks at its padding: attention over nothing would be NaN
         attend = (mask | ~mask.any(1, keepdim=True))[:, None, None, :]

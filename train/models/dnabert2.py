@@ -40,6 +40,7 @@ class Embeddings(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, tokens: Tensor) -> Tensor:
+        """int64 [B, L], ids of the file -> [B, L, W]."""
         return self.dropout(self.LayerNorm(self.word_embeddings(tokens) + self.token_type_embeddings.weight[0]))
 
 
@@ -52,6 +53,7 @@ class SelfAttention(nn.Module):
         self.Wqkv = nn.Linear(shape.hidden_size, 3 * shape.hidden_size)
 
     def forward(self, x: Tensor, bias: Tensor) -> Tensor:
+        """[B, L, W], bias [B or 1, H, L, L] in the attention's precision -> the heads side by side, [B, L, W]."""
         batch, length, width = x.shape
         q, k, v = self.Wqkv(x).view(batch, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
@@ -68,6 +70,7 @@ class SelfOutput(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, mixed: Tensor, x: Tensor) -> Tensor:
+        """Attention's result and its input, both [B, L, W] -> their normalised sum [B, L, W]."""
         return self.LayerNorm(self.dropout(self.dense(mixed)) + x)
 
 
@@ -82,6 +85,7 @@ class GatedMlp(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[B, L, W] -> [B, L, W], normalised, its input added."""
         gate, value = self.gated_layers(x).chunk(2, dim=-1)
         return self.layernorm(self.wo(self.dropout(F.gelu(gate) * value)) + x)
 
@@ -95,6 +99,7 @@ class Layer(nn.Module):
         self.mlp = GatedMlp(shape, dropout)
 
     def forward(self, x: Tensor, bias: Tensor) -> Tensor:
+        """[B, L, W], bias [B or 1, H, L, L] -> [B, L, W]."""
         return self.mlp(self.attention["output"](self.attention["self"](x, bias), x))
 
 
@@ -122,6 +127,7 @@ class Bert(nn.Module):
         return bias[None].masked_fill(hidden[:, None, None, :], -math.inf)
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """int64 [B, L], ids of the file; bool mask [B, L] of the real tokens -> [B, L, W]."""
         x = self.embeddings(tokens)
         kind = x.device.type  # in the precision of the attention, and converted to it once, not in every layer
         bias = self.bias(mask).to(torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype)
@@ -162,6 +168,7 @@ class Dnabert2Encoder(nn.Module):
         self.bert.grad_checkpointing = enable
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """int64 tokens [B, L], bool mask [B, L] of the real ones -> [B, D], not normalised; padding costs nothing."""
         length = _longest(mask)
         tokens, mask = tokens[:, :length], mask[:, :length]
         hidden = self.bert((tokens - 1).clamp(min=0), mask)

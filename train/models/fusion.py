@@ -45,4 +45,5 @@ class RankHeads(nn.Module):
         self.heads = nn.ModuleList(nn.Linear(embed_dim, max(1, count)) for count in num_taxa)
 
     def forward(self, fused: Tensor) -> tuple[Tensor, ...]:
+        """[B, D] -> logits [B, C_r] for each rank, coarsest first."""
         return tuple(head(fused) for head in self.heads)

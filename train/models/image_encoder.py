@@ -51,6 +51,7 @@ class ImageEncoder(nn.Module):
         return super().train(mode and not self.frozen)
 
     def forward(self, image: Tensor) -> Tensor:
+        """uint8 RGB [B, S, S, 3] -> [B, D], not normalised."""
         pixels = image.permute(0, 3, 1, 2)  # a view: the memory stays channels-last, which the convolutions want
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             features = self.tower((pixels.to(self.mean.dtype) - self.mean) / self.std)

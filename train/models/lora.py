@@ -43,6 +43,7 @@ class LowRank(nn.Module):
         nn.init.kaiming_uniform_(self.down, a=math.sqrt(5))
 
     def forward(self, x: Tensor) -> Tensor:
+        """[..., in] -> [..., out]: what is added to the base layer's result."""
         return F.linear(F.linear(self.dropout(x), self.down), self.up) * self.scale
 
     def matrix(self) -> Tensor:
@@ -63,6 +64,7 @@ class LoraLinear(nn.Linear):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """[..., in] -> [..., out], updates included."""
         y = super().forward(x)
         if len(self.parts) == 1:
             return y + self.lora[self.parts[0] or ""](x)

@@ -176,6 +176,7 @@ class TextEncoder(nn.Module):
         return tokens.new_full((1, tokens.shape[1]), self.tower.vocab_size - 1)
 
     def forward(self, tokens: Tensor) -> Tensor:
+        """int64 tokens [C, T] of the tower's tokenizer -> [C, D], not normalised."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             features = self._cut_forward(tokens) if self._cuts else self.tower(tokens)
         return features[0] if isinstance(features, tuple) else features  # towers with output_tokens give both

@@ -29,7 +29,8 @@ NORMS = ("ln_post", "ln_final", "attn_pool", "norm", *TRUNK_NORMS)  # between st
 class Checkpointing(Protocol):
     """A tower that can forget activations and compute them again in the backward pass."""
 
-    def set_grad_checkpointing(self, enable: bool = True) -> None: ...
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Whether activations are computed again in the backward pass instead of being kept."""
 
 
 def find_blocks(tower: nn.Module) -> list[nn.Module]:

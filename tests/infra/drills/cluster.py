@@ -58,10 +58,12 @@ class Cluster:
 
     @property
     def head(self) -> Machine:
+        """The machine of the head."""
         return self.machines["head"]
 
     @property
     def dashboard(self) -> str:
+        """URL of Ray's dashboard, where jobs are handed in."""
         return f"http://{self.head.address}:8265"
 
     def start(self) -> "Cluster":
@@ -170,6 +172,7 @@ class ClusterTraining:
 
     @property
     def log(self) -> str:
+        """What the job's command has written so far."""
         return self.logfile.read_text(errors="replace") if self.logfile.exists() else ""
 
     def status(self) -> str:

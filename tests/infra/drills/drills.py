@@ -60,6 +60,7 @@ class Bench:
 
     @property
     def whole(self) -> Path:
+        """The folder of the run that nobody disturbed."""
         return self.folder / "runs" / "undisturbed"
 
 
@@ -108,6 +109,7 @@ def sweep(bench: Bench) -> str:
 
 
 def train_node(bench: Bench) -> str:
+    """A machine with a train worker dies; another comes."""
     run = bench.train("train-node")
     step = run.wait_for(STRIKE)
     run.crash_node("train-2", after_s=5)
@@ -117,6 +119,7 @@ def train_node(bench: Bench) -> str:
 
 
 def data_node(bench: Bench) -> str:
+    """The machine that prepares data dies; another comes."""
     run = bench.train("data-node")
     step = run.wait_for(STRIKE // 2)
     run.crash_node("data", after_s=5)
@@ -124,6 +127,7 @@ def data_node(bench: Bench) -> str:
 
 
 def network_cut(bench: Bench) -> str:
+    """A train node is cut off for 30 s."""
     run = bench.train("network-cut")
     step = run.wait_for(STRIKE)
     machine = run.cluster.machines["train-2"]
@@ -137,6 +141,7 @@ def network_cut(bench: Bench) -> str:
 
 
 def mlflow_server(bench: Bench) -> str:
+    """MLflow's server is away for 15 s."""
     run = bench.train("mlflow-server")
     step = run.wait_for(STRIKE)
     bench.services.kill_mlflow()
@@ -152,6 +157,7 @@ def mlflow_server(bench: Bench) -> str:
 
 
 def preemption(bench: Bench) -> str:
+    """A train node gets SIGTERM, and SIGKILL 10 s later, as a preempted machine does."""
     run = bench.train("preemption")
     step = run.wait_for(STRIKE)
     run.terminate_node("train-2", grace_s=10)
@@ -161,6 +167,7 @@ def preemption(bench: Bench) -> str:
 
 
 def job_stop(bench: Bench) -> str:
+    """A user stops the job, then resumes it."""
     run = bench.train("job-stop")
     step = run.wait_for(STRIKE)
     run.stop()
@@ -185,6 +192,7 @@ def small_disk(folder: Path, megabytes: int) -> Iterator[Path]:
 
 
 def disk_full(bench: Bench) -> str:
+    """The disk of the run fills up; after room is made the run is resumed."""
     bench.clear()  # the machines must see the new file system
     with small_disk(bench.folder / "small", 64) as disk:
         run = bench.train("disk-full", "run.max_failures=0", storage=disk)
@@ -208,6 +216,7 @@ def disk_full(bench: Bench) -> str:
 
 
 def head(bench: Bench) -> str:
+    """The head dies and comes back with the state it had in Redis; the run is resumed."""
     run = bench.train("head")
     step = run.wait_for(STRIKE)
     run.cluster.head.crash()
@@ -268,6 +277,8 @@ def _struck(bench: Bench, strike: Callable[[Deployed], Any]) -> str:
 
 
 def replica_node(bench: Bench) -> str:
+    """A machine with a replica of a service dies."""
+
     def strike(service: Deployed) -> str:
         name = service.node_of_a_replica()
         service.cluster.machines[name].crash()
@@ -279,6 +290,8 @@ def replica_node(bench: Bench) -> str:
 
 
 def head_of_service(bench: Bench) -> str:
+    """The head dies under a service and comes back."""
+
     def strike(service: Deployed) -> str:
         service.cluster.head.crash()
         time.sleep(3)
