@@ -22,7 +22,7 @@ from serve.answer import Answer, Flag, Neighbour, RankAnswer, Taxon, Tie
 from serve.candidates import Subset
 from serve.query import Prepared
 from train.evaluation.calibration import Calibrator
-from train.evaluation.evidence import Scored
+from train.evaluation.evidence import Scored, of_path
 from train.evaluation.scoring import Scorer
 
 TIE = 0.5  # of the answer's score: taxa that score so much are told as tied with it
@@ -74,7 +74,7 @@ def answers(scorer: Scorer, chunk: Scored, calibrator: Calibrator | None, read: 
     if not items:
         return []
     path, told = chunk.answers.path, chunk.answers.evidence
-    plain = _path_scores(chunk)
+    plain = of_path(chunk.probabilities, path)
     if calibrator is None:
         own = np.maximum.accumulate(plain[:, ::-1], axis=1)[:, ::-1]
         novelty = [_NONE] * len(items)
@@ -97,18 +97,6 @@ def answers(scorer: Scorer, chunk: Scored, calibrator: Calibrator | None, read: 
 def rank_of(ranked: _Ranked, row: int) -> _Taxa:
     """One query's taxa."""
     return list(zip(ranked.taxon[row], ranked.probability[row], ranked.score[row], strict=True))
-
-
-def _path_scores(chunk: Scored) -> np.ndarray:
-    """Scores of the answered lineage, float64 [b, R]; 0 where it has no taxon."""
-    path = torch.from_numpy(chunk.answers.path)
-    scores = np.zeros(path.shape)
-    for rank, values in enumerate(chunk.probabilities):
-        if values.shape[1]:
-            taxon = path[:, rank].to(values.device)
-            found = values.gather(1, taxon.clamp(min=0)[:, None])[:, 0].double()
-            scores[:, rank] = torch.where(taxon >= 0, found, 0.0).cpu().numpy()
-    return scores
 
 
 def _rank(scorer: Scorer, chunk: Scored, rank: int, own: np.ndarray, plain: np.ndarray, top: int) -> _Ranked:

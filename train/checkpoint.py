@@ -44,6 +44,15 @@ class Checkpoint:
     path: Path
 
 
+@dataclass(frozen=True)
+class Moment:
+    """What a checkpoint of a running training has beyond a model's, as it was after one step (see `snapshot`)."""
+
+    training: dict[str, Any]  # optimizer, schedule, history: what training needs to go on
+    weights: dict[str, Tensor]  # the model's state_dict
+    score: float | None = None  # of the validation at this step, kept in meta.json
+
+
 @cache
 def code_version() -> str:
     """Version of the installed distribution, with the commit where the code runs from a git checkout."""
@@ -72,18 +81,16 @@ def snapshot(tree: Any) -> Any:
 
 
 def save(folder: Path, model: Trimodal, config: Config, taxonomy: Taxonomy, *, step: int,
-         state: dict[str, Any] | None, weights: dict[str, Tensor] | None = None,
-         score: float | None = None) -> None:  # fmt: skip
+         state: Moment | None) -> None:  # fmt: skip
     """Write a checkpoint into an existing folder.
 
     Args:
-        state: what training needs to go on (None for an export).
-        weights: the model's state_dict of an earlier moment, None = as they are now.
-        score: of the validation at this step, kept in meta.json.
+        state: of the training at that step; None for an export, with the model's weights as they are now.
 
     Raises FloatingPointError when a weight is not finite: nobody could go on from that.
     """
-    weights = {name: value.detach().cpu().contiguous() for name, value in (weights or model.state_dict()).items()}
+    given = state.weights if state else model.state_dict()
+    weights = {name: value.detach().cpu().contiguous() for name, value in given.items()}
     bad = [name for name, value in weights.items() if value.is_floating_point() and not value.isfinite().all()]
     if bad:
         raise FloatingPointError(f"after step {step} weights are not finite, e.g. {bad[0]}; no checkpoint is written")
@@ -99,11 +106,11 @@ def save(folder: Path, model: Trimodal, config: Config, taxonomy: Taxonomy, *, s
         "taxonomy_fingerprint": taxonomy.fingerprint,
         "architecture": model.architecture,
     }
-    if score is not None:
-        meta["score"] = score
+    if state and state.score is not None:
+        meta["score"] = state.score
     (folder / META).write_text(json.dumps(meta, indent=1))
-    if state is not None:
-        torch.save(state, folder / STATE)
+    if state:
+        torch.save(state.training, folder / STATE)
 
 
 def find(path: str | Path) -> Path:

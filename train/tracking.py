@@ -11,6 +11,7 @@ import queue
 import threading
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -196,29 +197,40 @@ def describe_run(config: Config, run_id: str, tags: Mapping[str, str], status: s
         log.warning("tracking: a run could not be described: %s", error)
 
 
-def register_model(config: Config, run_id: str, model: Path, *, name: str, alias: str,
-                   tags: Mapping[str, str], note: str = "") -> str:  # fmt: skip
-    """Make a trained model's folder a version of the registered model `name`, with an alias that moves to it.
+@dataclass(frozen=True, kw_only=True)
+class ModelVersion:
+    """What the registry says of a version of a model."""
+
+    name: str  # of the registered model
+    alias: str  # that moves to this version
+    tags: Mapping[str, str]
+    note: str  # its description
+
+
+def register_model(config: Config, run_id: str, model: Path, version: ModelVersion) -> str:
+    """Make a trained model's folder a version of a registered model, which is made where it does not exist.
 
     The folder becomes the artifact `model` of the run. A run that has a version already keeps that one.
 
     Returns:
-        The version, "" when not tracking or when the server refuses (a warning tells).
+        The version's number, "" when not tracking or when the server refuses (a warning tells).
     """
     if not run_id:
         return ""
     try:
         client = _client(tracking_uri(config))
-        if not client.search_registered_models(f"name='{name}'"):
-            client.create_registered_model(name, description="Trained by taxafuse; see the runs that its versions name")
-        known = [found for found in client.search_model_versions(f"name='{name}'") if found.run_id == run_id]
+        if not client.search_registered_models(f"name='{version.name}'"):
+            description = "Trained by taxafuse; see the runs that its versions name"
+            client.create_registered_model(version.name, description=description)
+        known = [found for found in client.search_model_versions(f"name='{version.name}'") if found.run_id == run_id]
         if not known:
             client.log_artifacts(run_id, str(model), "model")
             source = f"{client.get_run(run_id).info.artifact_uri}/model"
-            known = [client.create_model_version(name, source, run_id, tags=dict(tags), description=note)]
-        version = str(known[0].version)
-        client.set_registered_model_alias(name, alias, version)
-        return version
+            tags, note = dict(version.tags), version.note
+            known = [client.create_model_version(version.name, source, run_id, tags=tags, description=note)]
+        number = str(known[0].version)
+        client.set_registered_model_alias(version.name, version.alias, number)
+        return number
     except Exception as error:  # a registry that is not there must not cost the result
         log.warning("tracking: the model is not registered: %s", error)
         return ""

@@ -208,10 +208,10 @@ class Worker:
         if not self.commits:
             return
         session, started = self.session, time.perf_counter()
+        state, weights = (checkpoint.snapshot(tree) for tree in (session.state(), session.model.state_dict()))
         write = functools.partial(
             checkpoint.save, model=session.model, config=session.config, taxonomy=session.taxonomy, step=session.step,
-            state=checkpoint.snapshot(session.state()), weights=checkpoint.snapshot(session.model.state_dict()),
-            score=score,
+            state=checkpoint.Moment(state, weights, score),
         )  # fmt: skip
         self.commits.submit(session.step, write)
         times = {"perf/checkpoint_s": time.perf_counter() - started}  # that training waited

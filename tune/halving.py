@@ -4,6 +4,7 @@ import logging
 import pickle
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -161,11 +162,22 @@ class Watch(Callback):
         self.reasons[trial.config["name"]] = "its process died" if died or not lines else lines[-1][:200]
 
 
-def run_stage(trainable: type, feed: Feed, halving: Halving, *, folder: Path, watch: Watch,
-              resources: dict[str, float], max_failures: int) -> None:  # fmt: skip
+@dataclass(frozen=True, kw_only=True)
+class Steering:
+    """What decides in a stage and what tells of it."""
+
+    feed: Feed  # what runs next
+    halving: Halving  # what ends early
+    watch: Watch  # what is said of processes that die and of a cluster that shrinks
+
+
+def run_stage(trainable: type, steering: Steering, *, folder: Path, resources: dict[str, float],
+              max_failures: int) -> None:  # fmt: skip
     """Let Tune run everything that the feed gives.
 
     Args:
+        trainable: a class of `ray.tune.Trainable`.
+        resources: of one trial, as Ray counts them: {"CPU": 1.0, ...}.
         folder: for Tune's own files, of which nothing is needed afterwards.
         max_failures: restarts of one trial before it counts as failed.
     """
@@ -173,11 +185,11 @@ def run_stage(trainable: type, feed: Feed, halving: Halving, *, folder: Path, wa
     tuner = ray.tune.Tuner(
         ray.tune.with_resources(trainable, resources),
         tune_config=ray.tune.TuneConfig(
-            search_alg=feed, scheduler=halving, num_samples=-1, reuse_actors=True,
+            search_alg=steering.feed, scheduler=steering.halving, num_samples=-1, reuse_actors=True,
             trial_dirname_creator=lambda trial: f"{trial.config['name']}-{trial.trial_id}",
         ),
         run_config=ray.tune.RunConfig(
-            name=folder.name, storage_path=str(folder.parent), verbose=0, callbacks=[watch],
+            name=folder.name, storage_path=str(folder.parent), verbose=0, callbacks=[steering.watch],
             failure_config=ray.tune.FailureConfig(max_failures=max_failures),
             checkpoint_config=ray.tune.CheckpointConfig(checkpoint_at_end=False),  # a trial keeps its own
         ),

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from train.checkpoint import code_version
 from train.config import Config
-from train.tracking import KEY, create_run, describe_run, open_tracker, register_model
+from train.tracking import KEY, ModelVersion, create_run, describe_run, open_tracker, register_model
 from tune.ledger import DEFAULT, Entry
 from tune.spaces import short
 
@@ -105,10 +105,8 @@ def register_winner(config: Config, entry: Entry, model: Path, settings: str) ->
     """
     sweep = config.run.name
     tags = {"sweep": sweep, "settings": settings, "seed": str(entry.seed)}
-    return register_model(
-        config, entry.run_id, model, name=f"taxafuse-{config.recipe}", alias=ALIAS, tags=tags,
-        note=f"winner of {sweep}: {settings}",
-    )  # fmt: skip
+    name, note = f"taxafuse-{config.recipe}", f"winner of {sweep}: {settings}"
+    return register_model(config, entry.run_id, model, ModelVersion(name=name, alias=ALIAS, tags=tags, note=note))
 
 
 def write_files(folder: Path, search: Sequence[Entry], finals: Sequence[Entry], pictures: Mapping[str, Figure | None],

@@ -237,7 +237,7 @@ class Sweep:
 
     def stage(self, final: bool) -> None:
         """Run the search, or the finals, to its end. Raises ValueError when that was found to be useless."""
-        from tune.halving import Feed, Halving, Watch, first_rung, run_stage
+        from tune.halving import Feed, Halving, Steering, Watch, first_rung, run_stage
         from tune.trial import Trial, forget_checkpoints
 
         for entry in self.ledger.finals() if final else self.ledger.search():
@@ -253,10 +253,8 @@ class Sweep:
         take = self.next_final if final else self.next_trial
         self._watch = Watch(self._missing)
         feed = Feed(take, self.capacity.concurrent, self.saw, self.ended)
-        run_stage(
-            Trial, feed, self._halving, folder=own, watch=self._watch,
-            resources=dict(self.capacity.resources), max_failures=RESTARTS,
-        )  # fmt: skip
+        steering = Steering(feed=feed, halving=self._halving, watch=self._watch)
+        run_stage(Trial, steering, folder=own, resources=dict(self.capacity.resources), max_failures=RESTARTS)
         shutil.rmtree(own, ignore_errors=True)
         if self.refusal:
             raise ValueError(self.refusal)

@@ -145,23 +145,6 @@ class Asked:
             np.full(len(rows), self.weight / max(1, len(rows))),
         )  # fmt: skip
 
-    def log_score(self, combination: Combination) -> float:
-        """`weight` times the mean log probability of the true taxa, over queries and ranks; a species that is taken
-        away is no true taxon."""
-        labels = self.part.labels[self.rows].copy()
-        if self.without is not None:
-            labels[:, SPECIES] = -1
-        total, first = np.zeros(2), 0
-        for chunk in evidence.scored(self.part.setting.scorer, self.features, without=self.without,
-                                     library=self._library(combination)):  # fmt: skip
-            truth = torch.from_numpy(labels[first : first + len(chunk.answers.path)])
-            for rank, values in enumerate(chunk.probabilities):
-                known = truth[:, rank] >= 0
-                found = values[known].gather(1, truth[known, rank, None].to(values.device))
-                total += [float(found.clamp(min=evidence.FLOOR).log().sum()), int(known.sum())]
-            first += len(truth)
-        return self.weight * total[0] / max(1.0, total[1])
-
     def _library(self, combination: Combination | None) -> tuple[Nearest, Combination] | None:
         if self.nearest is None:
             return None

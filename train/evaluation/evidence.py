@@ -5,7 +5,7 @@ The answered lineage is found from the coarsest rank down: at each rank the most
 Legend: N queries, D embedding, R ranks, T_r taxa of rank r, L leaves (complete lineages).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from engine.taxonomy import RANKS
-from train.evaluation.calibration import Combination
+from train.evaluation.calibration import Combination, logit
 from train.evaluation.combination import Nearest
 from train.evaluation.scoring import Scorer
 
 INPUTS = ("probability", "margin", "cosine")
+MODEL = "model"  # beside a library: the logit of the model's own probability of the answer
 AGREEMENTS = tuple(f"agreement_{rank}" for rank in RANKS)
 FLOOR = 1e-9
 CERTAIN = 1e-5  # a probability counts as so far from 0 and 1 at least: float32 does not resolve what is nearer to 1
@@ -28,7 +29,7 @@ class Answers:
     """Answered lineages and their evidence."""
 
     path: np.ndarray  # int64 [N, R], -1 = no taxon
-    evidence: dict[str, np.ndarray]  # float64, INPUTS and, with a library, LIBRARY_INPUTS
+    evidence: dict[str, np.ndarray]  # float64, INPUTS and, with a library, MODEL and LIBRARY_INPUTS
 
     @classmethod
     def concatenate(cls, parts: list["Answers"]) -> "Answers":
@@ -56,7 +57,7 @@ def scored(scorer: Scorer, features: np.ndarray | Tensor, *, without: np.ndarray
         without: int64 [N], a species that is taken from the candidates of each query, as if the model did not know
             it; -1 = none.
         among: bool [L], the lineages that compete, at least one; None = all.
-        library: what was found for these queries, and how much it counts; the evidence then holds LIBRARY_INPUTS, too.
+        library: what was found for these queries, and how much it counts; MODEL and LIBRARY_INPUTS are then evidence, too.
     """
     for rows in list(scorer.chunks(len(features))) or [slice(0, 0)]:  # no query has evidence of the right shape
         chunk = torch.as_tensor(features[rows]).to(scorer.device).float()
@@ -66,10 +67,11 @@ def scored(scorer: Scorer, features: np.ndarray | Tensor, *, without: np.ndarray
         if among is not None:
             cosine[:, torch.as_tensor(~among).to(scorer.device)] = -torch.inf
         logits = cosine * float(scorer.model.logit_scale)
+        alone = probabilities = scorer.sum_descendants(logits.softmax(1))
         if library is not None:
             nearest, how = library
-            logits -= how.per_edit * nearest.leaf_distances(scorer, rows, how.step)
-        probabilities = scorer.sum_descendants(logits.softmax(1))
+            moved = logits - how.per_edit * nearest.leaf_distances(scorer, rows, how.step)
+            probabilities = scorer.sum_descendants(moved.softmax(1))
         path, share, rival = _descend(scorer, probabilities)
         whole = {
             "probability": torch.logit(share.clamp(CERTAIN, 1 - CERTAIN)),
@@ -78,6 +80,7 @@ def scored(scorer: Scorer, features: np.ndarray | Tensor, *, without: np.ndarray
         }
         found = Answers(path.cpu().numpy(), {name: value.cpu().numpy() for name, value in whole.items()})
         if library is not None:
+            found.evidence[MODEL] = logit(of_path(alone, found.path), CERTAIN)
             found.evidence.update(library[0].evidence(found.path, rows.start))
         yield Scored(probabilities, found)
 
@@ -123,6 +126,18 @@ def _descend(scorer: Scorer, probabilities: list[Tensor]) -> tuple[Tensor, Tenso
         others = values.scatter(1, taxon[:, None], -1.0)
         rival[:, rank] = others.amax(1).clamp(min=0).double()
     return path, share, rival
+
+
+def of_path(probabilities: Sequence[Tensor], path: np.ndarray) -> np.ndarray:
+    """Probabilities (per rank [b, T_r]) of the taxa of lineages int64 [b, R]: float64 [b, R], 0 where there is none."""
+    taxa = torch.from_numpy(path)
+    result = np.zeros(path.shape)
+    for rank, values in enumerate(probabilities):
+        if values.shape[1]:
+            taxon = taxa[:, rank].to(values.device)
+            found = values.gather(1, taxon.clamp(min=0)[:, None])[:, 0].double()
+            result[:, rank] = torch.where(taxon >= 0, found, 0.0).cpu().numpy()
+    return result
 
 
 @torch.inference_mode()
