@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from engine.config import DataConfig
 from tests.train.ranks import run_ranks
-from tests.train.test_models import FEATURES, NUM_TAXA, SHRUNK_VIT, batch_of, total, write_folder
+from tests.train.small_models import FEATURES, NUM_TAXA, SHRUNK_VIT, batch_of, total, write_folder
 from train.config import LossConfig, ModelConfig
 from train.models import lora
 from train.models.bert_folder import BertShape
@@ -29,7 +29,7 @@ TOWERS = ("image", "text", "dna")
 
 
 def model_of(folder: Path, **options: Any) -> Trimodal:
-    """The model on a small open_clip ViT with weights of a file, as `test_models` writes it."""
+    """The model on a small open_clip ViT with weights of a file, as `write_folder` leaves it."""
     if not (folder / "open_clip_config.json").exists():
         write_folder(folder, SHRUNK_VIT)
     torch.manual_seed(0)

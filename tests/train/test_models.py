@@ -1,77 +1,16 @@
-"""The model: towers found by name, features that do not depend on batch-mates, every parameter in every step."""
+"""The model: features that do not depend on batch-mates, every parameter in every step, fusion and temperature."""
 
-import json
-from pathlib import Path
-
-import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
-from torch import Tensor
 
-from engine.barcodes import make_tokenizer
 from engine.config import DataConfig
+from tests.train.small_models import CAPTIONS, DATA, FEATURES, SMALL_DNA, batch_of, model_of, total
 from train.config import LossConfig, ModelConfig
-from train.models import open_clip_source
 from train.models.fusion import GatedFusion
-from train.models.trimodal import Features, Trimodal, build_model, caption_tokenizer
+from train.models.trimodal import caption_tokenizer
 
-DATA = DataConfig()
 TRANSFORMER_DATA = DataConfig(kmer=5, kmer_stride=5)
-SMALL_DNA = {"dna_width": 64, "dna_depth": 2}
-NUM_TAXA = (2, 3, 4, 5)
-FEATURES = ("image", "image_view2", "dna", "text", "fused")
-CAPTIONS = ["Diptera", "Diptera Chironomidae Chironomus Chironomus plumosus", "Lepidoptera Noctuidae", "Coleoptera"]
-SHRUNK_VIT = {
-    "embed_dim": 32,
-    "vision_cfg": {"image_size": 32, "layers": 2, "width": 64, "head_width": 32, "patch_size": 8},
-    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
-}
-
-
-def model_of(model: ModelConfig | None = None, data: DataConfig = DATA, loss: LossConfig | None = None) -> Trimodal:
-    torch.manual_seed(0)
-    return build_model(model or ModelConfig(**SMALL_DNA), data, loss or LossConfig(), NUM_TAXA)
-
-
-def random_barcode(generator: torch.Generator, length: int) -> str:
-    return "".join("ACGT"[i] for i in torch.randint(0, 4, (length,), generator=generator).tolist())
-
-
-def batch_of(model: Trimodal, data: DataConfig = DATA, size: int = 12, two_views: bool = True) -> dict[str, object]:
-    """Specimens with images, barcodes of many lengths and captions; some lack one or all of them."""
-    generator = torch.Generator().manual_seed(1)
-    side = data.image_size
-    barcodes = [random_barcode(generator, 200 + 40 * row) for row in range(size)]
-    tokens = torch.from_numpy(make_tokenizer(data).encode(barcodes).astype("int64"))
-    row = torch.arange(size)
-    batch: dict[str, object] = {
-        "valid": row != size - 1,
-        "image": torch.randint(0, 256, (size, side, side, 3), dtype=torch.uint8, generator=generator),
-        "has_image": row % 4 != 1,
-        "dna_tokens": tokens,
-        "dna_mask": tokens > 0,
-        "has_dna": row % 4 != 2,
-        "text_tokens": caption_tokenizer(model)(CAPTIONS),
-        "text_index": row % 5 - 1,
-    }
-    if two_views:
-        batch["image_view2"] = torch.randint(0, 256, (size, side, side, 3), dtype=torch.uint8, generator=generator)
-    return batch
-
-
-def write_folder(folder: Path, model_cfg: dict[str, object]) -> dict[str, Tensor]:
-    """A `local-dir:` model with small random weights, as open_clip writes it; returns the weights."""
-    folder.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(3)
-    weights = open_clip.CLIP(**json.loads(json.dumps(model_cfg))).state_dict()
-    save_file({name: value.contiguous() for name, value in weights.items()}, folder / "open_clip_model.safetensors")
-    preprocess = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.2, 0.3]}
-    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": model_cfg, "preprocess_cfg": preprocess}))
-    return weights
-
-
 MODELS = {
     "tiny with k-mer bag": (ModelConfig(**SMALL_DNA), DATA),
     "tiny with k-mer transformer": (ModelConfig(dna="kmer_transformer", **SMALL_DNA), TRANSFORMER_DATA),
@@ -164,16 +103,6 @@ def test_inference_methods_equal_forward_and_padding_changes_nothing(name: str) 
     torch.testing.assert_close(text[batch["text_index"][named]], features.text[named], atol=1e-5, rtol=0)
 
 
-def total(features: Features) -> Tensor:
-    value = sum(
-        (getattr(features, name) * torch.linspace(-1, 1, 256)).sum()
-        for name in FEATURES
-        if getattr(features, name) is not None
-    )
-    value = value * features.logit_scale
-    return value + sum(logits.sum() for logits in features.rank_logits) if features.rank_logits else value
-
-
 @pytest.mark.parametrize("name", MODELS)
 def test_every_parameter_takes_part_whatever_is_missing(name: str) -> None:
     config, data = MODELS[name]
@@ -253,108 +182,6 @@ def test_captions_become_hashed_words() -> None:
     assert tokenizer([]).shape == (0, 32)
     assert tokenizer([" ".join(["Chironomus"] * 60)])[0, -1] == 8191
     assert tokenizer(["Diptera"])[0].tolist() == [8160, 6108, 8191] + [0] * 29  # checkpoints depend on these numbers
-
-
-@pytest.mark.parametrize("kind", ["ours", "vit"])
-def test_a_local_folder_gives_towers_with_its_weights(kind: str, tmp_path: Path) -> None:
-    ours = json.loads((open_clip_source.OWN_CONFIGS / "taxafuse-tiny.json").read_text())
-    cfg, side = (ours, 64) if kind == "ours" else (SHRUNK_VIT, 32)
-    weights = write_folder(tmp_path, cfg)
-    data = DataConfig(image_size=side)
-    model = model_of(ModelConfig(image_text=f"local-dir:{tmp_path}", **SMALL_DNA), data)
-    loaded = {f"visual.{name}": value for name, value in model.image_encoder.tower.state_dict().items()}
-    loaded |= model.text_encoder.tower.state_dict()
-    loaded["logit_scale"] = weights["logit_scale"]
-    assert loaded.keys() == weights.keys() and all(torch.equal(loaded[name], weights[name]) for name in weights)
-    assert model.embed_dim == cfg["embed_dim"]
-    torch.testing.assert_close(model.image_encoder.mean.flatten(), torch.tensor([127.5, 102.0, 76.5]))
-    # the same features as open_clip's own model
-    reference = open_clip.create_model(f"local-dir:{tmp_path}").eval()
-    batch = batch_of(model.eval(), data)
-    pixels = (batch["image"].permute(0, 3, 1, 2) - model.image_encoder.mean) / model.image_encoder.std
-    with torch.no_grad():
-        image = reference.encode_image(pixels, normalize=True)
-        text = reference.encode_text(batch["text_tokens"], normalize=True)
-        torch.testing.assert_close(model.encode_image(batch["image"]), image, atol=1e-5, rtol=0)
-        torch.testing.assert_close(model.encode_text(batch["text_tokens"]), text, atol=1e-5, rtol=0)
-
-
-def test_a_checkpoint_needs_no_folder(tmp_path: Path) -> None:
-    write_folder(tmp_path / "model", SHRUNK_VIT)
-    config, data = ModelConfig(image_text=f"local-dir:{tmp_path / 'model'}", **SMALL_DNA), DataConfig(image_size=32)
-    model = model_of(config, data).eval()
-    architecture = json.loads(json.dumps(model.architecture))
-    (tmp_path / "model").rename(tmp_path / "gone")
-    again = build_model(config, data, LossConfig(), NUM_TAXA, architecture).eval()
-    again.load_state_dict(model.state_dict())
-    batch = batch_of(model, data)
-    with torch.no_grad():
-        assert torch.equal(again(batch).fused, model(batch).fused)
-    assert torch.equal(caption_tokenizer(again)(CAPTIONS), caption_tokenizer(model)(CAPTIONS))
-
-
-def test_pretrained_file_of_a_named_model(tmp_path: Path) -> None:
-    torch.manual_seed(5)
-    source = open_clip_source.resolve("taxafuse-tiny")
-    weights = open_clip.CLIP(**json.loads(json.dumps(source.model_cfg))).state_dict()
-    save_file({name: value.contiguous() for name, value in weights.items()}, tmp_path / "w.safetensors")
-    model = model_of(ModelConfig(pretrained=str(tmp_path / "w.safetensors"), **SMALL_DNA))
-    stem = model.image_encoder.tower.trunk.stem.weight
-    assert torch.equal(stem, weights["visual.trunk.stem.weight"])
-
-
-def refusals(tmp_path: Path) -> list[tuple[dict[str, object], int, str]]:
-    """(model configuration, image size, what the one-line error says)."""
-    pickled = tmp_path / "pickled"
-    write_folder(pickled, SHRUNK_VIT)
-    (pickled / "open_clip_model.safetensors").rename(pickled / "open_clip_pytorch_model.bin")
-    write_folder(tmp_path / "vit", SHRUNK_VIT)
-    write_folder(tmp_path / "other", SHRUNK_VIT)
-    (tmp_path / "other" / "open_clip_config.json").write_text(json.dumps({"model_cfg": SHRUNK_VIT | {"embed_dim": 64}}))
-    write_folder(tmp_path / "broken", SHRUNK_VIT)
-    (tmp_path / "broken" / "open_clip_config.json").write_text("{")
-    write_folder(tmp_path / "remote", SHRUNK_VIT)
-    text_cfg = SHRUNK_VIT["text_cfg"] | {"hf_tokenizer_name": "x/y", "tokenizer_kwargs": {"trust_remote_code": True}}
-    (tmp_path / "remote" / "open_clip_config.json").write_text(
-        json.dumps({"model_cfg": SHRUNK_VIT | {"text_cfg": text_cfg}})
-    )
-    return [
-        ({"image_text": "ViT-B-61"}, 224, "ViT-B-16"),
-        ({"image_text": "zebra"}, 224, "taxafuse-tiny"),
-        ({"image_text": "RN50"}, 224, "BatchNorm"),
-        ({"image_text": "ViT-B-16"}, 64, "data.image_size is 64, but ViT-B-16 takes 224"),
-        ({"image_text": "taxafuse-tiny"}, 70, "multiples of 16"),
-        ({"image_text": "coca_ViT-B-32"}, 224, "CoCa"),
-        ({"image_text": "hf-hub:nobody/nothing"}, 64, "local-dir:"),
-        ({"image_text": "hf-hub:not a name"}, 64, "local-dir:"),
-        ({"image_text": f"local-dir:{tmp_path / 'nowhere'}"}, 32, "no such folder"),
-        ({"image_text": f"local-dir:{pickled}"}, 32, "open_clip_pytorch_model.bin do not fit"),  # no pickle at all
-        ({"image_text": f"local-dir:{tmp_path / 'other'}"}, 32, "do not fit"),
-        ({"image_text": f"local-dir:{tmp_path / 'broken'}"}, 32, "not an open_clip configuration"),
-        ({"image_text": f"local-dir:{tmp_path / 'remote'}"}, 32, "trust_remote_code"),
-        ({"image_text": f"local-dir:{tmp_path / 'vit'}", "pretrained": "openai"}, 32, "bring their own weights"),
-        ({"image_text": "ViT-B-16", "pretrained": "zebra"}, 224, "tags: "),
-        ({"pretrained": str(pickled / "open_clip_pytorch_model.bin")}, 64, "safetensors"),
-        ({"dna": "kmer_transformer", "dna_width": 64, "dna_heads": 3}, 64, "dna_heads"),
-    ]
-
-
-def test_bad_models_are_refused_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
-    for model, side, message in refusals(tmp_path):
-        with pytest.raises(ValueError) as caught:
-            build_model(ModelConfig(**model), DataConfig(image_size=side), LossConfig(), NUM_TAXA)
-        assert message in str(caught.value) and "\n" not in str(caught.value), (model, str(caught.value))
-
-
-def test_a_prepared_hub_cache_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    repository = tmp_path / "models--someone--small"
-    write_folder(repository / "snapshots" / ("0" * 40), SHRUNK_VIT)
-    (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text("0" * 40)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    model = model_of(ModelConfig(image_text="hf-hub:someone/small", **SMALL_DNA), DataConfig(image_size=32))
-    assert model.embed_dim == 32
 
 
 def test_features_in_bfloat16_stay_float32_of_unit_length() -> None:
