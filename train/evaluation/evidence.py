@@ -57,7 +57,7 @@ def scored(scorer: Scorer, features: np.ndarray | Tensor, *, without: np.ndarray
         without: int64 [N], a species that is taken from the candidates of each query, as if the model did not know
             it; -1 = none.
         among: bool [L], the lineages that compete, at least one; None = all.
-        library: what was found for these queries, and how much it counts; MODEL and LIBRARY_INPUTS are then evidence, too.
+        library: what was found for these queries, and how much it counts; MODEL and LIBRARY_INPUTS are evidence then.
     """
     for rows in list(scorer.chunks(len(features))) or [slice(0, 0)]:  # no query has evidence of the right shape
         chunk = torch.as_tensor(features[rows]).to(scorer.device).float()
