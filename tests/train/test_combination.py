@@ -9,7 +9,7 @@ from tests.train.planted import PlantedModel
 from tests.train.test_reference import Planted, mutate, random_barcode
 from train.evaluation import evidence
 from train.evaluation.calibration import LIBRARY_INPUTS, Combination
-from train.evaluation.combination import Combiner
+from train.evaluation.combination import WHOLE, Combiner
 from train.evaluation.scoring import Scorer
 
 SPECIES = RANKS.index("species")
@@ -42,13 +42,14 @@ def plain_distances(combiner: Combiner, scorer: Scorer, barcode: str, step: floa
     for reference, difference in zip(hits.reference.tolist(), hits.difference.tolist(), strict=True):
         for row in rows[begin[reference] : begin[reference + 1]].tolist():
             for rank, taxon in enumerate(combiner.labels[row].tolist()):
-                nearest[rank, taxon] = min(difference, nearest.get((rank, taxon), np.inf))
+                whole = difference * WHOLE / len(barcode)
+                nearest[rank, taxon] = min(whole, nearest.get((rank, taxon), np.inf))
     least = min(nearest.values())
     result = []
     for lineage in scorer.taxonomy.leaves().tolist():
         distance = 0.0
         for rank, taxon in enumerate(lineage):
-            distance = min(distance + step, nearest.get((rank, taxon), np.inf) - least, 0.3 * len(barcode) - least)
+            distance = min(distance + step, nearest.get((rank, taxon), np.inf) - least, 0.3 * WHOLE - least)
         result.append(distance)
     return np.array(result)
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from sklearn.linear_model import LogisticRegression
 
 from engine.taxonomy import RANKS
 
@@ -29,7 +30,6 @@ LIBRARY_INPUTS = ("edits", "edits_to_other", "length")
 of the rank, and the log of the query's nucleotides."""
 WITH_LIBRARY = "+library"  # at the end of a query's name: its rules read what a library found, too
 RIDGE = 1e-2  # on standardised weights: keeps a rule finite where an input separates right from wrong
-MAX_STEPS = 100
 
 Evidence = Mapping[str, np.ndarray]
 """Input -> float [N], or [N, R] where it differs between ranks."""
@@ -71,7 +71,7 @@ def columns_of(evidence: Evidence, inputs: tuple[str, ...], rank: int | None) ->
 
 
 def fit_rule(inputs: tuple[str, ...], columns: np.ndarray, right: np.ndarray, weight: np.ndarray) -> Rule:
-    """Weighted logistic regression with a small ridge, by Newton's method.
+    """Weighted logistic regression with a small ridge.
 
     Args:
         columns: float [N, M]; right: bool [N]; weight: float [N], of each query, not negative.
@@ -82,25 +82,16 @@ def fit_rule(inputs: tuple[str, ...], columns: np.ndarray, right: np.ndarray, we
     if not weight.sum() > 0:
         raise ValueError("calibration: got no query to fit on, required at least one with a weight")
     share = weight / weight.sum()
-    right = right.astype(np.float64)
     mean = share @ columns
     spread = np.sqrt(share @ (columns - mean) ** 2)
     spread[spread < 1e-9] = 1.0
-    design = np.column_stack([np.ones(len(columns)), (columns - mean) / spread])
-    ridge = np.full(design.shape[1], RIDGE / max(1.0, len(columns) ** 0.5))
-    ridge[0] = 0.0
-    start = (share @ right * len(right) + 0.5) / (len(right) + 1)  # never 0 or 1
-    beta = np.concatenate([[logit(np.array(start))], np.zeros(columns.shape[1])])
-    for _ in range(MAX_STEPS):
-        chance = sigmoid(design @ beta)
-        slope = design.T @ (share * (right - chance)) - ridge * beta
-        bend = (design * (share * chance * (1 - chance))[:, None]).T @ design + np.diag(ridge + 1e-12)
-        step = np.linalg.solve(bend, slope)
-        step *= min(1.0, 5.0 / max(np.abs(step).max(), 1e-12))
-        beta = beta + step
-        if np.abs(step).max() < 1e-8:
-            break
-    return Rule(inputs, tuple(mean.tolist()), tuple(spread.tolist()), tuple(beta[1:].tolist()), float(beta[0]))
+    if len(np.unique(right[share > 0])) == 1:  # nothing to tell apart; the chance is kept off 0 and 1
+        slope, offset = np.zeros(columns.shape[1]), logit((share @ right * len(right) + 0.5) / (len(right) + 1))
+    else:
+        fitted = LogisticRegression(C=max(1.0, len(columns) ** 0.5) / RIDGE, solver="newton-cholesky", tol=1e-8)
+        fitted.fit((columns - mean) / spread, right, sample_weight=share)
+        slope, offset = fitted.coef_[0], fitted.intercept_[0]
+    return Rule(inputs, tuple(mean.tolist()), tuple(spread.tolist()), tuple(slope.tolist()), float(offset))
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,10 @@
 """What a reference library adds to a model's scores: every lineage is moved by how near its nearest reference is.
 
 A lineage loses `per_edit` of its log score for each edit by which the query is farther from its nearest reference than
-from the nearest of all. A taxon of which no reference was found counts as `step` edits farther than the taxon that it
-lies in, so that a species without references is still told before those of another genus. Scores of several sources
-are thus multiplied, and all that follows (roll-up, back-off, calibration, checklists) is as without a library.
+from the nearest of all, counted as in a whole barcode: a fragment has fewer letters to differ in. A taxon of which no
+reference was found counts as `step` edits farther than the taxon that it lies in, so that a species without references
+is still told before those of another genus. Scores of several sources are thus multiplied, and all that follows
+(roll-up, back-off, calibration, checklists) is as without a library.
 
 Legend: N queries, b of a chunk, M records of the library, R ranks, T_r taxa of a rank, L lineages.
 """
@@ -22,6 +23,7 @@ from train.evaluation.scoring import Scorer
 from train.reference import Hits, Library, RankScores, rank_scores
 
 _SPECIES = RANKS.index("species")
+WHOLE = 658  # nucleotides of a barcode: the edits of a fragment count as those that a whole one would have
 _FAR = 0.3  # differences per nucleotide between barcodes that have nothing in common: taxa of which none was found
 
 
@@ -38,14 +40,15 @@ class Nearest:
         return [np.searchsorted(one.query, numbers) for one in self.ranks]
 
     def leaf_distances(self, scorer: Scorer, rows: slice, step: float) -> Tensor:
-        """Edits beyond the nearest reference of all, float32 [b, L]; 0 for queries that found nothing related."""
+        """Edits of a whole barcode beyond the nearest reference of all, float32 [b, L]; 0 where nothing related was
+        found."""
         count = len(scorer.candidates)
         found = np.full((rows.stop - rows.start, count), np.inf, dtype=np.float32)
         for rank, (one, begin) in enumerate(zip(self.ranks, self._begin, strict=True)):
             span = slice(begin[rows.start], begin[rows.stop])
             found[one.query[span] - rows.start, int(scorer.first[rank]) + one.taxon[span]] = one.difference[span]
-        far = torch.from_numpy(_FAR * self.length[rows].astype(np.float32)).to(scorer.device)[:, None]
-        distance = torch.minimum(torch.from_numpy(found).to(scorer.device), far)
+        whole = torch.from_numpy(WHOLE / np.maximum(self.length[rows], 1).astype(np.float32)).to(scorer.device)[:, None]
+        distance = (torch.from_numpy(found).to(scorer.device) * whole).clamp_(max=_FAR * WHOLE)
         least = distance.amin(1, keepdim=True)
         for rank, size in enumerate(scorer.sizes):
             taxa = slice(int(scorer.first[rank]), int(scorer.first[rank]) + size)
