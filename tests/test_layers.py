@@ -18,9 +18,9 @@ ORDER = {
     "sampling storage tars shards "
     "substrings containment splits datasets collate prepare stream tasks pipeline "
     "ingest_report ingest_plan ingest_shard ingest description curation check main",
-    "train": "config recipes models dist loss_masks loss_views loss_sums loss_hierarchy losses metrics optim checkpoint "
-    "commits tracking progress gauges reference evaluation gradient_cache lane_dropout flops loop worker trainer main "
-    "evaluate",
+    "train": "config recipes models dist loss_masks loss_views loss_sums loss_hierarchy losses metrics optim "
+    "checkpoint commits tracking progress gauges reference evaluation gradient_cache lane_dropout flops loop "
+    "worker trainer main evaluate",
     "serve": "answer query candidates compose predictor registry sources columns plan answering result bulk library "
     "card pyfunc export settings directory examples batching bodies host metrics service schemas document api app main",
     "tune": "spaces ledger search capacity trial halving finalists plots records outcome sweep main",
