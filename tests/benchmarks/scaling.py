@@ -34,7 +34,7 @@ BATCH, SIDE = 128, 112
 COUNTED = 24  # batches that are measured
 HELD = 4  # blocks of a batch that a node's data may hold, and so were made before the quota held
 STORE_PER_NODE = HELD * BATCH * 2 * 3 * SIDE**2
-TRAIN_BATCH, TRAIN_SKIPPED, TRAIN_COUNTED = 64, 3, 12
+TRAIN_BATCH, TRAIN_SKIPPED, TRAIN_COUNTED = 64, 2, 8
 STORE_BYTES = 400_000_000
 TOLERANCE = 0.35
 
@@ -110,9 +110,10 @@ def measure_train(network: Network, out: Path, nodes: int, cpus: float) -> float
     try:
         cluster.start()
         run = ClusterTraining(
-            cluster, out / "shards", out / "runs", f"train-{nodes}-{time.monotonic_ns()}", "run.epochs=8",
+            cluster, out / "shards", out / "runs", f"train-{nodes}-{time.monotonic_ns()}", "run.epochs=30",
             f"run.num_workers={nodes}", f"run.global_batch_size={TRAIN_BATCH}", "data.image_size=64",
-            "model.dna=kmer_transformer", "data.kmer_stride=4", "run.checkpoint_steps=0", "run.checkpoint_every=100",
+            "model.dna=kmer_transformer", "model.dna_width=256", "model.dna_depth=2", "data.kmer_stride=4",
+            "run.checkpoint_steps=0", "run.checkpoint_every=100",
             "run.validate_every=100", "run.log_every=1000", "data.rows_per_task=64",
         )  # fmt: skip
         run.wait_for(3)

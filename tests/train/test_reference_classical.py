@@ -14,15 +14,17 @@ LABELS = np.array([[0, 0, 0, 0], [0, 0, 1, 1], [0, 1, 2, -1]])
 
 def test_the_best_hit_wins_and_the_first_of_equals(tmp_path: Path) -> None:
     (tmp_path / "hits").write_text("0\t2;tax=o:0;\t97.1\n0\t1;tax=o:0;\t99.5\n0\t0;tax=o:0;\t99.5\n2\t2\t80.0\n")
-    labels, reference = read_hits(tmp_path / "hits", 3, LABELS)
+    labels, reference, score = read_hits(tmp_path / "hits", 3, LABELS)
     assert reference.tolist() == [1, NO_HIT, 2]
+    assert score.tolist() == [[99.5] * 4, [0.0] * 4, [80.0] * 4]
     assert labels.tolist() == [[0, 0, 1, 1], [-1, -1, -1, -1], [0, 1, 2, -1]]
 
 
 def test_sintax_ranks_are_read_whatever_their_support(tmp_path: Path) -> None:
     (tmp_path / "tax").write_text("1\to:0(1.00),f:1(0.34),g:2(0.05),s:7(0.01)\t+\to:0\n0\t\t\t\n")
-    labels, _ = read_sintax(tmp_path / "tax", 3, LABELS)
+    labels, _, support = read_sintax(tmp_path / "tax", 3, LABELS)
     assert labels.tolist() == [[-1, -1, -1, -1], [0, 1, 2, 7], [-1, -1, -1, -1]]
+    assert support.tolist() == [[0.0] * 4, [1.0, 0.34, 0.05, 0.01], [0.0] * 4]
 
 
 def test_unknown_tools_and_missing_programs_are_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -182,12 +182,20 @@ def precision_at(recall: np.ndarray, false_alarms: np.ndarray, prevalence: float
 
 
 def mixture(part: Part, query: str, unseen: Part | None, combination: Combination | None = None) -> Cases:
-    """The cases under test: each specimen once, its condition drawn from its key.
+    """The cases under test.
 
     Args:
         unseen: specimens of species that the model does not know; None = they are made by withholding a query's own.
         combination: of a query WITH_LIBRARY.
     """
+    pieces = mixture_pieces(part, query, unseen)
+    whole = Cases.concatenate([piece.cases(combination) for piece in pieces])
+    elsewhere = np.concatenate([np.full(len(piece.rows), piece.part is not part) for piece in pieces])
+    return replace(whole, group=np.where(elsewhere, whole.group + part.group.max() + 1, whole.group))
+
+
+def mixture_pieces(part: Part, query: str, unseen: Part | None) -> list[Asked]:
+    """The questions of `mixture`: each specimen once, its condition drawn from its key."""
     draws = uniforms_for(0, 0, part.rows["key"].to_pylist(), "mixture", 3)
     mask = part.mask(query)
     rest = draws[:, 0] >= (WITHHELD if unseen is None else 0.0)
@@ -206,7 +214,4 @@ def mixture(part: Part, query: str, unseen: Part | None, combination: Combinatio
     pieces.append(part.asked(query, np.flatnonzero(mask & rest & clean)))
     for number, damage in enumerate(DAMAGE):
         pieces.append(part.asked(query, np.flatnonzero(mask & rest & ~clean & (kind == number)), damage))
-    whole = Cases.concatenate([piece.cases(combination) for piece in pieces if len(piece.rows)])
-    first = len(pieces[0].rows)
-    group = np.where(np.arange(len(whole.group)) < first, whole.group + part.group.max() + 1, whole.group)
-    return Cases(**{**vars(whole), "group": group if unseen is not None else whole.group})
+    return [piece for piece in pieces if len(piece.rows)]

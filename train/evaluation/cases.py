@@ -107,18 +107,21 @@ class Part:
         condition = list(QUERIES[plain])[-1] if damage else "clean"
         features = encoded.query(plain, condition, fuse_with(self.setting), rows)
         without = self.labels[rows, SPECIES] if withhold else None
-        nearest = self._nearest(rows, damage, without) if query != plain else None
-        return Asked(self, rows, features, without, nearest, weight)
+        nearest = None
+        if query != plain:
+            assert self.combiner is not None
+            nearest = self.combiner.find(self.given(rows, damage), without=without)
+        return Asked(self, rows, damage, features, without, nearest, weight)
 
-    def _nearest(self, rows: np.ndarray, damage: str, without: np.ndarray | None) -> Nearest:
-        assert self.combiner is not None
+    def given(self, rows: np.ndarray, damage: str) -> list[str]:
+        """The cleaned barcodes of some rows as they are asked about, "" = none."""
         data = self.setting.config.data
-        given = [self.barcodes[row] for row in rows.tolist()]
-        given = orient_batch(given) if data.orient else given
-        if damage:
-            keys = [self.clean.keys[row] for row in rows.tolist()]
-            given = measured_barcodes(given, keys, 0, DAMAGE[damage], data.orient)
-        return self.combiner.find(given, without=without)
+        whole = [self.barcodes[row] for row in rows.tolist()]
+        whole = orient_batch(whole) if data.orient else whole
+        if not damage:
+            return whole
+        keys = [self.clean.keys[row] for row in rows.tolist()]
+        return measured_barcodes(whole, keys, 0, DAMAGE[damage], data.orient)
 
 
 @dataclass(frozen=True)
@@ -127,6 +130,7 @@ class Asked:
 
     part: Part
     rows: np.ndarray  # int64 [N]
+    damage: str  # of DAMAGE, "" = clean
     features: np.ndarray  # float32 [N, D]
     without: np.ndarray | None  # int64 [N], species that are taken away
     nearest: Nearest | None

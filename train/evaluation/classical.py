@@ -29,7 +29,7 @@ _BLAST = ("blastn", "-query", "{queries}", "-db", "{references}.blast", "-evalue
 _BLAST_OUT = ("-outfmt", "6 qseqid sseqid bitscore", "-out", "{out}")
 _THREADS = {"vsearch": "--threads", "blastn": "-num_threads"}
 _MAKE_DATABASE = ("makeblastdb", "-in", "{references}", "-dbtype", "nucl", "-out", "{references}.blast")
-_TAXON = re.compile(r"([ofgs]):(\d+)\(")
+_TAXON = re.compile(r"([ofgs]):(\d+)\(([\d.]+)\)")
 
 COMMANDS: dict[str, tuple[str, ...]] = {
     "vsearch_1_32": (*_VSEARCH, "--maxaccepts", "1", "--maxrejects", "32", *_HITS),
@@ -44,12 +44,17 @@ COMMANDS: dict[str, tuple[str, ...]] = {
 """Tool -> its command. VSEARCH's hits are ranked by identity, BLAST's by bit score, the first of equals wins."""
 
 
+Found = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Labels, row of the top hit, score: the first three of a `Run`."""
+
+
 @dataclass(frozen=True)
 class Run:
     """What a tool answered and what that took."""
 
     labels: np.ndarray  # int64 [N, R], -1 = no answer
     reference: np.ndarray  # int64 [N], row of the top hit, NO_HIT = none; SINTAX has no top hit
+    score: np.ndarray  # float64 [N, R], how sure it was: % identity, bit score or bootstrap support; 0 = no answer
     seconds: float  # wall time of the search, the time of a run with one query taken off
     cpu_seconds: float  # CPU time of the search, likewise: what other load on the machine changes least
     load_seconds: float  # wall time of a run with one query
@@ -121,10 +126,10 @@ def _run(tool: str, folder: Path, num_queries: int, labels: np.ndarray, threads:
 
     loading, loading_cpu, _ = measured("one") if timed else (0.0, 0.0, 0)
     seconds, cpu, memory = measured("queries")
-    answers, reference = _READ[tool](folder / "out", num_queries, labels)
+    found = _READ[tool](folder / "out", num_queries, labels)
     shown = " ".join((*COMMANDS[tool], _THREADS[COMMANDS[tool][0]], str(threads)))
     taken = (max(0.0, seconds - loading), max(0.0, cpu - loading_cpu), loading)
-    return Run(answers, reference, *taken, memory, re.sub(r"[{}]", "", shown))
+    return Run(*found, *taken, memory, re.sub(r"[{}]", "", shown))
 
 
 def _execute(command: Sequence[str]) -> tuple[float, int]:
@@ -154,8 +159,8 @@ def _high_water(process: int) -> int:
     return 1024 * int(found[1]) if found else 0
 
 
-def read_hits(path: Path, num_queries: int, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Labels int64 [N, R] and row [N] of the best-scored reference of each query, the first of equals.
+def read_hits(path: Path, num_queries: int, labels: np.ndarray) -> Found:
+    """Labels int64 [N, R], row [N] and score [N, R] of the best-scored reference of each query, the first of equals.
 
     The file has lines of query, reference (its name up to ";") and score, separated by tabs.
     """
@@ -166,21 +171,25 @@ def read_hits(path: Path, num_queries: int, labels: np.ndarray) -> tuple[np.ndar
             query, target, score = line.rstrip("\n").split("\t")
             if float(score) > best[int(query)]:
                 best[int(query)], reference[int(query)] = float(score), int(target.partition(";")[0])
-    return np.where(reference[:, None] == NO_HIT, -1, labels[reference]), reference
+    none = reference == NO_HIT
+    score = np.repeat(np.where(none, 0.0, best)[:, None], labels.shape[1], axis=1)
+    return np.where(none[:, None], -1, labels[reference]), reference, score
 
 
-def read_sintax(path: Path, num_queries: int, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Labels int64 [N, R] that SINTAX gave, whatever their bootstrap support; its rows are all NO_HIT."""
+def read_sintax(path: Path, num_queries: int, labels: np.ndarray) -> Found:
+    """Labels int64 [N, R] that SINTAX gave, whatever their bootstrap support, and that; its rows are all NO_HIT."""
     answers = np.full((num_queries, labels.shape[1]), -1, dtype=np.int64)
+    support = np.zeros(answers.shape)
     columns = {rank[0]: place for place, rank in enumerate(RANKS)}
     with path.open() as lines:
         for line in lines:
             query, told = line.rstrip("\n").split("\t")[:2]
-            for letter, taxon in _TAXON.findall(told):
+            for letter, taxon, share in _TAXON.findall(told):
                 answers[int(query), columns[letter]] = int(taxon)
-    return answers, np.full(num_queries, NO_HIT)
+                support[int(query), columns[letter]] = float(share)
+    return answers, np.full(num_queries, NO_HIT), support
 
 
-_READ: dict[str, Callable[[Path, int, np.ndarray], tuple[np.ndarray, np.ndarray]]] = {
+_READ: dict[str, Callable[[Path, int, np.ndarray], Found]] = {
     tool: read_sintax if tool == "sintax" else read_hits for tool in COMMANDS
 }
