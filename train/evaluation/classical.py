@@ -168,9 +168,9 @@ def read_hits(path: Path, num_queries: int, labels: np.ndarray) -> Found:
     reference = np.full(num_queries, NO_HIT)
     with path.open() as lines:
         for line in lines:
-            query, target, score = line.rstrip("\n").split("\t")
-            if float(score) > best[int(query)]:
-                best[int(query)], reference[int(query)] = float(score), int(target.partition(";")[0])
+            query, target, told = line.rstrip("\n").split("\t")
+            if float(told) > best[int(query)]:
+                best[int(query)], reference[int(query)] = float(told), int(target.partition(";")[0])
     none = reference == NO_HIT
     score = np.repeat(np.where(none, 0.0, best)[:, None], labels.shape[1], axis=1)
     return np.where(none[:, None], -1, labels[reference]), reference, score
