@@ -10,8 +10,11 @@ Ends with Ctrl-C or SIGTERM: requests in flight are answered first. On a cluster
 import argparse
 import ipaddress
 import logging
+import os
 import signal
+import socket
 import sys
+import tempfile
 import threading
 from pathlib import Path
 
@@ -19,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]  # as a script, this file's folder st
 sys.path[:] = [str(ROOT)] + [p for p in sys.path if p and Path(p).resolve() not in (ROOT, ROOT / "serve")]
 
 from engine.commandline import Parser, guarded  # noqa: E402
+from serve.front import use_haproxy  # noqa: E402
 
 log = logging.getLogger("serve")
 
@@ -49,8 +53,14 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def run(options: argparse.Namespace) -> int:
     """Serve until SIGINT or SIGTERM. Raises ValueError for what the user can mend."""
-    if not 0 <= options.port < 65536:
-        raise ValueError(f"--port: got {options.port}, allowed 0..65535")
+    _check_address(options.host, options.port)
+    with tempfile.TemporaryDirectory(prefix="taxafuse-") as folder:
+        use_haproxy(Path(folder))
+        _serve(options)
+    return 0
+
+
+def _serve(options: argparse.Namespace) -> None:
     import ray
     from ray import serve
 
@@ -77,7 +87,19 @@ def run(options: argparse.Namespace) -> int:
     serve.delete(NAME)  # waits for the replicas' last answers; shutdown alone would close connections under them
     serve.shutdown()
     ray.shutdown()
-    return 0
+
+
+def _check_address(host: str, port: int) -> None:
+    """Raises ValueError where another program listens: HAProxy would share the port with another HAProxy."""
+    if not 0 < port < 65536:
+        raise ValueError(f"--port: got {port}, allowed 1..65535")
+    try:
+        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+    except OSError as error:
+        raise ValueError(
+            f"--host, --port: got {host}:{port} ({os.strerror(error.errno or 0)}), allowed: an address of this machine "
+            "and a port where nothing listens"
+        ) from None
 
 
 def _is_loopback(host: str) -> bool:

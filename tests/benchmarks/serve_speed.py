@@ -7,12 +7,14 @@ Prints a table. In every round each variant is measured once, in turn, for --sec
 are medians over the rounds, with the lowest and highest. Variants:
 
 bare    `Predictor.identify` in this process: one query at a time, and 64 at once
-serve   the service on Ray Serve: its proxy and a replica, each a process
+serve   the service on Ray Serve: what stands before the replicas (HAProxy; Ray's own proxy with --ray-proxy), a replica
+serve2  the same with two replicas
 plain   the same HTTP interface and predictor in one uvicorn process (tests/serve/plain_server.py)
 noop    on Ray Serve with the same interface, requests and answers, but without asking the model: an answer that was
         stored. What Ray Serve and the HTTP interface can do
 
-All models run one torch thread. The client is one process that writes prepared requests to sockets.
+All models run one torch thread. The client is one process that writes prepared requests to sockets. Saturated: for
+each replica as many clients as it admits at once, but four.
 """
 
 import argparse
@@ -21,9 +23,10 @@ import json
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -32,14 +35,15 @@ import pyarrow.parquet as pq
 import torch
 
 from serve.answer import Query
-from serve.app import Identifier, bind
 from serve.directory import Spec
+from serve.front import use_haproxy
 from serve.host import ModelHost, Reply
 from serve.predictor import Options, Predictor
 from serve.settings import Settings
 
 BATCH = 64
 CLIENTS = 16
+REPLICAS = {"serve": 1, "serve2": 2, "noop": 1, "plain": 1}
 PORT = 8765
 PHOTO_BYTES = 20_000
 
@@ -53,10 +57,6 @@ class NoopHost(ModelHost):
         if self.stored is None:
             self.stored = (await super().identify(spec, queries[:1], options))[0]
         return [self.stored] * len(queries)
-
-
-class NoopIdentifier(Identifier):
-    Host = NoopHost
 
 
 @dataclass(frozen=True)
@@ -78,16 +78,27 @@ class Client:
         self.prefix = urlsplit(url).path
 
     async def __aenter__(self) -> "Client":
-        self.reader, self.writer = await asyncio.open_connection(self.host, self.port, limit=1 << 24)
+        await self.connect()
         return self
+
+    async def connect(self) -> None:
+        self.reader, self.writer = await asyncio.open_connection(self.host, self.port, limit=1 << 24)
 
     async def __aexit__(self, *_: object) -> None:
         self.writer.close()
 
     async def post(self, path: str, body: bytes, kind: str = "application/json") -> tuple[int, bytes]:
         head = f"POST {self.prefix}{path} HTTP/1.1\r\nHost: x\r\nContent-Type: {kind}\r\n"
-        self.writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
-        answer = await self.reader.readuntil(b"\r\n\r\n")
+        message = f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+        self.writer.write(message)
+        try:
+            answer = await self.reader.readuntil(b"\r\n\r\n")
+        except asyncio.IncompleteReadError as error:
+            if error.partial:
+                raise
+            await self.connect()  # an idle connection may be closed at any time, as HAProxy does when it reloads
+            self.writer.write(message)
+            answer = await self.reader.readuntil(b"\r\n\r\n")
         status = int(answer[9:12])
         assert status != 503 or b"retry-after: " in answer.lower()
         length = next(int(line[15:]) for line in answer.lower().split(b"\r\n") if line.startswith(b"content-length:"))
@@ -150,8 +161,8 @@ def measure_bare(predictor: Predictor, given: Inputs, seconds: float) -> dict[st
     return {"dna p50 ms": dna_ms, "photo p50 ms": photo_ms, "single /s": single, "batch items/s": BATCH * batches}
 
 
-async def measure_http(url: str, given: Inputs, seconds: float) -> dict[str, float]:
-    """One client's p50 in ms; saturated rates; p50 and p99 of CLIENTS clients."""
+async def measure_http(url: str, given: Inputs, seconds: float, many: int) -> dict[str, float]:
+    """One client's p50 in ms; p50 and p99 of CLIENTS clients; rates when saturated, by `many` clients."""
 
     async def dna(client: Client, number: int) -> int:
         return (await client.post("/v1/identify", given.single[number % len(given.single)]))[0]
@@ -166,9 +177,10 @@ async def measure_http(url: str, given: Inputs, seconds: float) -> dict[str, flo
     for name, ask in (("dna", dna), ("photo", photo)):
         times, _ = await clients(url, 1, seconds / 2, ask)
         found[f"{name} p50 ms"] = 1e3 * statistics.median(times)
-    times, found["single /s"] = await clients(url, CLIENTS, seconds, dna)
+    times, found["single, 16 clients /s"] = await clients(url, CLIENTS, seconds, dna)
     cuts = statistics.quantiles(times, n=100)
     found["16 clients p50 ms"], found["16 clients p99 ms"] = 1e3 * cuts[49], 1e3 * cuts[98]
+    _, found["single /s"] = await clients(url, many, seconds, dna)
     _, rate = await clients(url, 4, seconds, batch)
     return found | {"batch items/s": BATCH * rate}
 
@@ -191,15 +203,22 @@ async def overload(url: str, given: Inputs, seconds: float) -> dict[int, int]:
 
 
 def start_serve(settings: Settings) -> dict[str, str]:
-    """Both applications on one Ray Serve; returns their addresses."""
+    """The applications on one Ray Serve; returns their addresses."""
     import ray
     from ray import serve
 
-    ray.init(address="local", num_cpus=4, log_to_driver=False, logging_level="ERROR")  # processes, not cores
+    from serve.app import Identifier, bind
+
+    class NoopIdentifier(Identifier):
+        Host = NoopHost
+
+    ray.init(address="local", num_cpus=6, log_to_driver=False, logging_level="ERROR")  # processes, not cores
     serve.start(http_options={"host": "127.0.0.1", "port": PORT})
-    serve.run(bind(settings), name="serve", route_prefix="/serve")
-    serve.run(bind(settings, NoopIdentifier), name="noop", route_prefix="/noop")
-    return {"serve": f"http://127.0.0.1:{PORT}/serve", "noop": f"http://127.0.0.1:{PORT}/noop"}
+    two = replace(settings, min_replicas=2, max_replicas=2)
+    applications = {"serve": bind(settings), "serve2": bind(two), "noop": bind(settings, NoopIdentifier)}
+    for name, application in applications.items():
+        serve.run(application, name=name, route_prefix=f"/{name}")
+    return {name: f"http://127.0.0.1:{PORT}/{name}" for name in applications}
 
 
 def start_plain(settings: Settings) -> tuple[subprocess.Popen[str], str]:
@@ -231,7 +250,7 @@ def verdicts(rounds: list[dict[str, dict[str, float]]]) -> list[str]:
         return statistics.median(of(one) for one in rounds)
 
     told = []
-    for variant in ("serve", "plain"):
+    for variant in ("serve", "serve2", "plain"):
         dna = middle(lambda one, v=variant: one[v]["dna p50 ms"] - one["bare"]["dna p50 ms"])  # type: ignore[misc]
         photo = middle(lambda one, v=variant: one[v]["photo p50 ms"] - one["bare"]["photo p50 ms"])  # type: ignore[misc]
         batch = middle(lambda one, v=variant: one[v]["batch items/s"] / one["bare"]["batch items/s"])  # type: ignore[misc]
@@ -240,8 +259,12 @@ def verdicts(rounds: list[dict[str, dict[str, float]]]) -> list[str]:
             f"{variant}: one client, over the bare predictor at p50: JSON barcode {dna:.1f} ms, form with a photo "
             f"{photo:.1f} ms; :batch {batch:.0%} of the bare batched rate; 16 clients p99 = {tail:.1f} x p50"
         )
-    single = middle(lambda one: one["serve"]["single /s"] / min(one["noop"]["single /s"], one["bare"]["batch items/s"]))
-    return [*told, f"serve: single items {single:.0%} of the smaller of noop and the bare batched rate"]
+    for variant in ("serve", "serve2", "plain"):
+        single = middle(
+            lambda one, v=variant: one[v]["single /s"] / min(one["noop"]["single /s"], one["bare"]["batch items/s"])  # type: ignore[misc]
+        )
+        told.append(f"{variant}: single items {single:.0%} of the smaller of noop and the bare batched rate")
+    return told
 
 
 def main() -> None:
@@ -250,10 +273,14 @@ def main() -> None:
                        ("photos", "folder of JPEGs")):  # fmt: skip
         parser.add_argument(f"--{name}", required=True, help=text)
     parser.add_argument("--library", default="")
+    parser.add_argument("--ray-proxy", action="store_true", help="Ray Serve's own proxy before the replicas")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=4.0, help="of each measurement")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    folder = tempfile.TemporaryDirectory(prefix="taxafuse-")
+    if not options.ray_proxy:
+        use_haproxy(Path(folder.name))
     library = str(Path(options.library).resolve()) if options.library else ""
     settings = Settings(checkpoint=str(Path(options.checkpoint).resolve()), library=library)
     given = inputs(options)
@@ -262,11 +289,13 @@ def main() -> None:
     try:
         urls = {**start_serve(settings), "plain": plain}
         for url in urls.values():
-            asyncio.run(measure_http(url, given, 1.0))  # everything is warm
+            asyncio.run(measure_http(url, given, 1.0, CLIENTS))  # everything is warm
         rounds = []
         for number in range(options.rounds):
             one = {"bare": measure_bare(predictor, given, options.seconds)}
-            one |= {name: asyncio.run(measure_http(url, given, options.seconds)) for name, url in urls.items()}
+            for name, url in urls.items():
+                many = REPLICAS[name] * (settings.max_in_flight - 4)
+                one[name] = asyncio.run(measure_http(url, given, options.seconds, many))
             rounds.append(one)
             print(f"round {number + 1} of {options.rounds}", file=sys.stderr)
         print(f"photo of {len(given.photo.images[0]):,} bytes\n\n{table(rounds)}\n")

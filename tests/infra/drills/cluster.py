@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from serve import front
 from tests.infra.drills.machines import Machine, Network, until
 from tests.infra.drills.services import BIN, KEYS, REDIS_PASSWORD, Services
 from tests.train.faults import LONG, keys_of_epochs, last_step, weights_hash
@@ -48,7 +49,7 @@ class Cluster:
         self.machines = {name: network.machine(name) for name in ("head", *shape)}
         self._network, self._starts = network, 0
         logs.mkdir(parents=True, exist_ok=True)
-        self.environment = os.environ | KEYS | {
+        self.environment = os.environ | KEYS | front.CLUSTER | {
             "PATH": f"{BIN}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1",
             "PYTHONDONTWRITEBYTECODE": "1", "RAY_DISABLE_IMPORT_WARNING": "1", "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_external_storage_namespace": self.namespace,
