@@ -91,7 +91,8 @@ class _Routes:
         """Raises Refused (408) for a body that does not come: it would keep others out."""
         patience = self.service.settings.timeout_s
         try:
-            return await asyncio.wait_for(reading, patience)
+            async with asyncio.timeout(patience):
+                return await reading
         except TimeoutError:
             raise Refused(408, f"body: not all of it came within {patience:g} seconds", "a body that is sent at once",
                           {"Connection": "close"}) from None  # fmt: skip

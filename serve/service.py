@@ -157,7 +157,8 @@ class Service:
         spec = self.spec(asked)
         self.in_flight[spec.id] += 1
         try:
-            return await asyncio.wait_for(call(spec), self.settings.timeout_s)
+            async with asyncio.timeout(self.settings.timeout_s):
+                return await call(spec)
         except TimeoutError:
             raise overloaded(f"the model did not answer within {self.settings.timeout_s:g} seconds") from None
         finally:

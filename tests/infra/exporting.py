@@ -6,6 +6,7 @@ python tests/infra/exporting.py SHARDS STORAGE        prints one JSON line: the 
 import json
 import re
 import sys
+import tempfile
 import threading
 import time
 import urllib.error
@@ -72,6 +73,15 @@ def run_service(model: Path) -> None:
 
 
 def main() -> None:
+    from serve.front import use_haproxy
+
+    with tempfile.TemporaryDirectory(prefix="taxafuse-") as folder:
+        assert use_haproxy(Path(folder))
+        measure()
+
+
+def measure() -> None:
+    """Train, serve, and print the names."""
     import ray
 
     from tests.train.small import small_config
