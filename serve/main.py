@@ -23,6 +23,7 @@ sys.path[:] = [str(ROOT)] + [p for p in sys.path if p and Path(p).resolve() not 
 
 from engine.commandline import Parser, guarded  # noqa: E402
 from serve.front import use_haproxy  # noqa: E402
+from serve.settings import Settings  # noqa: E402
 
 log = logging.getLogger("serve")
 
@@ -47,7 +48,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--device", default="cpu", help="torch device of the towers, e.g. cuda (default: cpu)")
     add("--threads", metavar="N", type=int, default=1, help="threads of the model (default: 1)")
     add("--replicas", metavar="N", type=int, default=1, help="processes with the model (default: 1)")
-    add("--max-in-flight", metavar="N", type=int, default=64, help="requests at once; more get a 503 (default: 64)")
+    add("--max-in-flight", metavar="N", type=int, default=Settings.max_in_flight,
+        help="requests at once, per replica; more get a 503 (default: %(default)s)")  # fmt: skip
     return parser.parse_args(arguments)
 
 

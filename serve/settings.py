@@ -23,7 +23,7 @@ class Settings:
     min_replicas: Positive = 1  # of the model
     max_replicas: Positive = 1  # above min_replicas: as many as `replica_load` asks for
     replica_load: Positive = 16  # requests in flight per replica that autoscaling aims at
-    max_in_flight: Positive = 64  # requests at once, per replica; the next gets a 503
+    max_in_flight: Positive = 128  # requests at once, per replica, a tenth of a second of barcodes; the next gets a 503
     max_body_mib: Positive = 32  # of one request; four times as much of all requests in flight together
     max_batch: Positive = 64  # queries computed together
     max_queries: Positive = 256  # of one :batch request
