@@ -29,7 +29,7 @@ from engine.sampling import Plan
 from engine.shards import check_files, read_index
 from engine.storage import Location
 from engine.stream import Columns, ProblemLog, ahead, rebatched
-from engine.tasks import numbered_tasks
+from engine.tasks import numbered_tasks, unhurried
 from engine.taxonomy import RANKS, Taxonomy
 
 log = logging.getLogger(__name__)
@@ -236,7 +236,8 @@ def _stream(make: _Make, specimens: Specimens, epochs: Iterable[tuple[int, np.nd
                     latest = int(task[-1])
                     if coming is None and latest + OVERLAP >= len(span.rows):
                         coming = starter.submit(start)
-                    yield span.epochs[latest], columns
+                    with unhurried():
+                        yield span.epochs[latest], columns
 
 
 def _inline(make: _Make, specimens: Specimens, epochs: Iterable[tuple[int, np.ndarray]],

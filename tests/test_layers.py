@@ -22,7 +22,8 @@ ORDER = {
     "checkpoint commits tracking progress gauges reference evaluation gradient_cache lane_dropout flops loop "
     "worker trainer main evaluate",
     "serve": "answer query candidates compose predictor registry sources columns plan answering result bulk library "
-    "card pyfunc export settings directory examples batching bodies host metrics service schemas document api app main",
+    "card pyfunc export settings directory examples batching bodies host metrics service schemas document api app "
+    "front main",
     "tune": "spaces ledger search capacity trial halving finalists plots records outcome sweep main",
 }
 

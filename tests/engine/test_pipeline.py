@@ -1,5 +1,6 @@
 """From shards to batches: the same with and without Ray, in any batch, with damaged members named and masked."""
 
+import contextlib
 import dataclasses
 import gc
 import itertools
@@ -7,6 +8,7 @@ import logging
 import shutil
 import threading
 import time
+import types
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,6 +33,7 @@ from engine.pipeline import (
 )
 from engine.sampling import Plan
 from engine.stream import ahead
+from engine.tasks import Pace, unhurried
 from engine.taxonomy import Taxonomy
 
 BUDGET = CpuBudget(execution_cpus=2.0, task_cpus=1.0, object_store_bytes=1e8)
@@ -298,6 +301,38 @@ def test_executions_that_follow_each_other_keep_order(
     wanted = [batch["keys"] for batch in training_batches(specimens, plan, data, (0, stop or 12), (0, 1), None)]
     assert keys == wanted
     assert settled(2**40, threads)[1] <= threads
+
+
+@pytest.mark.parametrize(("running", "hurried", "rests"), [(0, False, True), (1, False, False), (0, True, False)])
+def test_the_executor_rests_only_while_nobody_waits_and_nothing_runs(
+    running: int, hurried: bool, rests: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a rest it turns a thousand times a second, in the interpreter of the training step."""
+    waits: list[float] = []
+    monkeypatch.setattr(Pace.wanted, "wait", waits.append)
+    operator = types.SimpleNamespace(num_active_tasks=lambda: running)
+    with contextlib.nullcontext() if hurried else unhurried():
+        Pace().on_execution_step(types.SimpleNamespace(_topology=[operator]))
+    assert bool(waits) == rests and Pace.wanted.is_set()
+
+
+def test_ray_asks_for_the_rest_while_a_consumer_is_away(
+    data: DataConfig, ray_session: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`engine.tasks.Pace` reads what Ray calls private; under other names it would never rest, or raise."""
+    seen = []
+    monkeypatch.setattr(Pace.wanted, "wait", seen.append)
+    data = dataclasses.replace(data, rows_per_task=16, prefetch_batches=1)
+    specimens, plan, _ = opened(data)
+    little = dataclasses.replace(BUDGET, object_store_bytes=1.0)
+    batches = training_batches(specimens, plan, data, (0, 12), (0, 1), little)
+    next(batches)
+    for _ in range(600):  # until what there is room for is made
+        if seen:
+            break
+        time.sleep(0.1)
+    assert seen
+    assert len(list(batches)) == 11
 
 
 def test_ray_still_has_the_constants_that_are_set() -> None:
