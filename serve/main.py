@@ -28,6 +28,7 @@ from serve.settings import Settings  # noqa: E402
 log = logging.getLogger("serve")
 
 NAME = "taxafuse"  # of the application in Ray Serve
+SHORT = "/tmp"  # sockets are made in a folder below it: their names must not exceed 107 letters
 PATIENCE_S = 150  # of the proxy, more than body and model may take: a request ends even where no replica comes back
 
 
@@ -56,7 +57,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def run(options: argparse.Namespace) -> int:
     """Serve until SIGINT or SIGTERM. Raises ValueError for what the user can mend."""
     _check_address(options.host, options.port)
-    with tempfile.TemporaryDirectory(prefix="taxafuse-") as folder:
+    with tempfile.TemporaryDirectory(prefix="taxafuse-", dir=SHORT if os.path.isdir(SHORT) else None) as folder:
         use_haproxy(Path(folder))
         _serve(options)
     return 0
