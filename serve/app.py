@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 DEPLOYMENT = "Identifier"
 DRAIN_S = 30.0  # a replica that is taken away may finish its requests for so long
 BEYOND = 16  # times max_in_flight: what Serve lets through to a replica, so that the replica itself turns away
-_QUIET = LoggingConfig(enable_access_log=False, log_level="WARNING")  # a line per request costs a 15th of it
+_QUIET = LoggingConfig(enable_access_log=False, log_level="WARNING")  # a line per request costs 6% of an empty one
 
 
 class Identifier:

@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 
 log = logging.getLogger(__name__)
 
-CALM = 25  # passes of the event loop without a new item, 0.1 ms together, after which nothing more is on its way
+CALM = 25  # passes of the event loop without a new item, after which nothing more is on its way
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -64,7 +64,7 @@ class Batcher(Generic[Item, Result]):
 
     async def _settle(self) -> None:
         """Let the event loop admit what has arrived already; once the model computes, the loop gets half of the
-        interpreter at best. Batches are twice as large so, and 16 clients get 14% more answers."""
+        interpreter at best. 16 clients get 14% more answers so."""
         calm = 0
         while calm < CALM:
             before = len(self._waiting)

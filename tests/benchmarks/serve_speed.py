@@ -1,7 +1,7 @@
 """Latency and load of the service, beside the bare predictor, plain FastAPI + uvicorn, and endpoints that do nothing.
 
     python -m tests.benchmarks.serve_speed --checkpoint runs/NAME --barcodes barcodes.parquet --photos folder \
-        [--library DIR] [--rounds 5] [--seconds 4]
+        [--library DIR] [--rounds 5] [--seconds 4] [--ray-proxy]
 
 Prints a table. In every round each variant is measured once, in turn, for --seconds; the others idle meanwhile. Told
 are medians over the rounds, with the lowest and highest. Variants:
