@@ -8,7 +8,7 @@ import hmac
 import json
 import mimetypes
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -46,6 +46,8 @@ _REFUSALS: dict[int | str, dict[str, Any]] = {
     }.items()
 }  # fmt: skip
 _READS: dict[int | str, dict[str, Any]] = {status: _REFUSALS[status] for status in (401, 404, 422, 503)}
+
+_Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 class _Routes:
@@ -187,9 +189,13 @@ def make_app(service: Service, page: Path = PAGE) -> FastAPI:
     """The ASGI application of a service; `page` is the folder whose files are shown, index.html at /."""
     routes = _Routes(service)
     app = FastAPI(title=_TITLE, version=_VERSION, description=_ABOUT, docs_url=None, redoc_url=None)
-    _add(app, "POST", "/v1/identify", routes.identify, schemas.AnswerBody, _REFUSALS)
-    _add(app, "POST", "/v1/identify:batch", routes.identify_batch, schemas.AnswersBody, _REFUSALS)
-    _add(app, "POST", "/v1/embed", routes.embed, schemas.EmbeddingsBody, _REFUSALS)
+    direct: dict[str, tuple[_Endpoint, type[BaseModel]]] = {
+        "/v1/identify": (routes.identify, schemas.AnswerBody),
+        "/v1/identify:batch": (routes.identify_batch, schemas.AnswersBody),
+        "/v1/embed": (routes.embed, schemas.EmbeddingsBody),
+    }
+    for path, (route, shape) in direct.items():
+        _add(app, "POST", path, route, shape, _REFUSALS)
     _add(app, "GET", "/v1/taxa", routes.taxa, schemas.TaxaBody, _READS)
     _add(app, "GET", "/v1/model", routes.model, schemas.ModelBody, _READS)
     _add(app, "GET", "/v1/examples", routes.examples, schemas.ExamplesBody, {401: _REFUSALS[401]})
@@ -205,7 +211,9 @@ def make_app(service: Service, page: Path = PAGE) -> FastAPI:
     app.openapi = lambda: describe(app)  # type: ignore[method-assign]
     for kind in (Refused, HTTPException, RequestValidationError, Exception):
         app.add_exception_handler(kind, _tell)
-    app.add_middleware(_Timed, metrics=routes.metrics, known=[route.path for route in app.routes])  # type: ignore[arg-type, attr-defined]
+    known = [route.path for route in app.routes]  # type: ignore[attr-defined]
+    endpoints = {path: route for path, (route, _) in direct.items()}
+    app.add_middleware(_Direct, metrics=routes.metrics, known=known, endpoints=endpoints)  # type: ignore[arg-type]
     return app
 
 
@@ -228,17 +236,19 @@ def _show(app: FastAPI, path: str, file: Path) -> None:
     app.add_api_route(path, show, methods=["GET"], include_in_schema=False)
 
 
-class _Timed:
-    """Counts requests and their seconds, by route."""
+class _Direct:
+    """Counts requests and their seconds, by route, and calls the endpoints that take a request as it is: on its way to
+    them FastAPI takes a quarter of the time of an answer without a model."""
 
-    def __init__(self, app: Any, metrics: Metrics, known: list[str]) -> None:
-        self.app, self.metrics, self.known = app, metrics, set(known)
+    def __init__(self, app: Any, metrics: Metrics, known: list[str], endpoints: Mapping[str, _Endpoint]) -> None:
+        """`known`: paths of all routes; `endpoints`: path -> what answers POST there."""
+        self.app, self.metrics, self.known, self.endpoints = app, metrics, set(known), endpoints
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        route = scope["path"] if scope["path"] in self.known else "other"
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
         start, status = time.perf_counter(), 500
 
         async def watch(message: Any) -> None:
@@ -248,10 +258,21 @@ class _Timed:
             await send(message)
 
         try:
-            await self.app(scope, receive, watch)
+            if scope["method"] == "POST" and path in self.endpoints:
+                response = await self._answer(self.endpoints[path], Request(scope, receive))
+                await response(scope, receive, watch)
+            else:
+                await self.app(scope, receive, watch)
         finally:
-            self.metrics.requests.labels(route, str(status)).inc()
-            self.metrics.seconds.labels(route).observe(time.perf_counter() - start)
+            route = path if path in self.known else "other"
+            self.metrics.answered(route, status, time.perf_counter() - start)
+
+    @staticmethod
+    async def _answer(endpoint: _Endpoint, request: Request) -> Response:
+        try:
+            return await endpoint(request)
+        except Refused as error:
+            return await _tell(request, error)
 
 
 async def _tell(request: Request, error: Exception) -> Response:

@@ -1,6 +1,7 @@
 """Numbers of a service for Prometheus: counted by each of its processes, told as their sums."""
 
 from collections import defaultdict
+from functools import cache
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.metrics_core import Metric
@@ -19,6 +20,9 @@ class Metrics:
                                 registry=self.registry)  # fmt: skip
         self.seconds = Histogram("taxafuse_request_seconds", "from the first byte to the answer", ["route"],
                                  registry=self.registry)  # fmt: skip
+        self._labelled = cache(  # looking labels up takes longer than counting
+            lambda route, status: (self.requests.labels(route, str(status)), self.seconds.labels(route))
+        )
         self.queries = Counter("taxafuse_queries", "specimens by outcome", ["outcome"], registry=self.registry)
         for name, text, read in (
             ("in_flight", "requests in flight", lambda: admission.requests),
@@ -26,6 +30,12 @@ class Metrics:
             ("refused", "requests turned away because the service was full", lambda: admission.refused),
         ):
             Gauge(f"taxafuse_{name}", text, registry=self.registry).set_function(read)
+
+    def answered(self, route: str, status: int, seconds: float) -> None:
+        """One request."""
+        requests, times = self._labelled(route, status)
+        requests.inc()
+        times.observe(seconds)
 
     def count(self, replies: list[Reply]) -> None:
         """The items of one answer."""

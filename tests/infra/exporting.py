@@ -4,6 +4,7 @@ python tests/infra/exporting.py SHARDS STORAGE        prints one JSON line: the 
 """
 
 import json
+import os
 import re
 import sys
 import tempfile
@@ -75,6 +76,7 @@ def run_service(model: Path) -> None:
 def main() -> None:
     from serve.front import use_haproxy
 
+    os.environ["RAY_SERVE_HAPROXY_METRICS_ENABLED"] = "1"  # as on a cluster
     with tempfile.TemporaryDirectory(prefix="taxafuse-") as folder:
         assert use_haproxy(Path(folder))
         measure()

@@ -25,6 +25,8 @@ import pytest
 import ray
 import yaml
 
+from serve.front import CLUSTER
+
 ROOT = Path(__file__).resolve().parents[2]
 INFRA = ROOT / "infra"
 BIN = Path(sys.executable).parent
@@ -214,6 +216,7 @@ def test_dockerfile() -> None:
     stages = re.split(r"^FROM .* AS ", text, flags=re.M)[1:]
     named = {stage.split()[0]: stage for stage in stages}
     assert all("USER 1000" in named[target] for target in ("cpu", "cuda", "mlflow"))
+    assert all(f"{name}={value}" in named["runtime"] for name, value in CLUSTER.items())
     ignored = (path.parent / "Dockerfile.dockerignore").read_text().splitlines()
     assert ignored[1] == "*"
     assert {line[1:] for line in ignored if line.startswith("!")} >= {"pyproject.toml", "constraints.txt", "engine"}

@@ -21,7 +21,7 @@ from tests.train.faults import LONG, keys_of_epochs, last_step, weights_hash
 from tests.train.small import SETTINGS
 
 ROOT = Path(__file__).resolve().parents[3]
-EPOCHS, LOG_EVERY = 4, 2
+EPOCHS, LOG_EVERY = 10, 2
 STORE_BYTES = 150_000_000  # the smallest that serves
 SHAPE = {"data": (2, ""), "train-1": (1, "train"), "train-2": (1, "train")}  # node -> CPUs, resource
 START_S, JOB_S = 180, 330

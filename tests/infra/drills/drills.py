@@ -23,7 +23,7 @@ from tests.infra.drills.service import Deployed
 from tests.infra.drills.services import BIN, Services
 from tests.train.small import SETTINGS
 
-STRIKE = 22  # of 56, step at which something dies: two commits are behind it
+STRIKE = 22  # of 140, step at which something dies: two commits are behind it
 TOLERANCE = "as undisturbed"
 
 
