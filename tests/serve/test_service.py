@@ -151,6 +151,26 @@ def test_a_body_that_does_not_come_lets_others_in(served: Served, one: Stored) -
         assert client.post("/v1/identify", json={"dna": one.dna}).status_code == 200
 
 
+class BrokenHost(ModelHost):
+    """Has a fault that nobody thought of."""
+
+    async def identify(self, spec: Spec, queries: list[Query], options: Options) -> list[Reply]:
+        raise RuntimeError("no such luck")
+
+
+def test_under_a_prefix_routes_keep_their_names_and_faults_are_told(served: Served, one: Stored) -> None:
+    settings = Settings(checkpoint=str(served.checkpoint))
+    service = Service(settings, read_directory(settings), BrokenHost(settings))
+    with TestClient(make_app(service), root_path="/here", raise_server_exceptions=False) as client:
+        broken = client.post("/here/v1/identify", json={"dna": one.dna})
+        assert broken.status_code == 500 and "RuntimeError" in broken.json()["error"]["what"]
+        assert client.get("/here/v1/identify").status_code == 405
+        assert client.post("/here/v1/identify", content=b"{}").status_code == 415
+        counted = client.get("/here/metrics").text
+    for status in (500, 405, 415):
+        assert f'taxafuse_requests_total{{route="/v1/identify",status="{status}"}} 1.0' in counted
+
+
 def test_a_bearer_token(served: Served, one: Stored) -> None:
     settings = Settings(checkpoint=str(served.checkpoint))
     with TestClient(make_app(Service(settings, read_directory(settings), ModelHost(settings), "s3cret"))) as client:
