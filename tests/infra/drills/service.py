@@ -37,7 +37,10 @@ class Deployed:
         file.write_text(yaml.safe_dump(config))
         service = cls(cluster, "data")
         service._serve("deploy", str(file))
-        until(service._ready, "the service", READY_S)
+        try:
+            until(service._ready, "the service", READY_S)
+        except TimeoutError as error:
+            raise TimeoutError(f"{error}; {json.dumps(service.status()['applications'])[:2000]}") from None
         yield service
 
     def _serve(self, *words: str) -> str:
