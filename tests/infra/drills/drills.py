@@ -134,7 +134,13 @@ def network_cut(bench: Bench) -> str:
     machine.connect(False)
     time.sleep(30)
     machine.connect(True)
-    if machine.address not in until(run.cluster.alive, "the head", 30):  # given up meanwhile: its raylet has ended
+
+    def given_up() -> bool:
+        alive = run.cluster.alive()
+        return bool(alive) and machine.address not in alive
+
+    with contextlib.suppress(TimeoutError):  # the head may give a node up when it is there again: then its raylet ends
+        until(given_up, "the head to give the node up", 20)
         machine.crash()
         run.cluster.start_node("train-2")
     return f"at step {step}: {closing(run, bench)}"
