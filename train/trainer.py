@@ -14,7 +14,7 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -166,7 +166,8 @@ def _fit(job: Job, config: Config, total_steps: int, stop: threading.Event) -> N
     import ray
     import ray.train
 
-    failures, limit = 0, config.run.max_failures
+    run = config.run
+    failures, limit = 0, run.max_failures
     while True:
         try:
             with progress.shown(job.board, total_steps, stop):
@@ -182,6 +183,15 @@ def _fit(job: Job, config: Config, total_steps: int, stop: threading.Event) -> N
             if 0 <= limit < failures:
                 raise
             log.warning("%s; going on from the last checkpoint (restart %d)", _cause(error), failures)
+            if lack := lacking(worker_resources(config), run.num_workers, ray.cluster_resources()):
+                log.warning("training waits for nodes: its workers need %s", lack)
+
+
+def lacking(each: Mapping[str, float], num_workers: int, cluster: Mapping[str, float]) -> str:
+    """What a cluster has too little of for so many workers, as a text; "" = it has enough."""
+    needed = {name: num_workers * amount for name, amount in each.items()}
+    short = {name: amount for name, amount in needed.items() if cluster.get(name, 0.0) < amount}
+    return "; ".join(f"{amount:g} {name}, there are {cluster.get(name, 0.0):g}" for name, amount in short.items())
 
 
 def _cause(error: Exception) -> str:

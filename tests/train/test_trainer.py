@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
+from train.trainer import lacking
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -41,6 +43,14 @@ def one_worker(simulated_shards: Path, tmp_path_factory: pytest.TempPathFactory)
     folder = tmp_path_factory.mktemp("one")
     settings = ["run.tracking=mlflow", "run.log_every=2", "model.dropout=0.1"]
     return job(simulated_shards, ".", *settings, folder=folder), folder
+
+
+def test_what_training_waits_for() -> None:
+    """After a node is lost the user is told what the others lack."""
+    each = {"CPU": 1.0, "train": 1.0}
+    assert lacking(each, 2, {"CPU": 4.0, "train": 2.0}) == ""
+    assert lacking(each, 2, {"CPU": 4.0, "train": 1.0}) == "2 train, there are 1"
+    assert lacking(each, 2, {}) == "2 CPU, there are 0; 2 train, there are 0"
 
 
 @pytest.mark.parametrize("workers", [2, 4])
