@@ -38,6 +38,7 @@ from serve.answer import Query
 from serve.directory import Spec
 from serve.front import use_haproxy
 from serve.host import ModelHost, Reply
+from serve.main import PATIENCE_S
 from serve.predictor import Options, Predictor
 from serve.settings import Settings
 
@@ -213,7 +214,7 @@ def start_serve(settings: Settings) -> dict[str, str]:
         Host = NoopHost
 
     ray.init(address="local", num_cpus=6, log_to_driver=False, logging_level="ERROR")  # processes, not cores
-    serve.start(http_options={"host": "127.0.0.1", "port": PORT})
+    serve.start(http_options={"host": "127.0.0.1", "port": PORT, "request_timeout_s": PATIENCE_S})
     two = replace(settings, min_replicas=2, max_replicas=2)
     applications = {"serve": bind(settings), "serve2": bind(two), "noop": bind(settings, NoopIdentifier)}
     for name, application in applications.items():
