@@ -41,7 +41,6 @@ _FORMS = {
 _OF_ALL: dict[str, tuple[str, ...]] = {
     DEFAULTS: (),
     "positives: caption": ("loss.positives=caption",),
-    "positives: bin": ("loss.positives=bin",),
     "positives: specimen": ("loss.positives=specimen",),
     ROBUST: (),
 }
