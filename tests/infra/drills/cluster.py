@@ -22,6 +22,7 @@ from tests.train.small import SETTINGS
 
 ROOT = Path(__file__).resolve().parents[3]
 EPOCHS, LOG_EVERY = 10, 2
+FINAL = ("SUCCEEDED", "FAILED", "STOPPED")  # of a job
 STORE_BYTES = 150_000_000  # the smallest that serves
 SHAPE = {"data": (2, ""), "train-1": (1, "train"), "train-2": (1, "train")}  # node -> CPUs, resource
 START_S, JOB_S = 180, 330
@@ -189,7 +190,7 @@ class ClusterTraining:
         def reached() -> bool:
             if last_step(self.folder) >= step:
                 return True
-            assert self.status() not in ("SUCCEEDED", "FAILED", "STOPPED"), self.log[-2000:]
+            assert self.status() not in FINAL, self.log[-2000:]
             return False
 
         until(reached, f"step {step} of {self.name}", seconds)
@@ -197,8 +198,7 @@ class ClusterTraining:
 
     def end(self, seconds: float = JOB_S) -> str:
         """Wait for the end; returns the job's status."""
-        final = ("SUCCEEDED", "FAILED", "STOPPED")
-        return str(until(lambda: (status := self.status()) in final and status, f"the end of {self.name}", seconds))
+        return str(until(lambda: (status := self.status()) in FINAL and status, f"the end of {self.name}", seconds))
 
     def stop(self) -> None:
         """`ray job stop`: SIGTERM to the driver."""

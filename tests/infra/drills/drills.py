@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.infra.drills.cluster import LOG_EVERY, ROOT, SHAPE, Cluster, ClusterTraining
+from tests.infra.drills.cluster import FINAL, JOB_S, LOG_EVERY, ROOT, SHAPE, Cluster, ClusterTraining
 from tests.infra.drills.machines import Network, until
 from tests.infra.drills.service import Deployed
 from tests.infra.drills.services import BIN, Services
@@ -139,8 +139,10 @@ def network_cut(bench: Bench) -> str:
         alive = run.cluster.alive()
         return bool(alive) and machine.address not in alive
 
-    with contextlib.suppress(TimeoutError):  # the head may give a node up when it is there again: then its raylet ends
-        until(given_up, "the head to give the node up", 20)
+    until(lambda: given_up() or run.status() in FINAL, "the end, or the head to give the node up", JOB_S)
+    if (
+        given_up()
+    ):  # up to half a minute after it is back: then its raylet ends, and what watches a node starts it again
         machine.crash()
         run.cluster.start_node("train-2")
     return f"at step {step}: {closing(run, bench)}"
