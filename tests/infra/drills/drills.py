@@ -202,7 +202,7 @@ def small_disk(folder: Path, megabytes: int) -> Iterator[Path]:
 def disk_full(bench: Bench) -> str:
     """The disk of the run fills up; after room is made the run is resumed."""
     bench.clear()  # the machines must see the new file system
-    with small_disk(bench.folder / "small", 64) as disk:
+    with small_disk(bench.folder / "small", 128) as disk:  # four checkpoints of 21 MB
         run = bench.train("disk-full", "run.max_failures=0", storage=disk)
         step = run.wait_for(STRIKE)
         filler = os.open(disk / "filler", os.O_WRONLY | os.O_CREAT)
