@@ -141,6 +141,8 @@ class Cluster:
         for machine in self.machines.values():
             self._network.machines.remove(machine)
             machine.destroy()
+        for folder in self.temporary.glob("*/session_2*/logs/serve"):
+            shutil.copytree(folder, self.logs / "serve" / folder.parents[2].name, dirs_exist_ok=True)
         shutil.rmtree(self.temporary, ignore_errors=True)
 
 

@@ -40,7 +40,7 @@ class Deployed:
         try:
             until(service._ready, "the service", READY_S)
         except TimeoutError as error:
-            raise TimeoutError(f"{error}; {json.dumps(service.status()['applications'])[:2000]}") from None
+            raise TimeoutError(f"{error}; {service.told()}") from None
         yield service
 
     def _serve(self, *words: str) -> str:
@@ -56,6 +56,12 @@ class Deployed:
         request = urllib.request.Request(address, headers={"Authorization": f"Bearer {token}"})
         with urllib.request.urlopen(request, timeout=10) as answer:
             return dict(json.load(answer))
+
+    def told(self) -> str:
+        """State of the application, of its replicas and of what stands before them, by node."""
+        status = self.status()
+        proxies = {proxy["node_ip"]: proxy["status"] for proxy in status["proxies"].values()}
+        return f"{status['applications'].get('taxafuse', {}).get('status')}, replicas at {self.replicas()}, {proxies}"
 
     def _ready(self) -> bool:
         application = self.status()["applications"].get("taxafuse", {})
