@@ -21,10 +21,13 @@ BARCODE = "AACTTTATATTTTATTTTTGGAATTTGAGCAGGAATAGTAGGAACATCTTTAAGATTATTAATTCGAGC
 
 
 class Deployed:
-    """A deployed service with two replicas; it is asked at a node that does not die."""
+    """A deployed service with two replicas on two nodes, asked at the first of them.
 
-    def __init__(self, cluster: Cluster, asked: str) -> None:
-        self.cluster, self.asked = cluster, asked
+    Ray Serve listens on the head and on nodes that have a replica, on no others.
+    """
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster, self.asked = cluster, ""
 
     @classmethod
     @contextmanager
@@ -33,9 +36,10 @@ class Deployed:
         config = yaml.safe_load((Path(__file__).resolve().parents[3] / "infra" / "serve.yaml").read_text())
         (application,) = config["applications"]
         application["args"] = {"checkpoint": str(checkpoint), "threads": 1, "min_replicas": 2, "max_replicas": 2}
+        application["deployments"] = [{"name": DEPLOYMENT, "max_replicas_per_node": 1}]
         file = cluster.logs / "serve.yaml"
         file.write_text(yaml.safe_dump(config))
-        service = cls(cluster, "data")
+        service = cls(cluster)
         service._serve("deploy", str(file))
         try:
             until(service._ready, "the service", READY_S)
@@ -66,16 +70,23 @@ class Deployed:
     def _ready(self) -> bool:
         application = self.status()["applications"].get("taxafuse", {})
         assert application.get("status") != "DEPLOY_FAILED", application.get("message")
-        return application.get("status") == "RUNNING" and self.ask()
+        if application.get("status") != "RUNNING":
+            return False
+        self.asked = self.asked or self.names()[self.replicas()[0]]
+        return self.ask()
 
     def replicas(self) -> list[str]:
         """Addresses of the nodes of the replicas."""
         deployment = self.status()["applications"]["taxafuse"]["deployments"][DEPLOYMENT]
         return [replica["node_ip"] for replica in deployment["replicas"] if replica["state"] == "RUNNING"]
 
+    def names(self) -> dict[str, str]:
+        """Address -> name of the machines."""
+        return {machine.address: name for name, machine in self.cluster.machines.items()}
+
     def node_of_a_replica(self) -> str:
         """A machine with a replica, other than the one that is asked."""
-        names = {machine.address: name for name, machine in self.cluster.machines.items()}
+        names = self.names()
         return next(names[address] for address in self.replicas() if names[address] != self.asked)
 
     def ask(self) -> bool:
