@@ -1,6 +1,6 @@
 """Does throughput grow with nodes? Equal work on 1, 2 and 4 data nodes and on 1 and 2 train nodes; the capacity model.
 
-    python -m tests.benchmarks.scaling --out DIR [--rounds 5] [--data-cpu 0.25] [--train-cpu 0.4]
+    python -m tests.benchmarks.scaling --out DIR [--rounds 5] [--data-cpu 0.2] [--train-cpu 0.4]
 
 Nodes are network namespaces of this machine (root), each with a CPU quota (cgroups v1), so that the machine's own cores
 suffice for all of them and a ratio means something. The quota holds while it is measured: nodes and workers start
@@ -31,8 +31,9 @@ from tests.infra.drills.machines import Network, until  # noqa: E402
 CONFIGURATIONS = (("data", 1), ("data", 2), ("data", 4), ("train", 1), ("train", 2))
 CALIBRATION = 1  # nodes of the configuration that the model is calibrated on
 BATCH, SIDE = 128, 112
-COUNTED = 24  # batches that are measured
-HELD = 4  # blocks of a batch that a node's data may hold, and so were made before the quota held
+COUNTED = 72  # batches that are measured
+HELD = 16  # blocks of a batch that a node's data may hold, and so were made before the quota held; with 4, four nodes
+# were told to run one or two tasks: Ray Data reserves room for what each may give
 STORE_PER_NODE = HELD * BATCH * 2 * 3 * SIDE**2
 TRAIN_BATCH, TRAIN_SKIPPED, TRAIN_COUNTED = 64, 2, 8
 STORE_BYTES = 400_000_000
@@ -178,7 +179,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--kinds", nargs="+", choices=sorted(MEASURE), default=sorted(MEASURE))
-    parser.add_argument("--data-cpu", type=float, default=0.25)
+    parser.add_argument("--data-cpu", type=float, default=0.2)
     parser.add_argument("--train-cpu", type=float, default=0.4)
     options = parser.parse_args()
     out: Path = options.out.resolve()
