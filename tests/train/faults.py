@@ -22,6 +22,7 @@ PARTS = {  # what stands in the command line of its processes
     "head": (b"gcs_server", b"raylet/raylet"),
 }
 PATIENCE_S = 300  # a machine may be busy with other things
+LEFTOVERS_S = 120  # Ray's agents look for a head that died for 60 s (gcs_rpc_server_reconnect_timeout_s), then end
 # Data tasks of 8 rows run during most of the training, so that one can be found and killed.
 LONG = ("run.epochs=5", "run.checkpoint_steps=10", "run.record_keys=true", "data.rows_per_task=8", "model.dropout=0.1")
 
@@ -123,7 +124,7 @@ class Training:
         """Wait for the end, and for everything that the run started; returns the exit code."""
         below = descendants(self.process.pid)
         code = self.process.wait(PATIENCE_S)
-        until(lambda: not any(alive(pid) for pid in below), "Ray's processes to end", 60)
+        until(lambda: not any(alive(pid) for pid in below), "Ray's processes to end", LEFTOVERS_S)
         self._log.close()
         return code
 
