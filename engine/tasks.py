@@ -14,6 +14,10 @@ POLL_S = 0.005  # Ray's executor waits 0.1 s for all running tasks before it sta
 IDLE_S = 0.05  # between two looks while nobody waits for a task
 LIMITS_S = 0.1  # it believes in 0 CPUs, so runs one task at a time, until it asks again what the cluster has: after 1 s
 
+NODE = {"RAY_idle_worker_killing_time_threshold_ms": "60000"}
+"""Environment of every node, before its Ray starts. Ray ends processes beyond one a CPU that had no task for a second;
+where several train workers read data on few CPUs, nearly every task then starts a process, which costs 2 s of CPU."""
+
 
 def start_ray(level: int = logging.ERROR, **options: Any) -> None:
     """Join the cluster of the environment (a submitted job's) or the one that stands here, or start one.
@@ -34,6 +38,8 @@ def start_ray(level: int = logging.ERROR, **options: Any) -> None:
     if noted and not _answers(noted):
         log.warning("no Ray answers at %s, where the last one on this machine was: starting another", noted)
         options["address"] = "local"
+    for name, value in NODE.items():
+        os.environ.setdefault(name, value)
     ray.init(log_to_driver=False, logging_level=level, **options)
 
 

@@ -70,14 +70,9 @@ def ray_session() -> Iterator[None]:
     """One local Ray for the whole session: 2 CPUs, 300 MB object store."""
     import ray
 
-    ray.init(
-        address="local",
-        num_cpus=2,
-        object_store_memory=300 * 1024**2,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="ERROR",
-    )
+    from engine.tasks import start_ray
+
+    start_ray(address="local", num_cpus=2, object_store_memory=300 * 1024**2, include_dashboard=False)
     yield
     ray.shutdown()
 

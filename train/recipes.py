@@ -49,13 +49,18 @@ def as_robust(config: Config) -> Config:
     """The same training on damaged inputs: six barcodes in ten by the preset at severity 0 to 4, most of those cut to
     pieces from 50 nt on; half of the views blurred; a tenth of the photos and of the barcodes kept from the fusion.
 
-    On any recipe: --set data.robust.dna=0.6 --set data.robust.image=0.5 --set data.robust.withheld=0.2
+    On any recipe: --set data.robust.dna=0.6 --set data.robust.image=0.5 --set data.robust.withheld=0.2 and, with k-mer
+    bags, --set model.dna_length_input=true
 
     Species accuracy on test, seed 0 (tests/benchmarks/robust.py): on `moths` damage costs the fusion 7.2 points instead
     of 33.0, at 99.1% instead of 98.1% on clean inputs; on `bold`, with 10 epochs instead of 80, it costs 17.8 points
     instead of 31.8, at 96.1% instead of 98.3%.
     """
-    return replace(config, data=replace(config.data, robust=RobustConfig(dna=0.6, image=0.5, withheld=0.2)))
+    return replace(
+        config,
+        data=replace(config.data, robust=RobustConfig(dna=0.6, image=0.5, withheld=0.2)),
+        model=replace(config.model, dna_length_input=config.model.dna == "kmer_bag"),
+    )
 
 
 @recipe
