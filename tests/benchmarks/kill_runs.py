@@ -90,8 +90,9 @@ def strike(out: Path, number: int, seed: int) -> dict[str, Any]:
     started, killed, log = time.monotonic(), [], ""
     try:
         last = total // 3 if part == "data worker" else total - 10  # data tasks work ahead: late there are none
-        first = 3 if times == 1 else 11  # a run that has committed nothing does not say that it resumed: nobody would
-        for target in sorted(rng.sample(range(first, last), times)):  # know when to strike again
+        # A run that has committed nothing does not say that it resumed, so one that is killed again has a commit first.
+        first = 3 if times == 1 else 11
+        for target in sorted(rng.sample(range(first, last), times)):
             killed.append(training.wait_for(max(target, *killed, 0)))
             training.kill(part, rng.randrange(workers), how)
             if part in ("driver", "head"):
