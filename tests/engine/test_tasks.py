@@ -1,5 +1,6 @@
 """Which cluster a command runs on."""
 
+import os
 import socket
 from collections.abc import Iterator
 
@@ -52,3 +53,15 @@ def test_what_the_environment_says_goes_first(asked: dict[str, object], monkeypa
     monkeypatch.setenv("RAY_ADDRESS", "ray://elsewhere:10001")
     tasks.start_ray()
     assert "address" not in asked
+
+
+@pytest.mark.parametrize("given", ["", "1000"])
+def test_a_ray_that_is_started_keeps_waiting_processes_unless_told_otherwise(
+    given: str, asked: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ((name, value),) = tasks.NODE.items()
+    monkeypatch.setenv(name, given)  # so that it is as before afterwards
+    if not given:
+        monkeypatch.delenv(name)
+    tasks.start_ray(address="local")
+    assert asked["address"] == "local" and os.environ[name] == (given or value)
