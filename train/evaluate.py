@@ -49,6 +49,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     for name, text in EXTRAS.items():
         add(f"--{name}", action="store_true", help=text)
+    add("--library", metavar="DIR", type=Path, help="of --calibration: the library of `serve.library` that is to "
+        "answer, in place of one of the train split; specimens of val and test in it are left out")  # fmt: skip
     add("--no-baselines", action="store_true", help="leave out the nearest-neighbour baselines")
     return parser.parse_args(arguments)
 
@@ -62,6 +64,8 @@ def run(options: argparse.Namespace) -> str:
 
     if options.batch_size < 0:
         raise ValueError(f"--batch-size must be positive, got {options.batch_size}")
+    if options.library is not None and not options.calibration:
+        raise ValueError(f"--library {options.library} is what --calibration fits with: give that, too")
     try:
         device = torch.device(options.device)
         torch.zeros(1, device=device)
@@ -86,7 +90,7 @@ def run(options: argparse.Namespace) -> str:
     found = run_evaluation(
         loaded.model.to(device), config, loaded.taxonomy, options.shards, options.split, options.out,
         baselines=not options.no_baselines, extras=[name for name in EXTRAS if getattr(options, name)],
-        checkpoint=loaded.path,
+        checkpoint=loaded.path, library=options.library,
     )  # fmt: skip
     return f"{found.headline(chosen.scoring)}\n\nWritten to {options.out}: {', '.join(found.files)}"
 

@@ -91,6 +91,23 @@ def test_command_from_shards_to_tables(
     assert not (tmp_path / "features").exists()
 
 
+def test_calibration_with_a_library_of_ones_own(shards: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    from engine.pipeline import load_index
+    from train.evaluation.subsets import read_barcodes
+    from train.reference import Library
+
+    index = load_index([shards])  # every split: what is asked about would find itself
+    Library.build(index, read_barcodes(index)).save(tmp_path / "library")
+    model, fitted = untrained(shards, tmp_path), []
+    for options in ((), ("--library", tmp_path / "library")):
+        arguments = ("--shards", shards, "--out", tmp_path / "out", "--calibration", "--no-baselines", *options)
+        assert run_command("--checkpoint", model, *arguments) == 0
+        fitted.append((model / "calibration.json").read_text())
+    assert fitted[0] == fitted[1]  # what is left of the library is the train split
+    asked = sum(split != "train" for split in index["split"].to_pylist())
+    assert f"{asked} of the library's {len(index)} specimens are asked about" in caplog.text
+
+
 def test_species_that_the_model_was_never_shown(shards: Path, tmp_path: Path) -> None:
     other = Path(shutil.copytree(shards, tmp_path / "shards"))
     index = pq.read_table(other / "index.parquet")
@@ -129,6 +146,8 @@ def test_species_that_the_model_was_never_shown(shards: Path, tmp_path: Path) ->
         ({"--device": "abacus"}, "--device 'abacus'"),
         ({"--out": __file__}, "the folder cannot be made (File exists)"),
         ({"--batch-size": "-3"}, "--batch-size must be positive, got -3"),
+        ({"--library": "nowhere"}, "--library nowhere is what --calibration fits with: give that, too"),
+        ({"--calibration": None, "--no-baselines": None, "--library": "nowhere"}, "nowhere/manifest.json"),
     ],
 )
 def test_user_errors_take_one_line(

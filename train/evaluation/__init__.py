@@ -108,7 +108,7 @@ def _choosing_metrics(setting: Setting) -> dict[str, float]:
 
 def run_evaluation(model: Any, config: Config, taxonomy: Taxonomy, shards: Sequence[str | Path], split: str,
                    out: Path, *, baselines: bool = True, extras: Sequence[str] = (),
-                   checkpoint: Path | None = None) -> Evaluation:  # fmt: skip
+                   checkpoint: Path | None = None, library: Path | None = None) -> Evaluation:  # fmt: skip
     """Measure a model on a split and write report.html, metrics.json, tables.md, predictions.parquet and accuracy.png
     to `out`.
 
@@ -119,11 +119,12 @@ def run_evaluation(model: Any, config: Config, taxonomy: Taxonomy, shards: Seque
     Args:
         extras: names of EXTRAS to measure, too.
         checkpoint: the model's folder, where the calibration is kept when that is among the extras.
+        library: folder of the reference library that the calibration is fitted with; None = one of the train split.
 
     Raises:
         ValueError: what `evaluate` and the extras raise.
     """
-    setting = Setting(model, config, taxonomy, load_index(shards), split, Path(out) / FEATURES, checkpoint)
+    setting = Setting(model, config, taxonomy, load_index(shards), split, Path(out) / FEATURES, checkpoint, library)
     found = evaluate(setting, baselines=baselines)
     fused = split != "val" and f"{split}/fused/noisy_both/rows" in found.metrics
     if fused and (chosen := _choosing_metrics(setting)):

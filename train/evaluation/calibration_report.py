@@ -1,8 +1,10 @@
 """The calibration on the split under test: how far its probabilities can be believed, as metrics and on the page."""
 
+import logging
 from collections.abc import Mapping
 
 import numpy as np
+import pyarrow.compute as pc
 from matplotlib.figure import Figure
 from sklearn.metrics import roc_auc_score
 
@@ -17,6 +19,8 @@ from train.evaluation.combination import Combiner
 from train.evaluation.setting import Setting
 from train.reference import Library
 
+log = logging.getLogger(__name__)
+
 THRESHOLD = 0.95
 FIT_ON = "val"
 RANK_COLOURS = dict(zip(RANKS, html.COLOURS, strict=False))
@@ -27,7 +31,7 @@ def measure(setting: Setting) -> dict[str, float]:
     `test/calibration/dna/novelty/...`, `test/calibration/disagreement/<kind>/...`.
 
     Raises:
-        ValueError: when val is under test or is not there; what reading shards raises.
+        ValueError: when val is under test or is not there; what reading shards and `Library.load` raise.
     """
     split = setting.split
     if split == FIT_ON:
@@ -50,12 +54,28 @@ def measure(setting: Setting) -> dict[str, float]:
 
 
 def library_of(setting: Setting) -> Combiner | None:
-    """A reference library of the training split, None where that has no barcode."""
+    """The library of the setting without the specimens that it is asked about, or else one of the training split, None
+    where that has no barcode."""
+    if setting.library is not None:
+        return Combiner(_without_asked(Library.load(setting.library), setting), setting.taxonomy)
     rows = setting.train
     sequences = subsets.read_barcodes(rows)
     if not any(sequences):
         return None
     return Combiner(Library.build(rows, sequences), setting.taxonomy)
+
+
+def _without_asked(library: Library, setting: Setting) -> Library:
+    """A specimen that finds itself would make the calibration believe in the library too much."""
+    asked = setting.index.filter(pc.not_equal(setting.index["split"], "train"))["key"]
+    kept = pc.invert(pc.is_in(library.records["key"], asked.combine_chunks()))
+    if pc.all(kept).as_py():
+        return library
+    records = library.records.filter(kept)
+    left_out, of = len(library.records) - len(records), len(library.records)
+    log.warning(f"{left_out:,} of the library's {of:,} specimens are asked about in the calibration: left out of it")
+    haplotypes = records["haplotype"].to_pylist()
+    return Library.build(records, [library.barcode(number) if number >= 0 else "" for number in haplotypes])
 
 
 def measure_query(calibrator: Calibrator, cases: Cases, resamples: int) -> dict[str, float]:

@@ -36,6 +36,7 @@ class Setting:
     split: str  # under test
     cache: Path | None = None
     checkpoint: Path | None = None  # folder of the model, where a calibration is kept
+    library: Path | None = None  # folder of references to calibrate with; None = those of the train split
 
     @property
     def device(self) -> torch.device:
