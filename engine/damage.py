@@ -6,6 +6,7 @@ Legend: N specimens.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -15,6 +16,18 @@ from engine.degrade import degrade_barcode, degrade_batch, fragment, window_at
 from engine.schema import rng_for, uniforms_for
 
 NOTHING, IMAGE, DNA = 0, 1, 2  # what is withheld from the fusion
+
+
+def faded(config: RobustConfig, epoch: int, epochs: int) -> RobustConfig:
+    """What holds in an epoch: `fade` is spread over the first `epochs`, after which the shares are as given.
+
+    Much damage first and little last: on bold, species whose nearest sister is more frequent are told from it again,
+    and what is damaged is named as often (tests/benchmarks/RESULTS.md). Shares stay at most 1.
+    """
+    if epoch >= epochs:
+        return config
+    by = 1 + config.fade * (1 - 2 * epoch / max(1, epochs - 1))
+    return replace(config, dna=min(1.0, by * config.dna), image=min(1.0, by * config.image))
 
 
 def damaged_barcodes(

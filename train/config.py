@@ -39,7 +39,6 @@ class ModelConfig:
     dna_width: Positive = 512
     dna_depth: Positive = 2
     dna_heads: Positive = 4
-    dna_length_input: bool = False  # kmer_bag also reads how many k-mers it counts: few of them tell of damage
     lora_rank: NonNegativeInt = 0  # above 0: in `lora_towers` only low-rank updates and the projection train
     lora_alpha: PositiveFloat = 16.0  # an update counts alpha / rank times
     lora_dropout: BelowOne = 0.0

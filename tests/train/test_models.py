@@ -13,7 +13,6 @@ from train.models.trimodal import caption_tokenizer
 TRANSFORMER_DATA = DataConfig(kmer=5, kmer_stride=5)
 MODELS = {
     "tiny with k-mer bag": (ModelConfig(**SMALL_DNA), DATA),
-    "tiny with k-mer bag that reads its length": (ModelConfig(dna_length_input=True, **SMALL_DNA), DATA),
     "tiny with k-mer transformer": (ModelConfig(dna="kmer_transformer", **SMALL_DNA), TRANSFORMER_DATA),
 }
 
@@ -171,30 +170,6 @@ def test_frozen_text_has_no_gradient_and_stays_in_evaluation_mode() -> None:
     features = model(batch_of(model))
     assert not features.text.requires_grad and features.dna.requires_grad
     assert not any(p.requires_grad for p in model.text_encoder.parameters())
-
-
-def test_a_bag_that_reads_its_length_tells_a_piece_from_a_whole_barcode_of_the_same_kmers() -> None:
-    """Two barcodes whose counts have one direction, 5 to 1: without the input their features are equal. At the start of
-    a training the input says nothing."""
-    tokens = torch.zeros(2, 650, dtype=torch.int64)
-    tokens[0, :500] = torch.arange(2, 102).repeat(5)
-    tokens[1, :100] = torch.arange(2, 102)
-    plain = model_of().dna_encoder.eval()
-    reading = model_of(ModelConfig(dna_length_input=True, **SMALL_DNA)).dna_encoder.eval()
-    reading.load_state_dict(plain.state_dict(), strict=False)
-    with torch.no_grad():
-        expected = plain(tokens, tokens > 0)
-        torch.testing.assert_close(reading(tokens, tokens > 0), expected)
-        torch.nn.init.normal_(reading.length.weight)
-        found = reading(tokens, tokens > 0)
-        torch.testing.assert_close(reading(tokens[1:, :100], tokens[1:, :100] > 0), found[1:])  # padding is not counted
-    torch.testing.assert_close(expected[0], expected[1])
-    assert (found[0] - found[1]).abs().max() > 0.1
-
-
-def test_only_the_bag_reads_its_length() -> None:
-    with pytest.raises(ValueError, match="dna_length_input: got true with model"):
-        model_of(ModelConfig(dna="kmer_transformer", dna_length_input=True, **SMALL_DNA), TRANSFORMER_DATA)
 
 
 def test_captions_become_hashed_words() -> None:

@@ -6,7 +6,6 @@ real tokens, and give [B, D], not normalised. Padding changes nothing: a barcode
 Shapes: B barcodes, L tokens, V vocabulary, W width, D embedding.
 """
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,8 +21,6 @@ from train.models.barcodebert import BarcodeBertEncoder, num_specials
 from train.models.bert_folder import BertShape, masked_mean
 from train.models.dnabert2 import Dnabert2Encoder
 from train.models.towers import run_block
-
-WHOLE = math.log1p(653)  # of the overlapping 6-mers of a whole barcode of 658 nucleotides: there the input is 0
 
 
 class ResidualMlp(nn.Module):
@@ -45,8 +42,6 @@ class KmerBag(nn.Module):
 
     Counting [B, L] into [B, V] and one dense product is several times faster on a CPU than summing L embedding rows.
     Position plays no part, so a fragment has k-mers of the barcode it comes from. Unknown k-mers are not counted.
-    Scaled to unit length, a piece looks as complete as a whole barcode; with `dna_length_input` the logarithm of the
-    number of k-mers is read beside them, so that a whole barcode can be trusted to the last letter and a piece not.
     """
 
     def __init__(self, config: ModelConfig, vocabulary: int, embed_dim: int) -> None:
@@ -55,10 +50,6 @@ class KmerBag(nn.Module):
         self.vocabulary = vocabulary
         self.grad_checkpointing = False
         self.embed = nn.Linear(vocabulary, width, bias=False)
-        self.length: nn.Linear | None = None
-        if config.dna_length_input:
-            self.length = nn.Linear(1, width, bias=False)
-            nn.init.zeros_(self.length.weight)  # the scale of what it reads is no k-mer's
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.Sequential(*(ResidualMlp(width, config.dropout) for _ in range(config.dna_depth)))
         self.norm = nn.LayerNorm(width)
@@ -75,10 +66,7 @@ class KmerBag(nn.Module):
         real = (mask & (tokens >= FIRST_KMER)).float()
         counts = torch.zeros(len(tokens), self.vocabulary, device=tokens.device)
         counts.scatter_add_(1, tokens, real)
-        hidden = self.embed(F.normalize(counts.sqrt(), dim=1))
-        if self.length is not None:
-            hidden = hidden + self.length(torch.log1p(real.sum(1, keepdim=True)) - WHOLE)
-        hidden = self.dropout(hidden)
+        hidden = self.dropout(self.embed(F.normalize(counts.sqrt(), dim=1)))
         for block in self.blocks:
             hidden = run_block(block, self.grad_checkpointing, hidden)
         return self.project(self.norm(hidden))
@@ -143,8 +131,6 @@ def build_dna_encoder(
     `shape` is what a checkpoint recorded of a published tower: with it `model.dna_pretrained` is not looked up and the
     caller loads the weights. Raises ValueError where tower and tokens do not fit.
     """
-    if config.dna_length_input and config.dna != "kmer_bag":
-        raise ValueError(f"model.dna_length_input: got true with model.dna={config.dna}, allowed with kmer_bag")
     if config.dna in ("dnabert2", "barcodebert"):
         return _build_bert(config, data, embed_dim, shape)
     tokenizer = make_tokenizer(data)
