@@ -56,15 +56,15 @@ def request_of(options: argparse.Namespace) -> tuple[Request, Any]:
     return dataclasses.replace(request, shards=shards, storage=config.run.storage, tracking_uri=uri), config
 
 
-def connect(wait_for: int) -> bool:
-    """Join the cluster that runs here or that RAY_ADDRESS names; False when there is none.
+def connect(wait_for: int) -> Any:
+    """Join the cluster that runs here or that RAY_ADDRESS names; returns Ray's context, None when there is none.
 
     Raises ValueError when fewer nodes than asked for have come after 5 minutes.
     """
     import ray
 
     try:
-        ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR)
+        context = ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR)
     except ray.exceptions.AuthenticationError as error:
         raise ValueError(f"the cluster asks for its token: {str(error).splitlines()[0]}") from None
     except ConnectionError:
@@ -72,13 +72,13 @@ def connect(wait_for: int) -> bool:
             place = os.environ.get("RAY_ADDRESS", "this machine")
             wanted = "the address of a running one, with its token (RAY_AUTH_MODE=token, RAY_AUTH_TOKEN_PATH)"
             raise ValueError(f"no cluster at {place}; allowed: {wanted}") from None
-        return False
+        return None
     end = time.monotonic() + 300
     while len(_alive()) < wait_for:
         if time.monotonic() > end:
             raise ValueError(f"--wait-for-nodes {wait_for}: {len(_alive())} came within 5 minutes; see their logs")
         time.sleep(1)
-    return True
+    return context
 
 
 def _alive() -> list[dict[str, Any]]:
@@ -137,6 +137,16 @@ def _answer(name: str, asked: float, job: Any) -> list[Finding]:
     return [dataclasses.replace(one, node=name) for one in found]
 
 
+def jobs_server(address: str | None) -> Finding:
+    """Whether the head takes jobs. It starts without its dashboard when another Ray has the port."""
+    if address:
+        return Finding("jobs", "ok", f"http://{address} takes them")
+    fix = "when no other Ray runs on the head's machine: `ray stop`, then start it again (port 8265 was taken)"
+    return Finding(
+        "jobs", "warning", "no dashboard, so neither `ray job submit` nor `serve deploy` reach this cluster", fix
+    )
+
+
 def cpus(config: Any) -> Finding:
     """Whether the train workers leave CPUs for the data tasks."""
     import ray
@@ -158,7 +168,7 @@ def cpus(config: Any) -> Finding:
 def examine(options: argparse.Namespace) -> list[Finding]:
     """All findings. Raises ValueError for a setting that is wrong."""
     request, config = request_of(options)
-    joined = not options.this_machine and connect(options.wait_for_nodes)
+    joined = None if options.this_machine else connect(options.wait_for_nodes)
     with tempfile.TemporaryDirectory() as nowhere:
         if request.storage:
             from train.trainer import make_folder
@@ -167,7 +177,8 @@ def examine(options: argparse.Namespace) -> list[Finding]:
         with tempfile.NamedTemporaryFile(prefix=".doctor-", dir=request.storage or nowhere) as marker:
             request = dataclasses.replace(request, marker=marker.name)
             if joined:
-                return cluster(request, config, not options.no_all_reduce)
+                found = cluster(request, config, not options.no_all_reduce)
+                return [*found, jobs_server(joined.dashboard_url)]
             alone = dataclasses.replace(request, gpus=float(checks.device_files()))
             found, _ = checks.node(alone)
             return [*found, checks.ports_free(HEAD_PORTS)]

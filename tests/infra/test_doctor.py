@@ -56,6 +56,12 @@ def test_a_cluster_that_is_not_there(monkeypatch: pytest.MonkeyPatch, capsys: py
     assert "no cluster at this machine; allowed" in capsys.readouterr().err
 
 
+def test_a_cluster_that_takes_no_jobs() -> None:
+    assert doctor.jobs_server("127.0.0.1:8265").status == "ok"
+    found = doctor.jobs_server("")
+    assert found.status == "warning" and "ray job submit" in found.what and "8265" in found.fix
+
+
 def test_versions_that_differ_from_the_driver() -> None:
     here = checks.own_versions()
     assert checks.versions(here).status == "ok"
