@@ -21,7 +21,7 @@ sys.path[:] = [str(ROOT)] + [p for p in sys.path if p and Path(p).resolve() not 
 from engine.commandline import Parser, guarded  # noqa: E402
 from train.config import Config, from_dict, override, to_dict  # noqa: E402
 from train.recipes import RECIPES, make  # noqa: E402
-from train.tracking import tracking_uri  # noqa: E402
+from train.tracking import where_to_look  # noqa: E402
 
 log = logging.getLogger(__name__)
 
@@ -131,7 +131,7 @@ def run(config: Config, *, evaluate: bool = True) -> Path:
     finally:
         tracker.close(status)
     if done.run_id:
-        print(f"experiments: mlflow ui --backend-store-uri {tracking_uri(config)}")
+        print(f"experiments: {where_to_look(config)}")
     return done.folder
 
 

@@ -132,6 +132,12 @@ def tracking_uri(config: Config) -> str:
     return config.run.tracking_uri or f"sqlite:///{Path(config.run.storage).resolve() / 'mlflow.db'}"
 
 
+def where_to_look(config: Config) -> str:
+    """A server's own address, or the command that shows a file."""
+    uri = tracking_uri(config)
+    return uri if uri.startswith(("http://", "https://")) else f"mlflow ui --backend-store-uri {uri}"
+
+
 def _experiment(client: Any, config: Config) -> str:
     """The id of the experiment, made where there is none yet; its artifacts lie beside a sqlite file of our own."""
     found = client.get_experiment_by_name(config.run.experiment)

@@ -18,7 +18,7 @@ import pytest
 
 from train import tracking
 from train.config import Config, RunConfig
-from train.tracking import MlflowTracker, NoTracker, create_run, open_tracker, reopen_run, tracking_uri
+from train.tracking import MlflowTracker, NoTracker, create_run, open_tracker, reopen_run, tracking_uri, where_to_look
 
 
 def config_at(folder: Path, **run: Any) -> Config:
@@ -45,6 +45,11 @@ def test_everything_arrives(tmp_path: Path) -> None:
     history = client.get_metric_history(run_id, "loss/total")
     assert sorted((m.step, m.value) for m in history) == [(step, step / 2) for step in range(1200)]
     assert {item.path for item in client.list_artifacts(run_id)} == {"config.json", "note.txt"}
+
+
+def test_where_to_look_is_a_servers_address_or_a_command(tmp_path: Path) -> None:
+    assert where_to_look(config_at(tmp_path, tracking_uri="http://mlflow:5000")) == "http://mlflow:5000"
+    assert where_to_look(config_at(tmp_path)) == f"mlflow ui --backend-store-uri sqlite:///{tmp_path}/mlflow.db"
 
 
 def test_none_needs_no_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
