@@ -174,13 +174,14 @@ def coi() -> Config:
     python -m engine.main ingest table DATA/coi/barcodes.parquet --out shards/coi
     python train/main.py --recipe coi --set data.shards=shards/coi
 
-    2 CPU cores: an hour (not measured; 0.34 s for a step of 512 on one core). Score not measured.
+    One CPU core: 51 minutes beside other work. Test, seed 0, by prompts with roll-up: order 99.6%, family 97.7%, genus
+    89.8%, species 51.6%; a reference library (`serve.library`) is for the species.
     """
     return Config(
         recipe="coi",
         data=DataConfig(shards=("shards/coi",)),
         optim=OptimConfig(max_lr=2e-3),
-        run=RunConfig(epochs=4, global_batch_size=1024, validate_every=1, checkpoint_steps=200),
+        run=RunConfig(epochs=2, global_batch_size=1024, validate_every=1, checkpoint_steps=200),
     )
 
 
