@@ -183,7 +183,7 @@ class Prepare:
         columns |= self._barcodes(raws, names, epoch, problems)
         columns["valid"] = columns["has_image"] | columns["has_dna"]
         if self.training and self.data.robust.withheld:
-            columns["withheld"] = damage.withheld(names, self.seed, epoch, self._robust(epoch))
+            columns["withheld"] = damage.withheld(names, self.seed, epoch, self.data.robust)
         columns["problem"] = np.array(["; ".join(problem) for problem in problems], dtype=np.str_)
         return columns
 

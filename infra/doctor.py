@@ -138,10 +138,10 @@ def _answer(name: str, asked: float, job: Any) -> list[Finding]:
 
 
 def jobs_server(address: str | None) -> Finding:
-    """Whether the head takes jobs. It starts without its dashboard when another Ray has the port."""
+    """Whether the head takes jobs: seen without its dashboard when it was started beside other Rays of the machine."""
     if address:
         return Finding("jobs", "ok", f"http://{address} takes them")
-    fix = "when no other Ray runs on the head's machine: `ray stop`, then start it again (port 8265 was taken)"
+    fix = "`ray stop`, then start the head again with its dashboard, when no other Ray has its port (8265)"
     return Finding(
         "jobs", "warning", "no dashboard, so neither `ray job submit` nor `serve deploy` reach this cluster", fix
     )
