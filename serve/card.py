@@ -70,13 +70,21 @@ def model_card(loaded: checkpoint.Checkpoint, card: dict[str, Any], folder: Path
         parameters=sum(value.numel() for value in loaded.model.parameters()),
         data=", ".join(Path(place).name for place in loaded.config.data.shards) or "specimens that are not named here",
         taxa=", ".join(f"{len(names):,} {rank} names" for names, rank in sizes),
-        calibrated="Its probabilities are calibrated on specimens that no training step saw." if card[
-            "calibration_sha256"] else "It is not calibrated: its probabilities are the softmax's own.",
+        calibrated=_calibrated(card),
         library=f', library="{folder.name}/library"' if "library/" in there else "", weights=card["weights_sha256"],
         more="".join(f"| `{name}` | {told} |\n" for name, told in there.items()), taxonomy=card["taxonomy_sha256"],
         tables=_tables(evaluation),
     )  # fmt: skip
     return f"---\n{_metadata(card, evaluation)}---\n\n{body}"
+
+
+def _calibrated(card: dict[str, Any]) -> str:
+    """What its probabilities are worth."""
+    if not card["calibration_sha256"]:
+        return "It is not calibrated: its probabilities are the softmax's own."
+    library = card["calibration_library"]
+    told = f", those of model and library together with {library}" if library else ""
+    return f"Its probabilities are calibrated on specimens that no training step saw{told}."
 
 
 def _tables(evaluation: Path | None) -> str:

@@ -9,6 +9,7 @@ calibration. Several photos of a specimen count as the mean of their features.
 Legend: N queries, D embedding, R ranks.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -31,11 +32,13 @@ from train import checkpoint, reference
 from train.checkpoint import WEIGHTS
 from train.evaluation import evidence
 from train.evaluation.calibration import FILE as CALIBRATION
-from train.evaluation.calibration import WITH_LIBRARY, Calibration, Calibrator
+from train.evaluation.calibration import WITH_LIBRARY, Calibration, Calibrator, FittedLibrary
 from train.evaluation.combination import Combiner
 from train.evaluation.scoring import Scorer
 from train.reference import Encoder, Library
 from train.reference.library import read_manifest
+
+log = logging.getLogger(__name__)
 
 THRESHOLD = 0.95
 TOP = 5
@@ -109,6 +112,7 @@ class Predictor:
         model = loaded.model.to(device)
         weights = file_sha256(loaded.path / WEIGHTS)
         calibration = _calibration(loaded.path, loaded.taxonomy)
+        fitted = None if calibration is None else calibration.library
         card = {
             "name": name or loaded.config.run.name or loaded.path.resolve().name,
             "version": version or weights[:12],
@@ -116,9 +120,10 @@ class Predictor:
             "weights_sha256": weights,
             "taxonomy_sha256": loaded.taxonomy.fingerprint,
             "calibration_sha256": None if calibration is None else file_sha256(loaded.path / CALIBRATION),
+            "calibration_library": str(fitted) if fitted else None,
             "code_version": checkpoint.code_version(),
             "licence": str(loaded.meta.get("licence", "not stated")),
-            "library": None if library is None else _library_card(Path(library)),
+            "library": None if library is None else _library_card(Path(library), fitted),
         }
         known = None if library is None else Library.load(library)
         scorer = open_scorer(loaded, weights, device)
@@ -301,11 +306,18 @@ def _calibration(folder: Path, taxonomy: Taxonomy) -> Calibration | None:
     return calibration
 
 
-def _library_card(folder: Path) -> dict[str, Any]:
+def _library_card(folder: Path, fitted: FittedLibrary | None) -> dict[str, Any]:
+    """What answers say of the library; warns where it is not the one that the calibration was fitted with."""
     manifest = read_manifest(folder)
+    name, records = folder.resolve().name, manifest.get("records")
+    if fitted is not None and fitted.is_other(manifest["checksum"], records):
+        log.warning(
+            f"library {folder}: got {name} of {records} specimens, but the probabilities were fitted with {fitted}; to "
+            f"fit them with this one: train.evaluate --calibration --library {folder}"
+        )
     return {
-        "name": folder.resolve().name, "version": manifest["version"], "checksum": manifest["checksum"],
-        "records": manifest.get("records"), "licence": str(manifest.get("licence", "not stated")),
+        "name": name, "version": manifest["version"], "checksum": manifest["checksum"], "records": records,
+        "licence": str(manifest.get("licence", "not stated")),
     }  # fmt: skip
 
 

@@ -165,6 +165,7 @@ class Card(BaseModel):
     weights_sha256: str
     taxonomy_sha256: str
     calibration_sha256: str | None
+    calibration_library: str | None = Field(description="with which probabilities of model and library were fitted")
     code_version: str
     licence: str
     library: LibraryCard | None

@@ -22,7 +22,7 @@ from serve.schemas import AnswerBody
 from tests.serve.conftest import Served, Stored
 from train import checkpoint
 from train.evaluation import evidence, report
-from train.evaluation.calibration import FILE, WITH_LIBRARY, Calibration
+from train.evaluation.calibration import FILE, WITH_LIBRARY, Calibration, FittedLibrary
 from train.evaluation.cases import Part
 from train.evaluation.combination import Combiner
 from train.evaluation.measure import Subsets, rank_queries
@@ -321,6 +321,23 @@ def test_a_calibration_of_another_taxonomy_is_refused(served: Served, tmp_path: 
     dataclasses.replace(Calibration.load(folder / FILE), taxonomy="0" * 64).save(folder / FILE)
     with pytest.raises(ValueError, match="fit it anew"):
         Predictor.load(folder)
+
+
+def test_a_library_that_the_calibration_was_not_fitted_with_is_told(
+    served: Served, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(served.checkpoint, folder)
+    manifest = json.loads((served.library / "manifest.json").read_text())
+    fitted = Calibration.load(folder / FILE)
+    for checksum, records, told in ((manifest["checksum"], 1, False), ("", manifest["records"], False),
+                                    ("0" * 64, manifest["records"], True), ("", 1, True)):  # fmt: skip
+        library = FittedLibrary("moths", records, checksum)
+        dataclasses.replace(fitted, library=library).save(folder / FILE)
+        caplog.clear()
+        card = Predictor.load(folder, library=served.library).card
+        assert card["calibration_library"] == str(library) and str(library).startswith("moths (")
+        assert (f"fitted with {library}; to fit" in caplog.text) == told
 
 
 def test_real_photos_and_barcodes(real_data: Path, predictor: Predictor) -> None:

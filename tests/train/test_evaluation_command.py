@@ -97,13 +97,16 @@ def test_calibration_with_a_library_of_ones_own(shards: Path, tmp_path: Path, ca
     from train.reference import Library
 
     index = load_index([shards])  # every split: what is asked about would find itself
-    Library.build(index, read_barcodes(index)).save(tmp_path / "library")
+    checksum = Library.build(index, read_barcodes(index)).save(tmp_path / "library")
     model, fitted = untrained(shards, tmp_path), []
     for options in ((), ("--library", tmp_path / "library")):
         arguments = ("--shards", shards, "--out", tmp_path / "out", "--calibration", "--no-baselines", *options)
         assert run_command("--checkpoint", model, *arguments) == 0
-        fitted.append((model / "calibration.json").read_text())
+        fitted.append(json.loads((model / "calibration.json").read_text()))
+    of = [one.pop("library") for one in fitted]
     assert fitted[0] == fitted[1]  # what is left of the library is the train split
+    assert of[0] == {"name": "training split", "records": of[1]["records"], "checksum": ""}
+    assert of[1]["name"] == "library" and of[1]["checksum"] == checksum
     asked = sum(split != "train" for split in index["split"].to_pylist())
     assert f"{asked} of the library's {len(index)} specimens are asked about" in caplog.text
 

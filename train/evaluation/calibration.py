@@ -138,12 +138,29 @@ class Disagreement:
 
 
 @dataclass(frozen=True)
+class FittedLibrary:
+    """The library that the rules of queries WITH_LIBRARY were fitted with."""
+
+    name: str
+    records: int  # those that were searched: not the specimens that were asked about
+    checksum: str = ""  # of its manifest; "" = made of the training split, never saved
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.records:,} specimens{self.checksum and f', checksum {self.checksum[:12]}'})"
+
+    def is_other(self, checksum: str, records: int | None) -> bool:
+        """Is a saved library another one? One that was never saved is told by its number of specimens alone."""
+        return checksum != self.checksum if self.checksum else records != self.records
+
+
+@dataclass(frozen=True)
 class Calibration:
     """All that was fitted for one model."""
 
     taxonomy: str  # fingerprint of the taxonomy that the answers are from
     queries: Mapping[str, Calibrator]
     disagreement: Disagreement | None = None
+    library: FittedLibrary | None = None  # None also in files of before this was noted
 
     def save(self, path: Path | str) -> None:
         """Write one JSON file."""
@@ -169,8 +186,9 @@ class Calibration:
             )
             for name, one in value["queries"].items()
         }
-        pair = value["disagreement"]
-        return cls(value["taxonomy"], queries, pair and Disagreement(_rule(pair["rule"]), pair["flag_from"]))
+        pair, library = value["disagreement"], value.get("library")
+        disagreement = pair and Disagreement(_rule(pair["rule"]), pair["flag_from"])
+        return cls(value["taxonomy"], queries, disagreement, library and FittedLibrary(**library))
 
 
 def _combination(value: Mapping[str, Any]) -> Combination | None:

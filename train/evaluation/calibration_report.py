@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import pyarrow.compute as pc
@@ -13,11 +14,12 @@ from engine.html import Section
 from engine.taxonomy import RANKS
 from train import metrics
 from train.evaluation import calibrate, plots, reliability, subsets, tables
-from train.evaluation.calibration import FILE, Calibration, Calibrator, back_off, sigmoid
+from train.evaluation.calibration import FILE, Calibration, Calibrator, FittedLibrary, back_off, sigmoid
 from train.evaluation.cases import SPECIES, Cases, Part, genus_parts
 from train.evaluation.combination import Combiner
 from train.evaluation.setting import Setting
 from train.reference import Library
+from train.reference.library import read_manifest
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +39,7 @@ def measure(setting: Setting) -> dict[str, float]:
     if split == FIT_ON:
         raise ValueError(f"the calibration is fitted on {FIT_ON}: got --split {FIT_ON}, allowed: another split")
     combiner = library_of(setting)
-    fitted = calibrate.fit(Part(setting, FIT_ON, combiner))
+    fitted = replace(calibrate.fit(Part(setting, FIT_ON, combiner)), library=_fitted_library(setting, combiner))
     if setting.checkpoint is not None:
         fitted.save(setting.checkpoint / FILE)
     part = Part(setting, split, combiner)
@@ -63,6 +65,16 @@ def library_of(setting: Setting) -> Combiner | None:
     if not any(sequences):
         return None
     return Combiner(Library.build(rows, sequences), setting.taxonomy)
+
+
+def _fitted_library(setting: Setting, combiner: Combiner | None) -> FittedLibrary | None:
+    """What the calibration says of the library that it was fitted with."""
+    if combiner is None:
+        return None
+    records = len(combiner.library.records)
+    if setting.library is None:
+        return FittedLibrary("training split", records)
+    return FittedLibrary(setting.library.resolve().name, records, str(read_manifest(setting.library)["checksum"]))
 
 
 def _without_asked(library: Library, setting: Setting) -> Library:
