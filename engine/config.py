@@ -42,7 +42,6 @@ class RobustConfig:
     """Damage done to training inputs, so that one model serves clean and damaged ones; off by default. Everything is
     drawn from (seed, epoch, specimen key)."""
 
-    fade: Probability = 0.0  # while encoders train, `dna` and `image` fall from 1 + fade to 1 - fade times their value
     dna: Probability = 0.0  # share of the barcodes that are damaged
     max_severity: Annotated[float, Field(ge=0.0, lt=10.0)] = 4.0  # of the paper preset; 10 would cut all
     fragments: Probability = 0.8  # share of the damaged barcodes of which a random piece is left

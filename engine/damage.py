@@ -6,7 +6,6 @@ Legend: N specimens.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 
@@ -16,18 +15,6 @@ from engine.degrade import degrade_barcode, degrade_batch, fragment, window_at
 from engine.schema import rng_for, uniforms_for
 
 NOTHING, IMAGE, DNA = 0, 1, 2  # what is withheld from the fusion
-
-
-def faded(config: RobustConfig, epoch: int, epochs: int) -> RobustConfig:
-    """What holds in an epoch: `fade` is spread over the first `epochs`, after which the shares are as given.
-
-    Much damage first and little last: on bold (one seed) clean barcodes lost half as much as with constant shares, what
-    is damaged was named about as often (tests/benchmarks/RESULTS.md). Shares stay at most 1.
-    """
-    if epoch >= epochs:
-        return config
-    by = 1 + config.fade * (1 - 2 * epoch / max(1, epochs - 1))
-    return replace(config, dna=min(1.0, by * config.dna), image=min(1.0, by * config.image))
 
 
 def damaged_barcodes(

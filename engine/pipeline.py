@@ -130,10 +130,9 @@ class _Make:
     data: DataConfig
     seed: int
     training: bool
-    fade_epochs: int = 0
 
     def __call__(self, specimens: Specimens) -> Prepare:
-        return Prepare(specimens, self.data, self.seed, training=self.training, fade_epochs=self.fade_epochs)
+        return Prepare(specimens, self.data, self.seed, training=self.training)
 
     def rows_per_task(self, specimens: Specimens, budget: CpuBudget, batch_size: int) -> int:
         """As configured, but no more than fit into a task's share of the object store; whole batches where one fits,
@@ -267,8 +266,7 @@ def _batches(make: _Make, specimens: Specimens, epochs: Iterable[tuple[int, np.n
 
 
 def training_batches(specimens: Specimens, plan: Plan, data: DataConfig, steps: tuple[int, int],
-                     worker: tuple[int, int], budget: CpuBudget | None, *,
-                     fade_epochs: int = 0) -> Iterator[Batch]:  # fmt: skip
+                     worker: tuple[int, int], budget: CpuBudget | None) -> Iterator[Batch]:  # fmt: skip
     """The batches of one worker for the global steps `steps[0] <= step < steps[1]`, across epochs.
 
     An epoch's order is made when its first task is; closing the iterator early leaves no thread, task or block behind.
@@ -277,7 +275,6 @@ def training_batches(specimens: Specimens, plan: Plan, data: DataConfig, steps: 
         specimens: the train split, rows as in `plan.labels`.
         worker: (rank, number of workers).
         budget: None prepares in this process, without Ray.
-        fade_epochs: over which `data.robust.fade` is spread, from the first of the run.
 
     Yields:
         One Batch [B] per step. What could not be used is named in its `problems` and logged: each specimen once a run,
@@ -291,7 +288,7 @@ def training_batches(specimens: Specimens, plan: Plan, data: DataConfig, steps: 
             high = min(plan.steps_per_epoch, steps[1] - epoch * plan.steps_per_epoch)
             yield epoch, plan.worker_order(epoch, rank, world_size)[low:high].reshape(-1)
 
-    make = _Make(data, plan.seed, True, fade_epochs)
+    make = _Make(data, plan.seed, True)
     yield from _batches(make, specimens, epochs(), plan.global_batch_size // world_size, budget)
 
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from engine import barcodes, captions, damage, degrade, images
-from engine.config import DataConfig, RobustConfig
+from engine.config import DataConfig
 from engine.schema import DNA_SUFFIX, IMAGE_SUFFIX, rng_for, uniforms_for
 from engine.shards import ShardReader
 from engine.storage import Location
@@ -151,14 +151,10 @@ class Prepare:
     Every random choice is drawn from (seed, epoch, specimen key), so the same specimen gets the same augmentation and
     the same damage at any worker count and in any batch. A member that cannot be used is left out and named in the
     column `problem`; a specimen with nothing left is an invalid row, so shapes and steps never change.
-
-    `fade_epochs`: over which `data.robust.fade` is spread.
     """
 
-    def __init__(self, specimens: Specimens, data: DataConfig, seed: int, *, training: bool,
-                 fade_epochs: int = 0) -> None:  # fmt: skip
+    def __init__(self, specimens: Specimens, data: DataConfig, seed: int, *, training: bool) -> None:
         self.specimens, self.data, self.seed, self.training = specimens, data, seed, training
-        self.fade_epochs = fade_epochs
         images.single_thread()  # the tasks of a node share its cores already
         self.tokenizer = barcodes.make_tokenizer(data)
         self.reader = MemberReader(specimens)
@@ -187,9 +183,6 @@ class Prepare:
         columns["problem"] = np.array(["; ".join(problem) for problem in problems], dtype=np.str_)
         return columns
 
-    def _robust(self, epoch: int) -> RobustConfig:
-        return damage.faded(self.data.robust, epoch, self.fade_epochs)
-
     def _captions(self, labels: np.ndarray, keys: list[str], epoch: int) -> np.ndarray:
         if not (self.training and self.data.caption_cut):
             return labels.copy()
@@ -205,7 +198,7 @@ class Prepare:
         drawn = images.VIEW_DRAWS
         draws = uniforms_for(self.seed, epoch, keys, "views", 2 * drawn).tolist() if self.training else []
         blurred = self.training and self.data.robust.image
-        kernels = damage.blur_kernels(keys, self.seed, epoch, self._robust(epoch)) if blurred else []
+        kernels = damage.blur_kernels(keys, self.seed, epoch, self.data.robust) if blurred else []
         for i, photo in enumerate(photos):
             if photo is None:
                 continue
@@ -249,9 +242,7 @@ class Prepare:
             degraded = damage.measured_barcodes(sequences, keys, self.seed, self.data.degrade, self.data.orient)
             columns["dna_tokens_noisy"] = self.tokenizer.encode(degraded)
         elif self.data.robust.dna:
-            sequences = damage.damaged_barcodes(
-                sequences, keys, self.seed, epoch, self._robust(epoch), self.data.orient
-            )
+            sequences = damage.damaged_barcodes(sequences, keys, self.seed, epoch, self.data.robust, self.data.orient)
         columns["dna_tokens"] = self.tokenizer.encode(sequences, self._offsets(keys, epoch))
         return columns
 

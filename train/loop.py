@@ -190,9 +190,8 @@ class Session:
         """This worker's batches from the current step to the end of the run."""
         worker = (dist.rank(), dist.world_size())
         return training_batches(
-            self.specimens, self.plan, self.config.data, (self.step, self.total_steps), worker, budget,
-            fade_epochs=self.phases[0].last // self.plan.steps_per_epoch,
-        )  # fmt: skip
+            self.specimens, self.plan, self.config.data, (self.step, self.total_steps), worker, budget
+        )
 
     def _seed(self, part: int) -> None:
         """Randomness of this step on this worker that is not drawn by lane; of a part of its rows."""

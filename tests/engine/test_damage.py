@@ -187,15 +187,6 @@ def test_damage_is_the_specimens_own_at_any_batch_worker_and_through_ray(data: D
         assert np.array_equal(columns[name][7:8], alone[name]) and not np.array_equal(columns[name], later[name])
 
 
-def test_shares_fade_and_their_mean_stays() -> None:
-    config = dataclasses.replace(ALL, dna=0.6, image=0.5, fade=0.65)
-    found = [damage.faded(config, epoch, 5) for epoch in range(5)]
-    assert [one.dna for one in found] == pytest.approx([0.99, 0.795, 0.6, 0.405, 0.21])
-    assert np.mean([one.image for one in found]) == pytest.approx(0.5)
-    assert {one.withheld for one in found} == {ALL.withheld} and damage.faded(config, 5, 5) == config
-    assert damage.faded(dataclasses.replace(config, dna=0.9), 0, 5).dna == 1.0
-
-
 def test_views_are_blurred_after_everything_else(data: DataConfig) -> None:
     specimens, plan, _ = opened(data)
     rows = np.flatnonzero(specimens.image_size > 0)[:30]

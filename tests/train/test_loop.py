@@ -56,25 +56,6 @@ def test_golden_curve(golden_config: Config, pytestconfig: pytest.Config) -> Non
     assert not differences(found, json.loads(GOLDEN.read_text()))
 
 
-def test_damage_fades_while_the_encoders_train_and_not_for_the_gate(simulated_shards: Path) -> None:
-    posthoc = ("run.epochs=4", "run.fusion_training=posthoc", "run.fusion_epochs=1")
-
-    def tokens(*damage: str) -> list[list[torch.Tensor]]:
-        """Of every step, by epoch."""
-        session = small_session(small_config(simulated_shards, *posthoc, *damage))
-        steps = [batch["dna_tokens"] for batch in session.batches(None)]
-        per_epoch = session.plan.steps_per_epoch
-        return [steps[first : first + per_epoch] for first in range(0, len(steps), per_epoch)]
-
-    def same(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
-        return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
-
-    clean, whole, half = tokens(), tokens("data.robust.dna=1"), tokens("data.robust.dna=0.5")
-    fading = tokens("data.robust.dna=0.5", "data.robust.fade=1")
-    assert [same(*pair) for pair in zip(fading, (whole[0], half[1], clean[2], half[3]), strict=True)] == [True] * 4
-    assert not same(half[2], clean[2]) and not same(half[2], whole[2])
-
-
 def test_a_broken_sign_leaves_the_golden_curve(golden_config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     right = loop.total_loss
 

@@ -56,6 +56,7 @@ def test_the_four_methods_differ_in_what_they_say_and_share_their_budget() -> No
     assert (clibd.loss.hierarchy_weight, clibd.loss.fusion_weight) == (0.0, 0.0)
     assert (hir.loss.hierarchy_weight, hir.loss.fusion_weight) == (fuse.loss.hierarchy_weight, 0.0)
     assert robust.loss == fuse.loss and robust.data.robust != fuse.data.robust == RobustConfig()
-    assert replace(robust, data=replace(robust.data, robust=RobustConfig())) == fuse
+    assert robust.model == replace(fuse.model, dropout=0.0) != fuse.model
+    assert replace(robust, model=fuse.model, data=replace(robust.data, robust=RobustConfig())) == fuse
     budgets = {(c.run.epochs, c.run.global_batch_size, c.optim) for c in (fuse, clibd, hir, robust)}
     assert len(budgets) == 1
