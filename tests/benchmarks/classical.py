@@ -51,7 +51,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("shards", type=Path)
     parser.add_argument("--split", default="test")
-    parser.add_argument("--queries", type=int, default=2000)
+    parser.add_argument("--queries", type=int, default=2000, help="how many; 0 = all")
     parser.add_argument("--conditions", nargs="+", default=("clean", "1x", "4x", "100nt"))
     parser.add_argument("--tools", nargs="+", default=(*COMMANDS, *OURS), choices=(*COMMANDS, *OURS))
     parser.add_argument("--threads", type=int, default=2)

@@ -96,14 +96,14 @@ def withheld_task(options: argparse.Namespace) -> Task:
     out = np.isin(np.array(references.species, dtype=str), list(gone))
     asked = np.flatnonzero(np.isin(np.array(queries.species, dtype=str), list(gone)))
     print(f"{len(gone)} species withheld, {out.sum()} references and {len(asked)} queries of them")
-    return make_task(queries.take(asked[: options.queries]), references.take(~out))
+    return make_task(queries.take(asked[: options.queries or None]), references.take(~out))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("shards", type=Path)
     parser.add_argument("--split", default="test")
-    parser.add_argument("--queries", type=int, default=2000)
+    parser.add_argument("--queries", type=int, default=2000, help="how many; 0 = all")
     parser.add_argument("--conditions", nargs="+", default=CONDITIONS, help="clean, SEVERITYx, LENGTHnt")
     parser.add_argument("--tools", nargs="*", default=VSEARCH, help="of train.evaluation.classical.COMMANDS")
     parser.add_argument("--withheld", action="store_true")
