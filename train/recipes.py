@@ -46,11 +46,11 @@ def as_clibd_hir(config: Config) -> Config:
 
 
 def as_robust(config: Config) -> Config:
-    """The same training on damaged inputs: six barcodes in ten by the preset at severity 0 to 4, most of those cut to
+    """The same training on damaged inputs: four barcodes in ten by the preset at severity 0 to 4, most of those cut to
     pieces from 50 nt on; half of the views blurred; a tenth of the photos and of the barcodes kept from the fusion. No
     dropout: with damage on top of it the model underfits what tells a rare species from a near one.
 
-    On any recipe: --set data.robust.dna=0.6 --set data.robust.image=0.5 --set data.robust.withheld=0.2
+    On any recipe: --set data.robust.dna=0.4 --set data.robust.image=0.5 --set data.robust.withheld=0.2
     --set model.dropout=0
 
     Species accuracy on test, means of three seeds (tests/benchmarks/robust.py): on `moths` damage costs the fusion 6.4
@@ -59,7 +59,7 @@ def as_robust(config: Config) -> Config:
     an input of the k-mer bag that is gone and showed no difference). Shares that fall as with --set
     data.robust.fade=0.65 (one seed) halved what clean barcodes lost there, and cost damaged ones next to nothing.
     """
-    robust = RobustConfig(dna=0.6, image=0.5, withheld=0.2)
+    robust = RobustConfig(dna=0.4, image=0.5, withheld=0.2)
     model = replace(config.model, dropout=0.0)
     return replace(config, model=model, data=replace(config.data, robust=robust))
 
