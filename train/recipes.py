@@ -48,7 +48,7 @@ def as_clibd_hir(config: Config) -> Config:
 def as_robust(config: Config) -> Config:
     """The same training on damaged inputs: four barcodes in ten by the preset at severity 0 to 4, most of those cut to
     pieces from 50 nt on; half of the views blurred; a tenth of the photos and of the barcodes kept from the fusion. No
-    dropout: with damage on top of it the model underfits what tells a rare species from a near one.
+    dropout: on bold (20 epochs, one seed) clean and damaged barcodes both gained a point without it.
 
     On any recipe: --set data.robust.dna=0.4 --set data.robust.image=0.5 --set data.robust.withheld=0.2
     --set model.dropout=0
