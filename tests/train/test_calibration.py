@@ -11,8 +11,8 @@ from sklearn.linear_model import LogisticRegression
 from engine.taxonomy import RANKS, Taxonomy
 from tests.train.planted import PlantedModel
 from train.evaluation import calibrate, calibration, evidence, reliability
-from train.evaluation.calibrate import Cases
-from train.evaluation.calibration import Calibration, Rule, back_off, fit_rule
+from train.evaluation.calibrate import COMBINATION, Cases
+from train.evaluation.calibration import Calibration, Combination, Rule, back_off, fit_rule
 from train.evaluation.evidence import Answers
 from train.evaluation.scoring import Scorer
 
@@ -74,6 +74,22 @@ def test_probabilities_mean_what_they_say_and_never_rise() -> None:
     own, less = (one.probabilities(fresh.answers.evidence)[:, 3] for one in (calibrator, blind))
     areas = [reliability.risk_coverage(told, fresh.right[:, 3])[1] for told in (own, less)]
     assert areas[0] < areas[1]  # further evidence helps without any change of the code
+
+
+def test_a_combination_is_left_for_another_only_when_that_is_shown_better() -> None:
+    noise = np.random.default_rng(0).normal(size=(400, 2))
+
+    other = Combination(0.25, 32.0)
+    for better, found in ((0.0, COMBINATION), (0.05, COMBINATION), (0.5, other)):
+
+        def right(one: Combination, better: float = better) -> np.ndarray:
+            """Each number that is `other`'s adds `better` to a group on average, 1 more or less."""
+            return (better + noise) @ np.array([one.per_edit == other.per_edit, one.step == other.step])
+
+        assert calibrate.choose_combination(right) == found
+    gone = Combination(COMBINATION.per_edit, 1.0)
+    assert calibrate.choose_combination(lambda one: np.full(400, float(one == gone))) == gone
+    assert calibrate.choose_combination(lambda one: np.zeros(400)) == COMBINATION
 
 
 def test_back_off_ends_at_the_deepest_rank_past_the_threshold() -> None:
