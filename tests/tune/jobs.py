@@ -44,7 +44,7 @@ def groups() -> list[str]:
 
 
 def distributed(shards: str, storage: str) -> dict[str, Any]:
-    """Search with two stopped trials, then one final: nothing waits, no placement group is left."""
+    """Search with a stopped trial, then one final: nothing waits, no placement group is left."""
     import ray
 
     from tune.ledger import Entry
@@ -52,7 +52,7 @@ def distributed(shards: str, storage: str) -> dict[str, Any]:
     ray.init(address="local", num_cpus=2, object_store_memory=STORE, include_dashboard=False, log_to_driver=False,
              logging_level="ERROR")  # fmt: skip
     settings = ("run.num_workers=2", "run.epochs=6", "run.validate_every=2", "run.tracking=mlflow")
-    sweep = sweep_of(shards, storage, *settings, space="slow_learners", trials=3, seeds=1)
+    sweep = sweep_of(shards, storage, *settings, space="slow_learners", trials=2, seeds=1)
     sweep.start()
     sweep.stage(final=False)
     left = groups()
