@@ -12,8 +12,9 @@ from mlflow import MlflowClient
 from tests.train.faults import Training, keys_of_epochs, weights_hash
 from train import commits
 
-SETTINGS = ("run.epochs=4", "run.tracking=mlflow", "run.log_every=1")
-EPOCH, LAST = 7, 28  # steps of one, and of all
+EPOCHS, EPOCH = 12, 7  # and steps of one; 40 are done in a second, and a run that ends before it is asked to shows nothing
+LAST = EPOCHS * EPOCH
+SETTINGS = (f"run.epochs={EPOCHS}", "run.tracking=mlflow", "run.log_every=1")
 
 
 def test_a_worker_is_killed_and_the_driver_asked_to_end(simulated_shards: Path, tmp_path: Path) -> None:
@@ -28,10 +29,10 @@ def test_a_worker_is_killed_and_the_driver_asked_to_end(simulated_shards: Path, 
         training.wait_for(18)
         training.kill("driver", how=signal.SIGTERM)
         assert training.end() == 128 + signal.SIGTERM, training.log[-4000:]
-        restarts = [int(step) for step in re.findall(r"resumed at step (\d+) of 28", training.log)]
+        restarts = [int(step) for step in re.findall(rf"resumed at step (\d+) of {LAST}", training.log)]
         assert len(restarts) == 1 and restarts[0] >= 10
         reached = commits.steps(training.folder)[-1]
-        assert f"stopped at step {reached} of 28; go on with --resume job" in training.log
+        assert f"stopped at step {reached} of {LAST}; go on with --resume job" in training.log
         assert reached == training.step() + 1 > 18
         training = Training(simulated_shards, tmp_path / "killed", *SETTINGS, resume=True)
         assert training.end() == 0, training.log[-4000:]
@@ -44,7 +45,7 @@ def test_a_worker_is_killed_and_the_driver_asked_to_end(simulated_shards: Path, 
 def check(folder: Path, whole: Path) -> None:
     assert weights_hash(folder) == weights_hash(whole)
     epochs = keys_of_epochs(folder, EPOCH)
-    assert len(epochs) == 4 and epochs == keys_of_epochs(whole, EPOCH)
+    assert len(epochs) == EPOCHS and epochs == keys_of_epochs(whole, EPOCH)
     assert not list((folder / "checkpoints").glob("part-*"))
     client = MlflowClient(f"sqlite:///{folder.parent}/mlflow.db")
     (run,) = client.search_runs([client.get_experiment_by_name("taxafuse").experiment_id])
