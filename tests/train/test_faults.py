@@ -12,7 +12,7 @@ from mlflow import MlflowClient
 from tests.train.faults import Training, keys_of_epochs, weights_hash
 from train import commits
 
-EPOCHS, EPOCH = 12, 7  # and steps of one; 40 are done in a second, and a run that ends before it is asked to shows nothing
+EPOCHS, EPOCH = 12, 7  # and steps of one, of which 40 can be done in a second: the run must not end unasked
 LAST = EPOCHS * EPOCH
 SETTINGS = (f"run.epochs={EPOCHS}", "run.tracking=mlflow", "run.log_every=1")
 
