@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -78,7 +79,6 @@ def test_probabilities_mean_what_they_say_and_never_rise() -> None:
 
 def test_a_combination_is_left_for_another_only_when_that_is_shown_better() -> None:
     noise = np.random.default_rng(0).normal(size=(400, 2))
-
     other = Combination(0.25, 32.0)
     for better, found in ((0.0, COMBINATION), (0.05, COMBINATION), (0.5, other)):
 
@@ -90,6 +90,28 @@ def test_a_combination_is_left_for_another_only_when_that_is_shown_better() -> N
     gone = Combination(COMBINATION.per_edit, 1.0)
     assert calibrate.choose_combination(lambda one: np.full(400, float(one == gone))) == gone
     assert calibrate.choose_combination(lambda one: np.zeros(400)) == COMBINATION
+
+
+def test_a_combination_is_fitted_on_known_species_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Withheld pieces, which would choose another one, are not asked."""
+    other = dataclasses.replace(COMBINATION, per_edit=0.25)
+
+    def piece(without: np.ndarray | None, best: Combination) -> SimpleNamespace:
+        def cases(one: Combination) -> SimpleNamespace:
+            right = np.full((50, 4), one == best)
+            return SimpleNamespace(right=right, scored=np.ones_like(right), group=np.arange(50))
+
+        return SimpleNamespace(without=without, cases=cases)
+
+    part = SimpleNamespace(mask=lambda query: np.ones(50, dtype=bool))
+    withheld = piece(np.zeros(50, dtype=int), other)
+    for known, found in (
+        (COMBINATION, COMBINATION),
+        (dataclasses.replace(COMBINATION, step=32.0), dataclasses.replace(COMBINATION, step=32.0)),
+    ):
+        pieces = [piece(None, known), withheld, withheld]
+        monkeypatch.setattr(calibrate, "_pieces", lambda *_, pieces=pieces: pieces)
+        assert calibrate.fit_combination(part, "dna+library") == found  # type: ignore[arg-type]
 
 
 def test_back_off_ends_at_the_deepest_rank_past_the_threshold() -> None:

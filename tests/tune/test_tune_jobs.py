@@ -21,7 +21,7 @@ def job(name: str, shards: Path, storage: Path) -> tuple[dict[str, Any], str]:
 
 def test_distributed_trials_on_two_cpus_without_a_dashboard(simulated_shards: Path, tmp_path: Path) -> None:
     """Two workers and their data tasks on two CPUs (coordinators of a CPU each, or one trial too many, would wait for
-    ever); trials stopped by ASHA with the dashboard off (a placement group that stays would block the next)."""
+    ever); a trial stopped by ASHA with the dashboard off (a placement group that stays would block the next)."""
     found, _ = job("distributed", simulated_shards, tmp_path)
     assert found["told"] == "1 distributed trial at a time"
     assert found["states"] == ["finished", "stopped"]
