@@ -287,6 +287,7 @@ class _TaxonNumbers:
         self.known: dict[str | None, int] = {}
 
     def numbers(self, table: pa.Table) -> np.ndarray:
+        """A number for each row's deepest name, int32 [N]; the same name has the same number in every table."""
         names = [pc.binary_join_element_wise(str(place), table[rank], "\0") for place, rank in enumerate(RANKS)]
         encoded = pc.coalesce(*reversed(names), "").combine_chunks().dictionary_encode()
         numbers = [self.known.setdefault(name, len(self.known)) for name in encoded.dictionary.to_pylist()]
@@ -301,6 +302,7 @@ class _RowsDigest:
         self.rest = hashlib.blake2b()
 
     def update(self, table: pa.Table) -> None:
+        """Take in the rows of a table: lengths and contents apart, so that no two tables read alike."""
         for batch in table.combine_chunks().to_batches():
             for name, (lengths, letters) in self.parts.items():
                 column = batch.column(name)
@@ -316,8 +318,10 @@ class _RowsDigest:
                 letters.update(memoryview(data)[offsets[0] : offsets[-1]] if data is not None else b"")
 
     def add(self, data: bytes) -> None:
+        """Take in bytes that are of no table."""
         self.rest.update(data)
 
     def hexdigest(self) -> str:
+        """The digest of all that was taken in."""
         parts = [part.digest() for pair in self.parts.values() for part in pair]
         return hashlib.blake2b(b"".join([*parts, self.rest.digest()]), digest_size=16).hexdigest()

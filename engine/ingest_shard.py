@@ -117,6 +117,7 @@ class _Shard:
         self.photos: list[bytes] = []
 
     def specimens(self, rows: pa.RecordBatch) -> Iterator[Specimen]:
+        """The rows that have a photo or a barcode which can be used, read and checked."""
         columns = [rows.column(name).to_pylist() for name in SPECIMEN_SCHEMA.names]
         for values in zip(*columns, strict=True):
             row = dict(zip(SPECIMEN_SCHEMA.names, values, strict=True))

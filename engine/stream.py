@@ -78,6 +78,7 @@ def ahead(source: Iterator[T], depth: int) -> Generator[T, None, None]:
     stop = threading.Event()
 
     def put(kind: str, item: Any) -> None:
+        """Wait for room; give up when the consumer has stopped."""
         while not stop.is_set():
             try:
                 return items.put((kind, item), timeout=0.1)
@@ -85,6 +86,7 @@ def ahead(source: Iterator[T], depth: int) -> Generator[T, None, None]:
                 continue
 
     def fill() -> None:
+        """Move the source into the queue; its end and its errors travel the same way."""
         try:
             for item in source:
                 put("item", item)

@@ -176,6 +176,7 @@ def read_delimited(path: Path, delimiters: str, quoted: bool, pick: Picker) -> I
     bad_rows: list[tuple[str, str]] = []
 
     def skip(row: pa_csv.InvalidRow) -> str:
+        """Note a row of the wrong width, and go on without it."""
         lines = row.text.count("\n") + 1
         hint = f" ({lines} lines: an unclosed quote?)" if lines > 1 else ""
         reason = f"wrong number of columns: {row.actual_columns}, the header has {row.expected_columns}{hint}"

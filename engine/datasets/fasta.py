@@ -163,6 +163,7 @@ class _Names:
         aliases = {"key": TABLE_KEYS, **{rank: (rank, f"{rank}_name") for rank in RANKS}}
 
         def pick(names: list[str], path: Path) -> dict[str, str]:
+            """Our column -> theirs. Raises ValueError where ids or names are missing."""
             chosen = match_columns(names, aliases)
             if "key" not in chosen or len(chosen) < 2:
                 raise ValueError(

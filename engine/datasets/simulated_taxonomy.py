@@ -102,6 +102,7 @@ def _names(parents: list[np.ndarray], rng: np.random.Generator) -> tuple[tuple[s
     used: set[str] = set()
 
     def fresh(*parts: Sequence[str], genus: str = "") -> str:
+        """A name of these syllables that no taxon has yet."""
         for attempt in range(1000):
             middle = parts[1:-1] * (1 + attempt // 50)  # longer names when the short ones run out
             chosen = [choices[int(rng.integers(len(choices)))] for choices in (parts[0], *middle, parts[-1])]

@@ -43,6 +43,7 @@ class ZipMembers:
         self._members = [array(kind) for kind in _FACTS]
 
         def names() -> Iterator[str]:
+            """Names of the wanted members; where they lie is noted on the way."""
             for archive, path in enumerate(paths):
                 for member, *facts in _directory(path):
                     name = name_of(member)
