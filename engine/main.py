@@ -16,11 +16,11 @@ if not __package__:  # the script form puts engine/ first on the path, where `im
 
 from engine.commandline import Parser, guarded
 from engine.curation.report import HTML_NAME
-from engine.datasets import FORMATS, Option, open_dataset
-from engine.ingest_plan import LAYOUTS
-from engine.shards import verify
-from engine.splits import DEFAULT_FRACTIONS, GROUPINGS, SCHEMES, SplitOptions
-from engine.storage import Location
+from engine.formats.registry import FORMATS, Option, open_dataset
+from engine.ingest.plan import LAYOUTS
+from engine.relations.splits import DEFAULT_FRACTIONS, GROUPINGS, SCHEMES, SplitOptions
+from engine.store.shards import verify
+from engine.store.storage import Location
 
 EXAMPLES = """\
 examples:
@@ -167,8 +167,8 @@ def _split_options(arguments: argparse.Namespace) -> SplitOptions | None:
 
 
 def _ingest(arguments: argparse.Namespace) -> int:
-    from engine.description import describe_report
-    from engine.ingest import IngestOptions, ingest  # starts Ray's import, which the other commands do not need
+    from engine.ingest.description import describe_report
+    from engine.ingest.job import IngestOptions, ingest  # starts Ray's import, which the other commands do not need
 
     entry = FORMATS[arguments.format]
     paths = arguments.paths if entry.takes_paths else []
@@ -204,7 +204,7 @@ def _ingest(arguments: argparse.Namespace) -> int:
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
-    from engine.description import describe
+    from engine.ingest.description import describe
 
     print(describe(arguments.directory))
     return 0
@@ -219,7 +219,7 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    from engine.check import NAMES, check
+    from engine.curation.job import NAMES, check
 
     only = arguments.only.split(",") if arguments.only is not None else NAMES
     outcome = check(arguments.directories, arguments.out, only=only, parallel=not arguments.serial)

@@ -216,7 +216,7 @@ def mlflow(uri: str, num_nodes: int) -> Finding:
 
 def shards(folder: str) -> Finding:
     """Whether this node reads the shards: manifest, sizes of all files, the index."""
-    from engine.shards import check_files, read_index, read_manifest
+    from engine.store.shards import check_files, read_index, read_manifest
 
     try:
         check_files(folder)

@@ -48,7 +48,7 @@ def request_of(options: argparse.Namespace) -> tuple[Request, Any]:
         return request, None
     from train.config import absolute_paths, override
     from train.recipes import make
-    from train.tracking import tracking_uri
+    from train.run.tracking import tracking_uri
 
     config = absolute_paths(override(make(options.recipe or "quickstart"), options.overrides))
     shards = tuple(place for place in config.data.shards if not place.rsplit("/", 1)[-1].startswith("simulated:"))
@@ -151,8 +151,8 @@ def cpus(config: Any) -> Finding:
     """Whether the train workers leave CPUs for the data tasks."""
     import ray
 
-    from engine.pipeline import cpu_budget
-    from train.trainer import CPU_PER_WORKER
+    from engine.batches.pipeline import cpu_budget
+    from train.run.trainer import CPU_PER_WORKER
 
     run, there = config.run, ray.cluster_resources()
     if run.use_gpu and there.get("GPU", 0) < run.num_workers:
@@ -171,7 +171,7 @@ def examine(options: argparse.Namespace) -> list[Finding]:
     joined = None if options.this_machine else connect(options.wait_for_nodes)
     with tempfile.TemporaryDirectory() as nowhere:
         if request.storage:
-            from train.trainer import make_folder
+            from train.run.trainer import make_folder
 
             make_folder(Path(request.storage))
         with tempfile.NamedTemporaryFile(prefix=".doctor-", dir=request.storage or nowhere) as marker:

@@ -19,12 +19,12 @@ from ray import serve
 from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.schema import LoggingConfig
 
-from serve.api import make_app
-from serve.directory import Directory, addresses, read_directory
-from serve.host import ModelHost
-from serve.registry import SCHEME, default_registry
-from serve.service import Service
-from serve.settings import Settings, read_settings, read_token
+from serve.http.api import make_app
+from serve.http.host import ModelHost
+from serve.http.service import Service
+from serve.models.directory import Directory, addresses, read_directory
+from serve.models.registry import SCHEME, default_registry
+from serve.models.settings import Settings, read_settings, read_token
 
 log = logging.getLogger(__name__)
 

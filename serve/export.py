@@ -21,15 +21,15 @@ from pathlib import Path
 from typing import Any
 
 from engine.commandline import Parser, guarded
-from serve.card import NUMBERS, TABLES, model_card
-from serve.predictor import Predictor
+from serve.answers.predictor import Predictor
+from serve.models.card import NUMBERS, TABLES, model_card
+from serve.models.registry import default_registry, resolve_checkpoint
 from serve.pyfunc import LIBRARY, signature
-from serve.registry import default_registry, resolve_checkpoint
-from train import checkpoint
 from train.config import from_dict, to_dict
-from train.evaluation.calibration import FILE as CALIBRATION
+from train.inference.calibration import FILE as CALIBRATION
+from train.models import checkpoint
 from train.reference import Library
-from train.trainer import RECORD
+from train.run.trainer import RECORD
 
 CARD = "README.md"
 CODE = ("engine", "train", "serve")
@@ -158,7 +158,7 @@ def _run(registry: str, source: Path) -> Iterator[None]:
 
 
 def _choose_experiment(name: str, registry: str) -> None:
-    """As `train.tracking` makes them: the artifacts of a sqlite file lie beside it, not in the working directory."""
+    """As `tracking` makes them: the artifacts of a sqlite file lie beside it, not in the working directory."""
     import mlflow
 
     file = registry.removeprefix("sqlite:///")
@@ -186,7 +186,7 @@ def input_example() -> Any:
     """One simulated specimen: photo and barcode, as the pyfunc takes them."""
     import pandas as pd
 
-    from engine.datasets import open_dataset
+    from engine.formats.registry import open_dataset
 
     source = open_dataset("simulated", [], seed=0, num_specimens=64, num_species=8)
     row = next(row for batch in source.batches() for row in batch.to_pylist() if row["image"] and row["barcode"])

@@ -13,12 +13,12 @@ from typing import Any
 
 from starlette.middleware import Middleware
 
-from engine import tasks
+from engine import ray_seams as tasks
 
 CLUSTER = tasks.NODE | {
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve.front.middlewares",
-    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",  # models compute in a thread of their own (serve.host)
+    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",  # models compute in a thread of their own (serve.http.host)
 }
 """Environment of a cluster's nodes, before `ray start`."""
 

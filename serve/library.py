@@ -22,9 +22,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from engine.commandline import Parser, guarded
-from engine.shards import file_sha256
-from engine.taxonomy import RANKS
-from serve.sources import NAMES, SHARDS, format_of, open_source
+from engine.specimens.taxonomy import RANKS
+from engine.store.shards import file_sha256
+from serve.bulk.sources import NAMES, SHARDS, format_of, open_source
 from train.reference import Encoder, Library, References, read_shards, read_source
 from train.reference.library import MANIFEST, read_manifest
 
@@ -55,8 +55,8 @@ def read(arguments: argparse.Namespace) -> References:
     """The specimens that a command line names. Raises ValueError for what the user can mend."""
     encoder = None
     if arguments.checkpoint:
-        from serve.registry import resolve_checkpoint
-        from train import checkpoint
+        from serve.models.registry import resolve_checkpoint
+        from train.models import checkpoint
 
         loaded = checkpoint.load(resolve_checkpoint(arguments.checkpoint).path)
         encoder = Encoder(loaded.model, loaded.config.data)

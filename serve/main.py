@@ -23,7 +23,7 @@ sys.path[:] = [str(ROOT)] + [p for p in sys.path if p and Path(p).resolve() not 
 
 from engine.commandline import Parser, guarded  # noqa: E402
 from serve.front import use_haproxy  # noqa: E402
-from serve.settings import Settings  # noqa: E402
+from serve.models.settings import Settings  # noqa: E402
 
 log = logging.getLogger("serve")
 
@@ -68,7 +68,7 @@ def _serve(options: argparse.Namespace) -> None:
     from ray import serve
 
     from serve.app import app
-    from train.trainer import start_ray
+    from train.run.trainer import start_ray
 
     application = app({
         "checkpoint": ",".join(options.checkpoint), "library": options.library, "registry": options.registry,

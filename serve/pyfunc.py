@@ -1,4 +1,4 @@
-"""The predictor as MLflow's pyfunc: columns `image` (bytes of a photo) and `dna` (text) -> those of `serve.columns`.
+"""The predictor as MLflow's pyfunc: columns `image` (bytes of a photo) and `dna` (text) -> those of bulk results.
 
 MLflow imports this module by its name and calls `_load_pyfunc`; nothing is unpickled.
 """
@@ -10,10 +10,10 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
-from serve.answer import Query
-from serve.columns import COLUMNS, table_of
-from serve.predictor import THRESHOLD, Predictor
-from serve.registry import LIBRARY
+from serve.answers.answer import Query
+from serve.answers.predictor import THRESHOLD, Predictor
+from serve.bulk.columns import COLUMNS, table_of
+from serve.models.registry import LIBRARY
 
 KINDS = {pa.string(): "string", pa.float64(): "double", pa.int64(): "long", pa.bool_(): "boolean"}
 

@@ -70,7 +70,7 @@ def ray_session() -> Iterator[None]:
     """One local Ray for the whole session: 2 CPUs, 300 MB object store."""
     import ray
 
-    from engine.tasks import start_ray
+    from engine.ray_seams import start_ray
 
     start_ray(address="local", num_cpus=2, object_store_memory=300 * 1024**2, include_dashboard=False)
     yield
@@ -80,8 +80,8 @@ def ray_session() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def simulated_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Shards of 320 simulated specimens of 16 species."""
-    from engine.datasets import open_dataset
-    from engine.ingest import IngestOptions, ingest
+    from engine.formats.registry import open_dataset
+    from engine.ingest.job import IngestOptions, ingest
 
     folder = tmp_path_factory.mktemp("simulated")
     source = open_dataset("simulated", [], seed=0, num_specimens=320, num_species=16)

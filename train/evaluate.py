@@ -59,8 +59,8 @@ def run(options: argparse.Namespace) -> str:
     """Load, measure, write; returns what to print. Raises ValueError for what the user can mend."""
     import torch
 
-    from train import checkpoint
-    from train.evaluation import run_evaluation
+    from train.models import checkpoint
+    from train.pages.evaluation import run_evaluation
 
     if options.batch_size < 0:
         raise ValueError(f"--batch-size must be positive, got {options.batch_size}")
@@ -84,7 +84,7 @@ def run(options: argparse.Namespace) -> str:
     )
     config = dataclasses.replace(config, eval=chosen)
     if options.ray:
-        from train.trainer import start_ray
+        from train.run.trainer import start_ray
 
         start_ray()
     found = run_evaluation(

@@ -21,7 +21,7 @@ sys.path[:] = [str(ROOT)] + [p for p in sys.path if p and Path(p).resolve() not 
 from engine.commandline import Parser, guarded  # noqa: E402
 from train.config import Config, from_dict, override, to_dict  # noqa: E402
 from train.recipes import RECIPES, make  # noqa: E402
-from train.tracking import where_to_look  # noqa: E402
+from train.run.tracking import where_to_look  # noqa: E402
 
 log = logging.getLogger(__name__)
 
@@ -51,8 +51,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def resolve(options: argparse.Namespace) -> Config:
     """The configuration of this run, named; a resumed run keeps its own, then takes the overrides."""
-    from train.checkpoint import read_json
-    from train.trainer import RECORD
+    from train.models.checkpoint import read_json
+    from train.run.trainer import RECORD
 
     config = override(make(options.recipe), options.overrides)
     folder = Path(config.run.storage) / (options.resume or config.run.name)
@@ -77,10 +77,10 @@ def with_simulated(config: Config) -> Config:
 
     Raises ValueError for a seed or a count that is no number, and for a count that is too small.
     """
-    from engine.datasets import open_dataset
-    from engine.ingest import IngestOptions, ingest
-    from engine.shards import MANIFEST_NAME
-    from train.trainer import start_ray
+    from engine.formats.registry import open_dataset
+    from engine.ingest.job import IngestOptions, ingest
+    from engine.store.shards import MANIFEST_NAME
+    from train.run.trainer import start_ray
 
     folders = []
     for name in config.data.shards:
@@ -104,11 +104,11 @@ def with_simulated(config: Config) -> Config:
 
 def run(config: Config, *, evaluate: bool = True) -> Path:
     """The main job: shards, training, evaluation, everything recorded. Returns the run's folder."""
-    from engine.pipeline import load_index, select_split
-    from train import checkpoint
-    from train.evaluation import run_evaluation
-    from train.tracking import open_tracker
-    from train.trainer import make_folder, train
+    from engine.batches.pipeline import load_index, select_split
+    from train.models import checkpoint
+    from train.pages.evaluation import run_evaluation
+    from train.run.tracking import open_tracker
+    from train.run.trainer import make_folder, train
 
     make_folder(Path(config.run.storage))
     config = with_simulated(config)

@@ -1,6 +1,6 @@
 """Accuracy from the position of the truth, and intervals that resample barcode groups.
 
-A query is scored against candidates elsewhere (`train.evaluation.scoring`); what arrives here is the *position* of the
+A query is scored against candidates elsewhere (`train.inference.scoring`); what arrives here is the *position* of the
 right answer among them: 0 = ranked first, MISSED = not among the candidates, UNSCORED = the specimen has no known
 label there and counts nowhere. Every top-k, micro or macro, follows from it.
 
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engine.taxonomy import RANKS
+from engine.specimens.taxonomy import RANKS
 
 COLUMNS = (*RANKS, "global_exact", "global_compatible")
 UNSCORED = -1

@@ -14,7 +14,7 @@ from typing import Any
 
 from scipy.stats import t as student
 
-from train.evaluation.tables import markdown
+from train.pages.tables import markdown
 from tune.ledger import DEFAULT, Entry
 from tune.spaces import assignments, short
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from train.checkpoint import read_json
+from train.models.checkpoint import read_json
 
 SWEEP, TRIAL = "sweep.json", "trial.json"
 DEFAULT = 0  # the number of the recipe's own values

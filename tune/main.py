@@ -33,7 +33,7 @@ sys.path[:] = [str(ROOT)] + [p for p in sys.path if p and Path(p).resolve() not 
 from engine.commandline import Parser, guarded  # noqa: E402
 from train.config import override, to_dict  # noqa: E402
 from train.recipes import RECIPES, make  # noqa: E402
-from train.tracking import where_to_look  # noqa: E402
+from train.run.tracking import where_to_look  # noqa: E402
 from tune.ledger import SWEEP, sweeps  # noqa: E402
 from tune.search import ALGORITHMS  # noqa: E402
 from tune.spaces import SPACES, find, told  # noqa: E402

@@ -12,9 +12,9 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from train.checkpoint import code_version
 from train.config import Config
-from train.tracking import KEY, ModelVersion, create_run, describe_run, open_tracker, register_model
+from train.models.checkpoint import code_version
+from train.run.tracking import KEY, ModelVersion, create_run, describe_run, open_tracker, register_model
 from tune.ledger import DEFAULT, Entry
 from tune.spaces import short
 

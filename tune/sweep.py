@@ -16,15 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engine.pipeline import load_index, select_split
+from engine.batches.pipeline import load_index, select_split
 from train.config import Config, RunConfig, absolute_paths, from_dict, override, to_dict
 from train.main import with_simulated
-from train.tracking import describe_run, tracking_uri
-from train.trainer import RECORD, make_folder, prepare, start_ray
+from train.run.tracking import describe_run, tracking_uri
+from train.run.trainer import RECORD, make_folder, prepare, start_ray
 from tune import finalists, records
-from tune.capacity import Capacity, capacity, living_nodes
 from tune.ledger import DEFAULT, SWEEP, Entry, Ledger, write_json
 from tune.outcome import Outcome, conclude
+from tune.parallel_trials import Capacity, capacity, living_nodes
 from tune.search import Algorithm, propose
 from tune.spaces import Space, assignments, defaults, find, short
 
@@ -307,7 +307,7 @@ def settled(config: Config) -> Config:
 
 def reopened(folder: Path, **changes: Any) -> tuple[Settings, Config]:
     """Settings and configuration of a sweep that goes on; `changes` of its settings."""
-    from train.checkpoint import read_json
+    from train.models.checkpoint import read_json
 
     tree = read_json(folder / SWEEP)
     return dataclasses.replace(Settings(**tree["settings"]), **changes), from_dict(tree["config"])

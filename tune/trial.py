@@ -23,11 +23,11 @@ import pyarrow as pa
 import ray.tune
 import torch
 
-from engine.pipeline import CpuBudget, label_columns, load_index, select_split
-from engine.taxonomy import Taxonomy
-from train import commits, progress, trainer
+from engine.batches.pipeline import CpuBudget, label_columns, load_index, select_split
+from engine.specimens.taxonomy import Taxonomy
 from train.config import Config, from_dict, to_dict
-from train.worker import Job, Worker, run_folder
+from train.run import commits, progress, trainer
+from train.run.worker import Job, Worker, run_folder
 
 log = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""What a curator checks before training: a set of specimens in, findings out. No Ray here, `engine.check` runs it."""
+"""What a curator checks before training: a set of specimens in, findings out. `job` runs it with Ray."""
 
 import dataclasses
 import functools
@@ -9,9 +9,9 @@ import numpy as np
 import pyarrow as pa
 from tqdm import tqdm
 
-from engine import barcodes
-from engine.schema import BadSpecimen
-from engine.shards import ShardReader, read_index
+from engine.signals import barcodes
+from engine.specimens.schema import BadSpecimen
+from engine.store.shards import ShardReader, read_index
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 from tqdm import tqdm
 
-from engine import barcodes
 from engine.curation import Finding, SpecimenSet
 from engine.curation.peptides import motif_share
+from engine.signals import barcodes
 
 MIN_LENGTH = 300  # nucleotides; shorter ones do not settle species well
 MAX_LENGTH = 1600  # all of COI has about 1,540

@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 
 from engine.curation import Finding, SpecimenSet
-from engine.names import NAME_TYPES, SPECIES_TYPES, name_type
-from engine.taxonomy import RANKS, Taxonomy
+from engine.specimens.names import NAME_TYPES, SPECIES_TYPES, name_type
+from engine.specimens.taxonomy import RANKS, Taxonomy
 
 GRADES = {
     "A": "more than 10 specimens, one BIN, which has no other species",
@@ -65,7 +65,7 @@ def check_names(specimens: SpecimenSet) -> Finding:
         (row for row in rows if row["type"] not in SPECIES_TYPES), key=lambda row: (-row["specimens"], row["name"])
     )
     told = (
-        "Labels of their own type (engine.names): a code or 'sp. X' may be one species, 'sp.' is many, a complex is "
+        "Labels of their own type (specimens.names): a code or 'sp. X' may be one species, 'sp.' is many, a complex is "
         "several. Score binomials apart from them."
     )
     return Finding("names", "Species labels that are no binomials", len(found), "names", told, _table(found), facts)

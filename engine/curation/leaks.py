@@ -8,8 +8,8 @@ from collections import Counter
 import numpy as np
 import pyarrow as pa
 
-from engine.containment import MIN_OVERLAP, RELATIONS, barcode_groups, relations
 from engine.curation import Finding, SpecimenSet
+from engine.relations.containment import MIN_OVERLAP, RELATIONS, barcode_groups, relations
 
 QUERIES = ("val", "test", "val_unseen", "test_unseen")
 """Splits that are asked about; what they share with any other split, or with another set, is a leak."""

@@ -16,10 +16,10 @@ import numpy as np
 import pyarrow as pa
 from tqdm import tqdm
 
-from engine import images
 from engine.curation import Finding, SpecimenSet
-from engine.schema import BadSpecimen
-from engine.shards import ShardReader
+from engine.signals import images
+from engine.specimens.schema import BadSpecimen
+from engine.store.shards import ShardReader
 
 HASH_BYTES = 16
 MAX_BITS = 7

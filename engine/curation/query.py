@@ -8,8 +8,8 @@ the distance to the nearest reference.
 
 from dataclasses import dataclass
 
-from engine import barcodes
 from engine.curation.coi import HARMLESS, JUDGED, PROBLEMS, problems_of, read_frames
+from engine.signals import barcodes
 
 MIN_NAMED = 100  # nucleotides; of shorter ones even the strand is often uncertain (`barcodes.orient`)
 TOLD = {**PROBLEMS, "short": f"shorter than {MIN_NAMED} nucleotides", "strand": "given on the other strand; turned"}

@@ -10,7 +10,7 @@ import pyarrow.csv as pa_csv
 
 from engine import html
 from engine.curation import Finding, SpecimenSet
-from engine.storage import Location
+from engine.store.storage import Location
 
 JSON_NAME = "check.json"
 HTML_NAME = "check.html"

@@ -18,8 +18,8 @@ import pyarrow as pa
 
 from engine.curation import Finding, SpecimenSet
 from engine.curation.neighbours import nearest
-from engine.names import is_species
-from engine.taxonomy import RANKS
+from engine.specimens.names import is_species
+from engine.specimens.taxonomy import RANKS
 
 LIMITS = {"order": 0.06, "family": 0.045, "genus": 0.03, "species": 0.01}
 """Estimated share of differing nucleotides up to which a neighbour votes at a rank."""

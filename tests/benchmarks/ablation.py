@@ -19,14 +19,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from engine.pipeline import label_columns, load_index
-from engine.taxonomy import RANKS
+from engine.batches.pipeline import label_columns, load_index
+from engine.specimens.taxonomy import RANKS
 from tests.benchmarks.robust import bootstrap, features_of, measured, shown, train
-from train import checkpoint
 from train.config import Config, override
 from train.evaluation.predict import encode_split
-from train.evaluation.scoring import Scorer
 from train.evaluation.subsets import barcode_groups, read_barcodes
+from train.inference.scoring import Scorer
+from train.models import checkpoint
 from train.models.trimodal import caption_tokenizer
 from train.recipes import as_robust, make
 

@@ -18,17 +18,18 @@ from pathlib import Path
 import numpy as np
 from sklearn.metrics import roc_auc_score
 
-from engine.names import is_species
-from engine.pipeline import label_columns, load_index
-from engine.taxonomy import RANKS
-from train import checkpoint
-from train.evaluation import calibrate, calibration_report
-from train.evaluation.calibration import FILE, WITH_LIBRARY, Calibration
-from train.evaluation.calibration_report import THRESHOLD
+from engine.batches.pipeline import label_columns, load_index
+from engine.specimens.names import is_species
+from engine.specimens.taxonomy import RANKS
+from train.evaluation import calibrate
 from train.evaluation.cases import SPECIES, Asked, Cases, Part
 from train.evaluation.classical import run_tools
 from train.evaluation.setting import Setting
 from train.evaluation.subsets import read_barcodes
+from train.inference.calibration import FILE, WITH_LIBRARY, Calibration
+from train.models import checkpoint
+from train.pages import calibration_report
+from train.pages.calibration_report import THRESHOLD
 
 OURS = f"dna{WITH_LIBRARY}"
 TOOLS = ("vsearch_1_32", "vsearch_8_64", "sintax", "megablast", "blastn")

@@ -12,12 +12,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from engine.containment import novel_mask
-from engine.degrade import degrade_barcode, fragment
-from engine.names import is_species
-from engine.pipeline import label_columns, load_index
-from engine.schema import rng_for
-from engine.taxonomy import RANKS, Taxonomy
+from engine.batches.pipeline import label_columns, load_index
+from engine.relations.containment import novel_mask
+from engine.signals.degrade import degrade_barcode, fragment
+from engine.specimens.names import is_species
+from engine.specimens.schema import rng_for
+from engine.specimens.taxonomy import RANKS, Taxonomy
 from train.evaluation import subsets
 
 SPECIES, GENUS = RANKS.index("species"), RANKS.index("genus")

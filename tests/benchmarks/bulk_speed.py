@@ -29,9 +29,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from engine.degrade import substitute
-from serve.bulk import UNFINISHED
-from serve.plan import load_plan
+from engine.signals.degrade import substitute
+from serve.bulk.job import UNFINISHED
+from serve.bulk.plan import load_plan
 from tests.benchmarks.barcode_queries import read
 from train.evaluation.classical import COMMANDS, write_fasta
 from train.reference import Library

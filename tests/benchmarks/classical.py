@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from engine.taxonomy import RANKS
+from engine.specimens.taxonomy import RANKS
 from tests.benchmarks.barcode_queries import Task, damaged, make_task, read
 from tests.benchmarks.reference_accuracy import library_labels, library_of, scored
 from train.evaluation.classical import COMMANDS, run_tools

@@ -22,15 +22,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from engine.datasets import open_dataset
-from engine.ingest import IngestOptions, ingest
-from engine.ingest_plan import Layout
-from engine.pipeline import evaluation_batches, label_columns, load_index, select_split
-from engine.shards import MANIFEST_NAME
-from engine.taxonomy import RANKS, Taxonomy
-from train import evaluation
+from engine.batches.pipeline import evaluation_batches, label_columns, load_index, select_split
+from engine.formats.registry import open_dataset
+from engine.ingest.job import IngestOptions, ingest
+from engine.ingest.plan import Layout
+from engine.specimens.taxonomy import RANKS, Taxonomy
+from engine.store.shards import MANIFEST_NAME
 from train.config import Config, override
-from train.loop import Session
+from train.learning.loop import Session
+from train.pages import evaluation
 from train.recipes import make
 
 Case = tuple[str, int, bool]  # layout, window, partners

@@ -12,12 +12,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from engine.batches.pipeline import load_index
+from engine.batches.prepare import Prepare, Specimens
 from engine.config import DataConfig
-from engine.datasets import simulated_photos
-from engine.datasets.simulated import SimulatedSource, open_dataset
-from engine.pipeline import load_index
-from engine.prepare import Prepare, Specimens
-from engine.taxonomy import RANKS, Taxonomy
+from engine.simulated import photos as simulated_photos
+from engine.simulated.source import SimulatedSource, open_dataset
+from engine.specimens.taxonomy import RANKS, Taxonomy
 
 
 def _strip(photos: Sequence[np.ndarray], title: str, tile: int) -> np.ndarray:

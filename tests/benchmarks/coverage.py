@@ -19,9 +19,9 @@ from pathlib import Path
 
 import numpy as np
 
-from engine.ingest_plan import Layout
-from engine.sampling import Plan
-from engine.taxonomy import RANKS
+from engine.batches.sampling import Plan
+from engine.ingest.plan import Layout
+from engine.specimens.taxonomy import RANKS
 from tests.benchmarks.authors_sampler import linear
 from tests.benchmarks.label_sets import labels_of, stored_order
 

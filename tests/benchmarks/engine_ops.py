@@ -18,9 +18,11 @@ from tokenizers import Tokenizer
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 
-from engine import barcodes, captions, containment, degrade, images
 from engine.config import AugmentConfig
-from engine.schema import rng_for, uniforms_for
+from engine.relations import containment
+from engine.signals import barcodes, degrade, images
+from engine.specimens import captions
+from engine.specimens.schema import rng_for, uniforms_for
 
 NUM_PHOTOS, NUM_BARCODES = 64, 512
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from engine.sampling import Plan
+from engine.batches.sampling import Plan
 from tests.benchmarks.authors_sampler import quadratic
 from tests.benchmarks.label_sets import bioscan_labels
 

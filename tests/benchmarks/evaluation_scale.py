@@ -19,12 +19,13 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from engine.taxonomy import RANKS, Taxonomy
-from train.evaluation import findings, measure, page, report, tables
+from engine.specimens.taxonomy import RANKS, Taxonomy
+from train.evaluation import findings, measure
 from train.evaluation.predict import Encoded
-from train.evaluation.result import Evaluation
-from train.evaluation.scoring import SCORINGS, Ranking, Scorer
 from train.evaluation.store import FeatureStore
+from train.inference.scoring import SCORINGS, Ranking, Scorer
+from train.pages import page, report, tables
+from train.pages.result import Evaluation
 
 WIDTH = 20_000  # rows written at once
 

@@ -19,8 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
-from engine.datasets import SpecimenSource, open_dataset
-from tests.engine import datasets_fixtures as fixtures
+from engine.formats.registry import SpecimenSource, open_dataset
+from tests.engine.formats import fixtures
 
 PHOTOS_KEPT = 20_000  # references that the photo part reads
 

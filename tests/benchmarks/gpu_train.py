@@ -26,8 +26,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from engine.collate import Batch
-    from train.loop import Session
+    from engine.batches.collate import Batch
+    from train.learning.loop import Session
 
 OPTIONAL = {"mlflow": "tracking; without it set run.tracking=none"}
 PACKAGES = ("engine", "train")
@@ -74,9 +74,9 @@ def write_shards(folder: Path, count: int) -> Path:
     """Simulated specimens, and a tokenizer file made from their barcodes beside them."""
     from tokenizers import Tokenizer, models, trainers
 
-    from engine.datasets import open_dataset
-    from engine.ingest import IngestOptions, ingest
-    from engine.pipeline import load_index
+    from engine.batches.pipeline import load_index
+    from engine.formats.registry import open_dataset
+    from engine.ingest.job import IngestOptions, ingest
     from train.evaluation.subsets import read_barcodes
 
     source = open_dataset("simulated", [], seed=0, num_specimens=count, num_species=max(16, count // 77))
@@ -92,9 +92,9 @@ def write_shards(folder: Path, count: int) -> Path:
 
 def session_of(options: argparse.Namespace, shards: Path, device: Any) -> "Session":
     """The recipe `bioscan1m` on these shards, or with --small its kinds of towers at sizes for a CPU."""
-    from engine.pipeline import label_columns, load_index, select_split
-    from engine.taxonomy import Taxonomy
-    from train.loop import Session
+    from engine.batches.pipeline import label_columns, load_index, select_split
+    from engine.specimens.taxonomy import Taxonomy
+    from train.learning.loop import Session
     from train.recipes import make
 
     config = make("bioscan1m")
@@ -135,8 +135,8 @@ def steady_step(options: argparse.Namespace, session: "Session", batch: "Batch",
 
 def fed_by_the_engine(options: argparse.Namespace, session: "Session") -> None:
     """The same steps on batches of Ray Data: how long do they wait?"""
-    from engine.pipeline import cpu_budget
-    from train.loop import timed
+    from engine.batches.pipeline import cpu_budget
+    from train.learning.loop import timed
 
     budget = None
     if not options.small:
@@ -189,11 +189,11 @@ def beside_the_release(options: argparse.Namespace, session: "Session", batch: "
     """The release's float32 step on copies of the towers; `ours` in the run's precision, by the same parts."""
     import torch
 
-    from engine.barcodes import make_tokenizer
-    from engine.pipeline import load_index
+    from engine.batches.pipeline import load_index
+    from engine.signals.barcodes import make_tokenizer
     from tests.benchmarks import release_step
     from train.evaluation.subsets import read_barcodes
-    from train.loop import to_device
+    from train.learning.loop import to_device
 
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     index = load_index(session.config.data.shards)

@@ -34,9 +34,9 @@ from typing import Any
 import cv2
 import numpy as np
 
-from engine import images
-from engine.datasets import open_dataset
-from engine.ingest import IngestOptions, ingest
+from engine.formats.registry import open_dataset
+from engine.ingest.job import IngestOptions, ingest
+from engine.signals import images
 from tests.benchmarks.engine_ops import photo
 
 CONTESTANTS: dict[str, tuple[str, ...]] = {

@@ -34,8 +34,8 @@ SPECIMENS, EPOCHS = 600, 5
 
 def shards_of(out: Path) -> Path:
     """600 simulated specimens of 16 species, written once."""
-    from engine.datasets import open_dataset
-    from engine.ingest import IngestOptions, ingest
+    from engine.formats.registry import open_dataset
+    from engine.ingest.job import IngestOptions, ingest
 
     folder = out / "shards"
     if not (folder / "index.parquet").is_file():

@@ -9,9 +9,9 @@ import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from engine import ingest_plan
-from engine.ingest_plan import Layout
-from engine.taxonomy import RANKS
+from engine.ingest import plan as ingest_plan
+from engine.ingest.plan import Layout
+from engine.specimens.taxonomy import RANKS
 
 NUM_TAXA = (55, 934, 7605, 22622)
 SHARE_LABELLED = (0.997, 0.958, 0.238, 0.092)

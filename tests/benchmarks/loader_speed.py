@@ -3,11 +3,11 @@
     python -m tests.benchmarks.loader_speed [--photos FOLDER] [--rounds 7] [--out loader.json]
 
 Contestants, each in a process of its own, in a new order every round:
-    ours       engine.pipeline.training_batches through Ray Data
-    same       webdataset + DataLoader(num_workers=2) whose workers run engine.prepare.Prepare on the bytes they read
+    ours       engine.batches.pipeline.training_batches through Ray Data
+    same       webdataset + DataLoader(num_workers=2) whose workers run batches.prepare.Prepare on the bytes they read
     jitter     webdataset + DataLoader(2) + open_clip's training transform with colour jitter
     plain      the same with AugmentationCfg(), that is without colours
-    alone      engine.prepare.Prepare in one process, no loader: twice its speed is the limit of two cores
+    alone      engine.batches.prepare.Prepare in one process, no loader: twice its speed is the limit of two cores
 Every contestant gives collated torch batches of the same specimens, two views of 224 pixels and the same k-mer tokens
 (cleaned, turned to the coding strand), and does nothing with them. Ours crops 0.9-1 of the area as open_clip does,
 jitters by .4/.4/.4/.1, and flips, which open_clip does not. Warm-up is left out: the clock starts with a batch that
@@ -33,14 +33,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from engine import barcodes, images
+from engine.batches.prepare import Prepare, Specimens
+from engine.batches.sampling import Plan
 from engine.config import AugmentConfig, DataConfig
-from engine.prepare import Prepare, Specimens
-from engine.sampling import Plan
-from engine.schema import Specimen, uniforms_for
-from engine.shards import shard_name
-from engine.tars import write_shard
-from engine.taxonomy import RANKS, Taxonomy
+from engine.signals import barcodes, images
+from engine.specimens.schema import Specimen, uniforms_for
+from engine.specimens.taxonomy import RANKS, Taxonomy
+from engine.store.shards import shard_name
+from engine.store.tars import write_shard
 from tests.benchmarks.engine_ops import photo
 
 CONTESTANTS = ("ours", "same", "jitter", "plain", "alone")
@@ -83,7 +83,7 @@ def opened(folder: Path) -> Specimens:
 def ours(folder: Path, batch_size: int, store: int) -> Iterator[Any]:
     import ray
 
-    from engine.pipeline import cpu_budget, training_batches
+    from engine.batches.pipeline import cpu_budget, training_batches
 
     ray.init(address="local", num_cpus=2, object_store_memory=store, include_dashboard=False, log_to_driver=False,
              logging_level="ERROR")  # fmt: skip
@@ -94,7 +94,7 @@ def ours(folder: Path, batch_size: int, store: int) -> Iterator[Any]:
 
 
 def alone(folder: Path, batch_size: int, store: int) -> Iterator[Any]:
-    from engine.collate import collate
+    from engine.batches.collate import collate
 
     specimens = opened(folder)
     prepare = Prepare(specimens, DATA, SEED, training=True)
@@ -122,7 +122,7 @@ def _loader(folder: Path, batch_size: int, collate: Callable[[list[tuple]], Any]
 
 def same(folder: Path, batch_size: int, store: int) -> Iterator[Any]:
     """The workers of DataLoader prepare what webdataset reads by our own function, all of a batch in one call."""
-    from engine.collate import collate
+    from engine.batches.collate import collate
 
     specimens = opened(folder)
     row = {key.decode(): i for i, key in enumerate(specimens.key)}
@@ -218,7 +218,7 @@ def store_megabytes() -> float:
 
 def stages(folder: Path, batch_size: int, repeats: int) -> dict[str, float]:
     """CPU milliseconds per specimen of every stage of `Prepare`, each alone, medians of the repeats."""
-    from engine.collate import collate
+    from engine.batches.collate import collate
 
     specimens = opened(folder)
     prepare = Prepare(specimens, DATA, SEED, training=True)

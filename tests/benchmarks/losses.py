@@ -29,11 +29,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tests.train import losses_reference as reference
-from tests.train.loss_batches import NAMES, random_features, random_targets
-from train import loss_masks
+from tests.train.losses import reference
+from tests.train.losses.batches import NAMES, random_features, random_targets
 from train.config import LossConfig
 from train.losses import Targets, contrastive_loss, hierarchy_loss, total_loss
+from train.losses import masks as loss_masks
 
 SIZES = (16, 32, 64, 128, 250)
 RELEASE_SIZES = (250, 500, 1000)

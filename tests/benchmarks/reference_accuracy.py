@@ -19,12 +19,12 @@ from pathlib import Path
 
 import numpy as np
 
-from engine.taxonomy import RANKS
-from serve.answer import Answer, Query
-from serve.predictor import Predictor
+from engine.specimens.taxonomy import RANKS
+from serve.answers.answer import Answer, Query
+from serve.answers.predictor import Predictor
 from tests.benchmarks.barcode_queries import SPECIES, Task, damaged, make_task, read, withheld_species
-from train.evaluation.calibration import WITH_LIBRARY, Calibration, Combination
 from train.evaluation.classical import run_tools
+from train.inference.calibration import WITH_LIBRARY, Calibration, Combination
 from train.metrics import macro, micro, paired_difference
 from train.reference import Library, nearest_labels
 

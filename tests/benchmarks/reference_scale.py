@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from engine.barcodes import clean
-from engine.taxonomy import RANKS
+from engine.signals.barcodes import clean
+from engine.specimens.taxonomy import RANKS
 from tests.benchmarks.barcode_queries import Side, Task, binomial_only, make_task, read
 from tests.benchmarks.reference_accuracy import library_labels, table
 from train.evaluation.classical import run_tools

@@ -25,15 +25,15 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from engine.pipeline import label_columns, load_index, select_split
-from engine.taxonomy import RANKS, Taxonomy
-from train import checkpoint
+from engine.batches.pipeline import label_columns, load_index, select_split
+from engine.specimens.taxonomy import RANKS, Taxonomy
 from train.config import Config, override
 from train.evaluation.predict import encode_split, only
-from train.evaluation.scoring import Scorer
 from train.evaluation.subsets import barcode_groups, read_barcodes
-from train.loop import Session
+from train.inference.scoring import Scorer
+from train.learning.loop import Session
 from train.metrics import resample
+from train.models import checkpoint
 from train.models.trimodal import Trimodal, caption_tokenizer
 from train.recipes import as_clibd, as_clibd_hir, as_robust, make
 

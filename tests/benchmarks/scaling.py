@@ -25,8 +25,8 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:] = [str(ROOT)] + [p for p in sys.path if Path(p).resolve() != ROOT / "tests" / "benchmarks"]
 
 from infra.capacity import specimens_per_second, step_seconds  # noqa: E402
-from tests.infra.drills.cluster import Cluster, ClusterTraining, authenticate  # noqa: E402
-from tests.infra.drills.machines import Network, until  # noqa: E402
+from tests.drills.cluster import Cluster, ClusterTraining, authenticate  # noqa: E402
+from tests.drills.machines import Network, until  # noqa: E402
 
 CONFIGURATIONS = (("data", 1), ("data", 2), ("data", 4), ("train", 1), ("train", 2))
 CALIBRATION = 1  # nodes of the configuration that the model is calibrated on
@@ -42,8 +42,8 @@ TOLERANCE = 0.35
 
 def write_shards(folder: Path) -> Path:
     """Simulated specimens with photos of 256 pixels."""
-    from engine.datasets import open_dataset
-    from engine.ingest import IngestOptions, ingest
+    from engine.formats.registry import open_dataset
+    from engine.ingest.job import IngestOptions, ingest
 
     if not (folder / "index.parquet").is_file():
         source = open_dataset("simulated", [], seed=0, num_specimens=1200, num_species=16)
@@ -55,10 +55,17 @@ def drive(shards: str, told: Path) -> None:
     """On the head: take batches; after the first, wait until the harness has set the quotas; write what was seen."""
     import ray
 
+    from engine.batches.pipeline import (
+        Specimens,
+        cpu_budget,
+        label_columns,
+        load_index,
+        select_split,
+        training_batches,
+    )
+    from engine.batches.sampling import Plan
     from engine.config import DataConfig
-    from engine.pipeline import Specimens, cpu_budget, label_columns, load_index, select_split, training_batches
-    from engine.sampling import Plan
-    from engine.taxonomy import Taxonomy
+    from engine.specimens.taxonomy import Taxonomy
 
     ray.init(address="auto", log_to_driver=False, logging_level="ERROR")
     index = select_split(load_index([shards]), "train")

@@ -34,13 +34,13 @@ from urllib.parse import urlsplit
 import pyarrow.parquet as pq
 import torch
 
-from serve.answer import Query
-from serve.directory import Spec
+from serve.answers.answer import Query
+from serve.answers.predictor import Options, Predictor
 from serve.front import use_haproxy
-from serve.host import ModelHost, Reply
+from serve.http.host import ModelHost, Reply
 from serve.main import PATIENCE_S
-from serve.predictor import Options, Predictor
-from serve.settings import Settings
+from serve.models.directory import Spec
+from serve.models.settings import Settings
 
 BATCH = 64
 CLIENTS = 16

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from engine.datasets.simulated import open_dataset
+from engine.simulated.source import open_dataset
 
 LENGTH = 658
 RANKS = ("order", "family", "genus", "species")

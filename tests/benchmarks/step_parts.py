@@ -24,19 +24,19 @@ import open_clip
 import pyarrow as pa
 import torch
 
-from engine.captions import caption
-from engine.collate import Batch, collate
-from engine.pipeline import label_columns, load_index, select_split
-from engine.prepare import MemberReader, Prepare, Specimens
-from engine.taxonomy import RANKS, Taxonomy
+from engine.batches.collate import Batch, collate
+from engine.batches.pipeline import label_columns, load_index, select_split
+from engine.batches.prepare import MemberReader, Prepare, Specimens
+from engine.specimens.captions import caption
+from engine.specimens.taxonomy import RANKS, Taxonomy
 from tests.benchmarks import release_step
 from tests.benchmarks.release_step import Clock, Release
-from train.checkpoint import build
 from train.config import Config, override
 from train.evaluation.subsets import read_barcodes
-from train.loop import CaptionTable
+from train.learning.loop import CaptionTable
+from train.learning.optim import build_optimizer
+from train.models.checkpoint import build
 from train.models.trimodal import caption_tokenizer
-from train.optim import build_optimizer
 
 PARTS = ("towers", "losses", "masks", "optimizer", "data")
 

@@ -6,7 +6,7 @@
 Single-process: N trainings one after another in this process on one core, against a sweep of N trials on one actor that
 is used again, one at a time, no early stopping; both with MLflow on sqlite and with the same validations, the imports
 of the first actor included in the sweep's time. The overhead is a share of the time.
-Distributed: N trainings of two workers by `train.trainer.train`, against a sweep of N such trials. The overhead is in
+Distributed: N trainings of two workers by `trainer.train`, against a sweep of N such trials. The overhead is in
 seconds a trial.
 
 Prints one JSON line. Ray's start is in neither; run it on a machine that does nothing else.
@@ -27,8 +27,8 @@ sys.path[:] = [str(ROOT)] + [p for p in sys.path if Path(p).resolve() != ROOT / 
 
 def plain(sweep: Any, trials: int) -> list[float]:
     """Seconds of each training by itself, under the configuration of a trial."""
-    from train.tracking import create_run
-    from train.trainer import train
+    from train.run.tracking import create_run
+    from train.run.trainer import train
     from tune.ledger import Entry
     from tune.spaces import defaults
     from tune.trial import InProcess, Task, keep_memory

@@ -11,8 +11,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:] = [str(ROOT)] + [p for p in sys.path if Path(p).resolve() != ROOT / "tests" / "infra"]
 
-from tests.infra.drills.cluster import Cluster, authenticate  # noqa: E402
-from tests.infra.drills.machines import Network  # noqa: E402
+from tests.drills.cluster import Cluster, authenticate  # noqa: E402
+from tests.drills.machines import Network  # noqa: E402
 
 
 def main() -> None:

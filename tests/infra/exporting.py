@@ -87,7 +87,7 @@ def measure() -> None:
     import ray
 
     from tests.train.small import small_config
-    from train.trainer import train
+    from train.run.trainer import train
 
     shards, storage = sys.argv[1:3]
     config = small_config(shards, f"run.storage={storage}", "run.name=job", "run.epochs=2", "run.log_every=1")

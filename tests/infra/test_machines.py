@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.infra.drills.machines import CGROUPS, Machine, Network, ip, until
+from tests.drills.machines import CGROUPS, Machine, Network, ip, until
 
 ROOT = Path(__file__).resolve().parents[2]
 

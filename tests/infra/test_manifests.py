@@ -193,7 +193,7 @@ def test_serve_configurations() -> None:
     from ray.serve.schema import ServeDeploySchema
 
     from serve import app
-    from serve.settings import read_settings
+    from serve.models.settings import read_settings
 
     (service,) = documents(INFRA / "kubernetes" / "rayservice.yaml")
     for text in (service["spec"]["serveConfigV2"], (INFRA / "serve.yaml").read_text()):

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from tests.infra.test_manifests import expressions
-from train.gauges import GAUGES
+from train.run.gauges import GAUGES
 
 ROOT = Path(__file__).resolve().parents[2]
 

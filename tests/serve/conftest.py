@@ -9,22 +9,23 @@ import pytest
 import torch
 from starlette.testclient import TestClient
 
-from engine.pipeline import label_columns, load_index, select_split
-from engine.shards import ShardReader
-from engine.taxonomy import Taxonomy
-from serve.api import make_app
-from serve.directory import read_directory
-from serve.host import ModelHost
-from serve.predictor import Predictor
-from serve.service import Service
-from serve.settings import Settings
+from engine.batches.pipeline import label_columns, load_index, select_split
+from engine.specimens.taxonomy import Taxonomy
+from engine.store.shards import ShardReader
+from serve.answers.predictor import Predictor
+from serve.http.api import make_app
+from serve.http.host import ModelHost
+from serve.http.service import Service
+from serve.models.directory import read_directory
+from serve.models.settings import Settings
 from tests.train.small import small_config
-from train import checkpoint, reference
+from train import reference
 from train.evaluation import calibrate
-from train.evaluation.calibration import FILE
 from train.evaluation.cases import Part
-from train.evaluation.combination import Combiner
 from train.evaluation.setting import Setting
+from train.inference.calibration import FILE
+from train.inference.combination import Combiner
+from train.models import checkpoint
 
 
 @dataclass(frozen=True)

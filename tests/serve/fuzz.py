@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import requests
 
-from serve.schemas import ErrorBody
+from serve.http.schemas import ErrorBody
 from tests.serve.conftest import Served
 
 BOUNDARY = "b0undary"

@@ -15,11 +15,11 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI, Request
 
-from serve.api import make_app
-from serve.directory import read_directory
-from serve.host import ModelHost
-from serve.service import Service
-from serve.settings import read_settings
+from serve.http.api import make_app
+from serve.http.host import ModelHost
+from serve.http.service import Service
+from serve.models.directory import read_directory
+from serve.models.settings import read_settings
 
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_TRUNC
 
@@ -66,7 +66,9 @@ def add_noop(app: FastAPI) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a key of serve.settings")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="a key of serve.models.settings"
+    )
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--audit", action="store_true")
     options = parser.parse_args()

@@ -12,14 +12,14 @@ import pytest
 from huggingface_hub import ModelCard
 from mlflow import MlflowClient
 
-from serve.answer import Query
+from serve.answers.answer import Query
+from serve.answers.predictor import Predictor
 from serve.export import REQUIREMENTS, export_folder, input_example, main, register
-from serve.predictor import Predictor
-from serve.registry import resolve_checkpoint
+from serve.models.registry import resolve_checkpoint
 from tests.conftest import ROOT
 from tests.serve.conftest import Served
-from train.checkpoint import CONFIG, META, STATE, WEIGHTS
-from train.evaluation.calibration import FILE
+from train.inference.calibration import FILE
+from train.models.checkpoint import CONFIG, META, STATE, WEIGHTS
 
 
 def same(one: Predictor, other: Predictor, served: Served) -> None:

@@ -15,7 +15,7 @@ def main() -> None:
     import ray
 
     from tests.train.small import small_config
-    from train.trainer import train
+    from train.run.trainer import train
 
     shards, storage, *settings = sys.argv[1:]
     config = small_config(shards, f"run.storage={storage}", "run.name=job", *settings)

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.taxonomy import RANKS, Taxonomy
+from engine.specimens.taxonomy import RANKS, Taxonomy
 from train.evaluation import measure, predict
-from train.evaluation.scoring import Scorer
+from train.inference.scoring import Scorer
 
 NAMES = [("A", "Aa", "Aaa", f"Aaa s{i}") for i in range(3)] + [("B", "Bb", "Bbb", f"Bbb s{i}") for i in range(3)]
 LABELS = np.array([0, 1, 2, 3, 4, 5, 0, 3])  # species of eight specimens

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import torch
 
-from engine.pipeline import label_columns, load_index, select_split
-from engine.taxonomy import Taxonomy
+from engine.batches.pipeline import label_columns, load_index, select_split
+from engine.specimens.taxonomy import Taxonomy
 from train.config import Config, override
-from train.loop import Session
+from train.learning.loop import Session
 
 SETTINGS = (
     "data.image_size=32", "model.embed_dim=32", "model.dna_width=64", "model.dna_depth=1", "model.dropout=0",

@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from engine.barcodes import make_tokenizer
 from engine.config import DataConfig
+from engine.signals.barcodes import make_tokenizer
 from train.config import LossConfig, ModelConfig
 from train.models.trimodal import Features, Trimodal, build_model, caption_tokenizer
 

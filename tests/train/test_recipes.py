@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from engine.config import RobustConfig
+from tests.train.models.test_dnabert2 import bpe_data
 from tests.train.small import small_session
 from tests.train.small_models import SHRUNK_VIT, write_folder
-from tests.train.test_dnabert2 import bpe_data
 from train.config import Config
 from train.recipes import RECIPES, as_clibd, as_clibd_hir, as_robust, make
 

@@ -11,7 +11,7 @@ import pytest
 from tests.train.small import small_config
 from tests.tune.writers import BATCHES, write
 from train.config import Config
-from train.tracking import tracking_uri
+from train.run.tracking import tracking_uri
 from tune import records, sweep
 from tune.ledger import Entry
 from tune.spaces import defaults, find

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from tests.train.small import small_config
-from train import checkpoint
 from train.config import Config
+from train.models import checkpoint
 from tune import spaces
 from tune.ledger import SWEEP, Entry, Ledger
 from tune.spaces import Choice
@@ -34,7 +34,7 @@ def config_at(shards: Path, storage: Path, *settings: str) -> Config:
 def runs_of(config: Config) -> list[Any]:
     from mlflow import MlflowClient
 
-    from train.tracking import tracking_uri
+    from train.run.tracking import tracking_uri
 
     client = MlflowClient(tracking_uri(config))
     (experiment,) = [e for e in client.search_experiments() if e.name == config.run.experiment]

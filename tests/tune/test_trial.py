@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from tests.train.small import small_config
-from train import checkpoint, commits
 from train.config import Config, to_dict
+from train.models import checkpoint
 from train.models.text_encoder import TextEncoder
+from train.run import commits
 from tune.trial import Task, Trial, on_split, score_of
 
 METRICS = {

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from engine.pipeline import load_index
+from engine.batches.pipeline import load_index
 from tests.train.small import SETTINGS
 from tests.train.test_main import refused
 from train.config import override

@@ -1,7 +1,7 @@
 """What a trial does to MLflow, and nothing else: for processes that a test starts, which must not import Torch."""
 
 from train.config import Config
-from train.tracking import open_tracker
+from train.run.tracking import open_tracker
 
 BATCHES = 1000
 

@@ -15,10 +15,11 @@ from functools import lru_cache
 import numpy as np
 from tqdm import tqdm
 
-from engine.schema import uniforms_for
-from engine.taxonomy import RANKS
-from train.evaluation import evidence
-from train.evaluation.calibration import (
+from engine.specimens.schema import uniforms_for
+from engine.specimens.taxonomy import RANKS
+from train.evaluation.cases import DAMAGE, SPECIES, Asked, Cases, Part
+from train.inference import evidence
+from train.inference.calibration import (
     WITH_LIBRARY,
     Calibration,
     Calibrator,
@@ -28,8 +29,7 @@ from train.evaluation.calibration import (
     columns_of,
     fit_rule,
 )
-from train.evaluation.cases import DAMAGE, SPECIES, Asked, Cases, Part
-from train.evaluation.evidence import AGREEMENTS, INPUTS
+from train.inference.evidence import AGREEMENTS, INPUTS
 
 CLEAN, DAMAGED, WITHHELD = 0.6, 0.2, 0.2  # shares of the mixture
 FLAGGED = 0.03  # of the queries of known species: on test they are up to 1.4 times as many, and 5% are allowed

@@ -11,17 +11,18 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from engine.barcodes import orient_batch
+from engine.batches.pipeline import label_columns
 from engine.config import DegradeConfig
-from engine.damage import measured_barcodes
-from engine.pipeline import label_columns
-from engine.taxonomy import RANKS
-from train.evaluation import evidence, subsets
-from train.evaluation.calibration import WITH_LIBRARY, Combination
-from train.evaluation.combination import Combiner, Nearest
-from train.evaluation.evidence import Answers
+from engine.signals.barcodes import orient_batch
+from engine.signals.damage import measured_barcodes
+from engine.specimens.taxonomy import RANKS
+from train.evaluation import subsets
 from train.evaluation.predict import QUERIES, Encoded
 from train.evaluation.setting import Setting
+from train.inference import evidence
+from train.inference.calibration import WITH_LIBRARY, Combination
+from train.inference.combination import Combiner, Nearest
+from train.inference.evidence import Answers
 
 DAMAGE = {
     "preset": DegradeConfig(severity=1.0, blur_kernel=5),

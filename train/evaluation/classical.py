@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from engine.taxonomy import RANKS
+from engine.specimens.taxonomy import RANKS
 
 NO_HIT = -1
 _POLL = 0.005  # seconds between two looks at a running program

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from engine.taxonomy import RANKS
+from engine.specimens.taxonomy import RANKS
 from train import metrics
 from train.metrics import Difference, paired_difference, prefix
 

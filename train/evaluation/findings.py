@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
-from engine.taxonomy import RANKS, Taxonomy
+from engine.specimens.taxonomy import RANKS, Taxonomy
 from train import metrics
 from train.evaluation.measure import Rankings, Subsets
 from train.evaluation.predict import Encoded

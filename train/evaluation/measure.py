@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from engine.taxonomy import RANKS
+from engine.specimens.taxonomy import RANKS
 from train import metrics
 from train.evaluation.predict import QUERIES, Encoded
-from train.evaluation.scoring import SCORINGS, Ranking, Scorer
+from train.inference.scoring import SCORINGS, Ranking, Scorer
 
 Rankings = dict[tuple[str, str, str], Ranking]
 """(scoring, query, condition) -> ranking of all N specimens, UNSCORED where they lack what the query needs."""

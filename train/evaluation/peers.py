@@ -15,13 +15,13 @@ import numpy as np
 import pyarrow as pa
 from tqdm import tqdm
 
-from engine import barcodes, degrade, images
+from engine.batches.pipeline import CpuBudget, label_columns
 from engine.config import DataConfig
-from engine.damage import measured_barcodes
-from engine.pipeline import CpuBudget, label_columns
-from engine.shards import ShardReader
-from engine.storage import Location
-from engine.taxonomy import Taxonomy
+from engine.signals import barcodes, degrade, images
+from engine.signals.damage import measured_barcodes
+from engine.specimens.taxonomy import Taxonomy
+from engine.store.shards import ShardReader
+from engine.store.storage import Location
 from train import reference
 from train.evaluation.predict import Encoded, encode_split, only
 from train.reference import Library

@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from engine.batches.pipeline import CpuBudget, evaluation_batches
 from engine.config import DataConfig
-from engine.pipeline import CpuBudget, evaluation_batches
-from engine.taxonomy import RANKS, Taxonomy
-from train.evaluation.scoring import Scorer
+from engine.specimens.taxonomy import RANKS, Taxonomy
 from train.evaluation.store import FeatureStore
+from train.inference.scoring import Scorer
 from train.metrics import prefix
 
 MODALITIES = ("image", "dna")
@@ -126,7 +126,7 @@ def encode_split(model: Any, index: pa.Table, taxonomy: Taxonomy, data: DataConf
                  device: torch.device | str = "cpu", budget: CpuBudget | None = None,
                  clean: bool = True, noisy: bool = True,
                  store: FeatureStore | None = None) -> Encoded:  # fmt: skip
-    """Encode every specimen of `index` (rows of `engine.pipeline.load_index`) once, with a progress bar.
+    """Encode every specimen of `index` (rows of `engine.batches.pipeline.load_index`) once, with a progress bar.
 
     A specimen of which nothing can be read has neither modality; the pipeline logs its key.
 

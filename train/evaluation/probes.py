@@ -16,13 +16,13 @@ from sklearn.metrics import adjusted_mutual_info_score, v_measure_score
 from tqdm import tqdm
 
 from engine import html
+from engine.batches.pipeline import label_columns
 from engine.html import Section
-from engine.pipeline import label_columns
-from engine.taxonomy import RANKS, Taxonomy
+from engine.specimens.taxonomy import RANKS, Taxonomy
 from train import metrics
-from train.evaluation import tables
 from train.evaluation.retrieval import Side, Specimens, named_rows, nearest
 from train.evaluation.setting import Setting
+from train.pages import tables
 
 SHOTS = (1, 5)
 DRAWS = 5  # of the few specimens

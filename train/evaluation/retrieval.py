@@ -18,13 +18,14 @@ import torch
 from tqdm import tqdm
 
 from engine import html
-from engine.captions import caption
+from engine.batches.pipeline import label_columns
 from engine.html import Section
-from engine.pipeline import label_columns
-from engine.taxonomy import RANKS, Taxonomy
+from engine.specimens.captions import caption
+from engine.specimens.taxonomy import RANKS, Taxonomy
 from train import metrics
-from train.evaluation import subsets, tables
+from train.evaluation import subsets
 from train.evaluation.setting import Setting
+from train.pages import tables
 
 TOP = (1, 3, 5)
 MODALITIES = ("image", "dna", "text")

@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from engine import barcodes, degrade, images
-from engine.degrade import PAPER, BarcodePreset
-from engine.prepare import MemberReader, Specimens
-from engine.schema import rng_for, uniforms_for
-from engine.taxonomy import RANKS
+from engine.batches.prepare import MemberReader, Specimens
+from engine.signals import barcodes, degrade, images
+from engine.signals.degrade import PAPER, BarcodePreset
+from engine.specimens.schema import rng_for, uniforms_for
+from engine.specimens.taxonomy import RANKS
 from train import metrics
 from train.evaluation import subsets
 from train.evaluation.amplicons import AMPLICONS

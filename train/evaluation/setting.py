@@ -11,14 +11,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
+from engine.batches.pipeline import CpuBudget, cpu_budget, select_split
 from engine.config import DegradeConfig
-from engine.pipeline import CpuBudget, cpu_budget, select_split
-from engine.taxonomy import Taxonomy
+from engine.specimens.taxonomy import Taxonomy
 from train.config import Config
 from train.evaluation.predict import Encoded, encode_split
-from train.evaluation.scoring import Scorer
 from train.evaluation.store import FeatureStore, fingerprint
 from train.evaluation.subsets import without_provisional
+from train.inference.scoring import Scorer
 from train.models.trimodal import caption_tokenizer
 
 

@@ -11,12 +11,12 @@ import numpy as np
 import pyarrow as pa
 from tqdm import tqdm
 
-from engine import barcodes
-from engine.names import is_provisional
-from engine.pipeline import label_columns
-from engine.shards import ShardReader
-from engine.storage import Location
-from engine.taxonomy import RANKS, Taxonomy
+from engine.batches.pipeline import label_columns
+from engine.signals import barcodes
+from engine.specimens.names import is_provisional
+from engine.specimens.taxonomy import RANKS, Taxonomy
+from engine.store.shards import ShardReader
+from engine.store.storage import Location
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from engine.barcodes import UNKNOWN
+from engine.signals.barcodes import UNKNOWN
 from train.models.bert_folder import OPTION, BertShape, masked_mean
 
 SPECIALS = (2, 3)  # special tokens that published vocabularies begin with
@@ -33,7 +33,7 @@ def num_specials(shape: BertShape, k: int, length: int) -> int:
 
 
 class BarcodeBertEncoder(nn.Module):
-    """int64 tokens [B, L] of engine.barcodes (0 = padding, 1 = unknown, 2.. = k-mers) and mask [B, L] -> [B, D]."""
+    """int64 tokens [B, L] of signals.barcodes (0 = padding, 1 = unknown, 2.. = k-mers) and mask [B, L] -> [B, D]."""
 
     def __init__(self, shape: BertShape, specials: int, dropout: float, embed_dim: int) -> None:
         super().__init__()

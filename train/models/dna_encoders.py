@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine.barcodes import FIRST_KMER, make_tokenizer
 from engine.config import DataConfig
+from engine.signals.barcodes import FIRST_KMER, make_tokenizer
 from train.config import ModelConfig
 from train.models import bert_folder
 from train.models.barcodebert import BarcodeBertEncoder, num_specials

@@ -2,7 +2,7 @@
 
 A pair of tokens i, j is told apart by |i - j| alone: each head lowers its attention by slope * |i - j| (ALiBi, made
 symmetric), so there are no position embeddings and no longest barcode. Written for torch's
-scaled_dot_product_attention; equal to the published modelling code to 1e-4 (tests/train/test_dnabert2.py).
+scaled_dot_product_attention; equal to the published modelling code to 1e-4 (tests/train/models/test_dnabert2.py).
 
 Shapes: B barcodes, L tokens, V vocabulary, W width, H heads, D embedding.
 """
@@ -152,7 +152,7 @@ def _longest(mask: Tensor) -> int:
 
 
 class Dnabert2Encoder(nn.Module):
-    """int64 tokens [B, L] of engine.barcodes (0 = padding, else a file's id + 1) and mask [B, L] -> [B, D].
+    """int64 tokens [B, L] of engine.signals.barcodes (0 = padding, else a file's id + 1) and mask [B, L] -> [B, D].
 
     The mean runs over real tokens only, the special tokens that the tokenizer adds among them.
     """

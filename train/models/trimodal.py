@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine import damage
 from engine.config import DataConfig
+from engine.signals import damage
 from train.config import LossConfig, ModelConfig
 from train.models import lora, open_clip_source, towers
 from train.models.dna_encoders import build_dna_encoder
@@ -103,7 +103,7 @@ class Trimodal(nn.Module):
         return self.fusion.gate(image, dna)
 
     def forward(self, batch: Mapping[str, Any]) -> Features:
-        """A Batch (engine.collate) with `text_tokens` [U, T] and `text_index` [B] (-1 = no caption) -> Features."""
+        """A `collate.Batch` with `text_tokens` [U, T] and `text_index` [B] (-1 = no caption) -> Features."""
         if isinstance(self.log_scale, nn.Parameter):
             with torch.no_grad():
                 self.log_scale.clamp_(0.0, MAX_LOG_SCALE)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from engine.taxonomy import RANKS
+from engine.specimens.taxonomy import RANKS
 from train.reference.library import Library
 from train.reference.search import Hits
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from engine import barcodes, images
 from engine.config import DataConfig
+from engine.signals import barcodes, images
 
 _CHUNK = 1 << 16  # references compared at a time
 _BATCH = 64  # photos or barcodes encoded at a time

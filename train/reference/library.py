@@ -22,10 +22,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from engine.barcodes import orient_batch
-from engine.names import is_species
-from engine.shards import file_sha256
-from engine.taxonomy import RANKS, Taxonomy
+from engine.signals.barcodes import orient_batch
+from engine.specimens.names import is_species
+from engine.specimens.taxonomy import RANKS, Taxonomy
+from engine.store.shards import file_sha256
 from train.reference.features import nearest_features
 from train.reference.search import Hits, SearchOptions, Targets, search
 from train.reference.seeds import SeedIndex

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from engine.barcodes import orient_batch, reverse_complement
+from engine.signals.barcodes import orient_batch, reverse_complement
 from train.reference.align import align
 from train.reference.seeds import Budget, Candidates, SeedIndex
 

@@ -1,4 +1,4 @@
-"""What a library is built and extended from: shards, and all formats of `engine.datasets` (FASTA, photos, ...).
+"""What a library is built and extended from: shards, and all formats of `engine.formats.registry` (FASTA, photos, ...).
 
 Both give records (rows of `library.COLUMNS`) with clean barcodes and, with an encoder, features; `Library.build` and
 `Library.extend` take them as they are.
@@ -14,11 +14,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from tqdm import tqdm
 
-from engine.barcodes import clean
-from engine.datasets import SpecimenSource, read_all
-from engine.pipeline import load_index
-from engine.shards import ShardReader
-from engine.storage import Location
+from engine.batches.pipeline import load_index
+from engine.formats.registry import SpecimenSource, read_all
+from engine.signals.barcodes import clean
+from engine.store.shards import ShardReader
+from engine.store.storage import Location
 from train.reference.features import Encoder
 
 _BLOCK = 512  # bytes: a tar header, and what a member's end is filled up to
@@ -69,7 +69,7 @@ def read_shards(shards: Sequence[str | Path], split: str = "train", encoder: Enc
 
 
 def read_source(source: SpecimenSource, encoder: Encoder | None = None) -> References:
-    """All specimens of a source of `engine.datasets.open_dataset`; photos are read only where an encoder is given.
+    """All specimens of a source of `open_dataset`; photos are read only where an encoder is given.
 
     Raises ValueError as the source does, and where it has no specimen.
     """

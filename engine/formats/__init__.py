@@ -1,0 +1,1 @@
+"""Formats that specimens come in, one module each; `registry` names them."""

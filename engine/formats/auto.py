@@ -1,0 +1,180 @@
+"""Finds out which format files have, from their headers and how folders are laid out; says so, and opens them.
+
+A table is told by its columns' names, FASTA by its first letter, HDF5 by its groups, a folder by the tables in it, else
+by the photos. Files that fit no format are passed over where others beside them do. Two formats side by side, or none,
+are an error that names what was seen. A format's options belong to the format: name it to give them.
+"""
+
+import gzip
+import logging
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import h5py
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from engine.formats import bioscan1m, bioscan5m, fasta, image_folders, table
+from engine.formats.barcodebert import split_of_file
+from engine.formats.columns import match_columns
+from engine.formats.delimited import read_header
+from engine.formats.hdf5 import TOP_GROUP
+from engine.formats.photos import HDF5_SUFFIXES
+from engine.formats.registry import FORMATS, SpecimenSource
+from engine.formats.registry import open_dataset as open_by_name
+
+log = logging.getLogger(__name__)
+
+_OF_FILES = ("bold", "barcodebert", "clibd-hdf5", "fasta", "table")  # the others need the folder, for photos
+TABLE_SUFFIXES = (".csv", ".tsv", ".tab", ".txt", ".csv.gz", ".tsv.gz", ".tab.gz", ".txt.gz")
+PARQUET_SUFFIXES = (".parquet", ".pq")
+_FOLDERS = tuple(dict.fromkeys((*bioscan1m.FOLDERS, *bioscan5m.FOLDERS)))  # where a release keeps its metadata
+_MAX_DEPTH = 8  # of folders that are looked through for a photo
+_5M_ONLY = {"chunk", "chunk_number", "coord-lat", "index_bioscan_1m_insect", "bioscan1m_index", "inferred_ranks"}
+
+
+def format_of_header(names: list[str], file_name: str = "") -> str | None:
+    """Return the format whose tables have such columns, None when none has."""
+    found = {name.strip().lower() for name in names}
+
+    def has(*columns: str) -> bool:
+        return found.issuperset(columns)
+
+    rules: list[tuple[str, Callable[[], bool]]] = [
+        ("clibd-hir-csv", lambda: has("image_file", "taxonomy", "nucraw")),
+        ("bioscan1m", lambda: has("sampleid", "nucraw", "image_file", "uri")),
+        ("bold", lambda: has("processid", "nucleotides", "markercode")),
+        ("bold", lambda: has("processid", "nuc", "marker_code")),
+        ("bioscan5m", lambda: has("processid", "split") and bool(found & _5M_ONLY) and _has_barcode(found)),
+        ("barcodebert", lambda: has("processid") and _has_barcode(found) and bool(split_of_file(file_name))),
+        ("barcodebert", lambda: has("processid", "nucleotides", "genus_name", "species_name")),
+        ("table", lambda: _is_table(sorted(found))),
+    ]
+    return next((name for name, fits in rules if fits()), None)
+
+
+def _has_barcode(columns: set[str]) -> bool:
+    return bool(columns & {"dna_barcode", "nucleotides", "nucraw"})
+
+
+def _is_table(names: list[str]) -> bool:
+    fields = match_columns(names, table.ALIASES)
+    return "key" in fields and ("image" in fields or "barcode" in fields)
+
+
+def format_of_file(path: Path) -> str | None:
+    """Return a file's format, None when it has none of its own (an archive of photos, a picture, notes).
+
+    Raises ValueError when it cannot be read.
+    """
+    name = path.name.lower()
+    if name.endswith(HDF5_SUFFIXES):
+        return "clibd-hdf5" if _has_split_groups(path) else None
+    if name.endswith(PARQUET_SUFFIXES):
+        try:
+            return format_of_header(pq.read_schema(path).names, path.name)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise ValueError(f"auto: {path} cannot be read ({str(error).splitlines()[0]})") from None
+    if name.endswith(fasta.SUFFIXES) or (name.endswith(TABLE_SUFFIXES) and _starts_like_fasta(path)):
+        return "fasta"
+    if not name.endswith(TABLE_SUFFIXES) or path.match(fasta.TAXONOMY):
+        return None
+    try:
+        return format_of_header(read_header(path, "\t,;", True)[0], path.name)
+    except (ValueError, OSError):  # empty, or no text
+        return None
+
+
+def _starts_like_fasta(path: Path) -> bool:
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            return file.read(64).lstrip(b"\xef\xbb\xbf \r\n\t").startswith(b">")
+    except OSError:
+        return False
+
+
+def _has_split_groups(path: Path) -> bool:
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            if TOP_GROUP in file or len(file) > 1000:  # photos only, which are never listed
+                return False
+            return any(isinstance(file[name], h5py.Group) and "barcode" in file[name] for name in file)
+    except OSError as error:
+        raise ValueError(f"auto: {path} cannot be read ({str(error).splitlines()[0]})") from None
+
+
+def detect(paths: list[Path]) -> tuple[str, list[Path]]:
+    """Return (format, the files it was told by) of files and folders together; for photos, the first one.
+
+    Raises ValueError when they are of several formats or of none.
+    """
+    found: dict[str, list[Path]] = {}
+    for path in paths:
+        for file in _files(path):
+            name = format_of_file(file)
+            if name:
+                found.setdefault(name, []).append(file)
+    if len(found) > 1:
+        seen = ", ".join(f"{name} ({files[0]})" for name, files in sorted(found.items()))
+        raise ValueError(f"auto: got files of several formats: {seen}; allowed: one format, or name it and its files")
+    if found:
+        return found.popitem()
+    folders = [path for path in paths if path.is_dir()]
+    photo = next((photo for folder in folders for photo in _photos(folder)), None)
+    if photo and len(folders) == len(paths):
+        folder = next(folder for folder in folders if photo.is_relative_to(folder))
+        inside = photo.relative_to(folder).parts[:-1]
+        if not inside or image_folders.guess_labels(inside):  # else "data/moths/images", where something else lies too
+            return "images", [photo]
+    known = ", ".join(sorted(set(FORMATS) - {"auto", "simulated"}))
+    raise ValueError(f"auto: got {_what_was_seen(paths)}; allowed: files of {known}")
+
+
+def _files(path: Path) -> Iterator[Path]:
+    """A file, or the files of a folder and of where a release keeps its own."""
+    if path.is_file():
+        yield path
+        return
+    suffixes = (*TABLE_SUFFIXES, *PARQUET_SUFFIXES, *HDF5_SUFFIXES, *fasta.SUFFIXES)
+    seen: set[Path] = set()
+    for folder in (place for name in _FOLDERS if (place := path / name).is_dir()):
+        with os.scandir(folder) as entries:
+            names = sorted(entry.name for entry in entries if entry.name.lower().endswith(suffixes))
+        for file in (folder / name for name in names):
+            if file.is_file() and file.resolve() not in seen:
+                seen.add(file.resolve())
+                yield file
+
+
+def _photos(folder: Path, depth: int = 0) -> Iterator[Path]:
+    with os.scandir(folder) as found:
+        entries = sorted((entry.name, entry.is_dir()) for entry in found if not entry.name.startswith("."))
+    yield from (folder / name for name, is_dir in entries if name.lower().endswith(image_folders.PHOTO_SUFFIXES))
+    for name, is_dir in entries:
+        if is_dir and depth < _MAX_DEPTH:
+            yield from _photos(folder / name, depth + 1)
+
+
+def _what_was_seen(paths: list[Path]) -> str:
+    """A line about files that fit no format: a table's columns, or the names in a folder."""
+    told = []
+    for path in paths[:5]:
+        if path.is_dir():
+            names = sorted(os.listdir(path))
+            told.append(f"{path} with {', '.join(names[:10]) or 'nothing'}{', ...' if len(names) > 10 else ''}")
+        elif path.name.lower().endswith(TABLE_SUFFIXES) and path.stat().st_size:
+            told.append(f"{path} with columns {', '.join(read_header(path, chr(9) + ',;', False)[0][:40])}")
+        else:
+            told.append(f"{path}, which is {'empty' if not path.stat().st_size else 'of no known kind'}")
+    return "; ".join(told)
+
+
+def open_dataset(paths: list[Path]) -> SpecimenSource:
+    """Open files of whatever format they have. Raises ValueError when that cannot be told."""
+    name, files = detect(paths)
+    others = f" and {len(files) - 1} more" if len(files) > 1 else ""
+    log.warning("auto: format %s, by %s%s", name, files[0], others)
+    if name in _OF_FILES:
+        paths = files
+    return open_by_name(name, paths)

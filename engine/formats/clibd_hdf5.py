@@ -1,0 +1,147 @@
+"""CLIBD's preprocessed HDF5 files of BIOSCAN-1M and 5M: a group per split, photos padded to one length.
+
+Photos are read in place, by (group, row); `image_mask` holds their lengths, 0 = no photo. Some groups are unions of
+others: a specimen is taken from the first group that has it, in the order of GROUPS, and the report counts the other
+rows. So seen_keys is `key_unseen` in the file of BIOSCAN-1M, and `train` in that of BIOSCAN-5M, where CLIBD trains on
+them too. Rows of no_split_and_seen_train that no single group has are train with a species and pretrain without one,
+which is how the two differ.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from engine.formats.columns import FileSource, specimens_of, with_column
+from engine.formats.delimited import Rows
+from engine.formats.hdf5 import Hdf5File
+from engine.formats.lookup import name_hashes
+from engine.formats.photos import HDF5_SUFFIXES
+from engine.formats.split_names import SPLIT_ALIASES
+from engine.specimens.taxonomy import RANKS
+
+TRAINING = "no_split_and_seen_train"
+GROUPS = (
+    "train_seen",
+    "no_split",
+    TRAINING,
+    "val_seen",
+    "test_seen",
+    "val_unseen",
+    "test_unseen",
+    "single_species",
+    "other_heldout",
+    "seen_keys",
+    "val_unseen_keys",
+    "test_unseen_keys",
+    "unseen_keys",
+    "all_keys",
+)
+IDS = ("processid", "sampleid", "image_file")  # the first that a group has
+_ROWS = 1 << 14  # read at once
+
+
+@dataclasses.dataclass
+class ClibdHdf5Source(FileSource):
+    """Specimens of one or more files; see `engine.formats.registry.SpecimenSource`."""
+
+    files: list[Hdf5File] = dataclasses.field(init=False)
+
+    def __post_init__(self) -> None:
+        self.files = [Hdf5File(path) for path in self.paths]
+
+    def batches(self) -> Iterator[pa.Table]:
+        """Read all groups of all files. Raises ValueError when a file is none of CLIBD's."""
+        self.skipped.clear()
+        seen = np.empty(0, dtype=np.int64)
+        for number, path in enumerate(self.paths):
+            groups = _groups(self.files[number].file(), path)
+            for name in sorted(groups, key=lambda name: GROUPS.index(name) if name in GROUPS else len(GROUPS)):
+                hashes: list[np.ndarray] = []
+                repeated = 0
+                for specimens, columns in specimens_of(_rows(groups[name], name, number, path), path, self.skipped):
+                    mine = name_hashes(specimens["key"].to_pylist())
+                    new = ~np.isin(mine, seen)
+                    hashes.append(mine[new])
+                    repeated += len(new) - int(new.sum())
+                    specimens = with_column(specimens, "image", columns["ref"])
+                    specimens = with_column(specimens, "split", _split(specimens, name))
+                    yield specimens.filter(pa.array(new))
+                seen = np.unique(np.concatenate([seen, *hashes]))
+                if repeated:
+                    where = f"{path.name} group {name}"
+                    self.skipped.append((where, f"specimens already taken from another group: {repeated}"))
+
+    def load_image(self, ref: str) -> bytes:
+        """Return a photo's bytes. Raises ValueError when it is missing or cannot be read."""
+        number, row, length, group = ref.split(":", 3)
+        file = self.files[int(number)]
+        where = f"row {row} of {group} in {file.path}"
+        if int(length) <= 0:
+            raise ValueError(f"missing image file: length 0 ({where})")
+        try:
+            data = file.member(f"{group}/image")[int(row), : int(length)]
+        except (OSError, KeyError, ValueError, IndexError) as error:
+            raise ValueError(f"image file cannot be read: {str(error).splitlines()[0]} ({where})") from None
+        if len(data) != int(length):
+            raise ValueError(f"image file cannot be read: {len(data)} bytes of {length} ({where})")
+        return np.asarray(data, dtype=np.uint8).tobytes()
+
+
+def _groups(file: h5py.File, path: Path) -> dict[str, Any]:
+    """The groups that hold specimens, by name."""
+    names = list(file) if len(file) <= 1000 else []  # a file of photos has a million members
+    groups = {name: file[name] for name in names if isinstance(file[name], h5py.Group) and "barcode" in file[name]}
+    groups = {name: group for name, group in groups.items() if any(field in group for field in IDS) and len(group)}
+    if not groups:
+        raise ValueError(
+            f"clibd-hdf5: got {path} with {', '.join(names[:20]) or f'{len(file)} members'} at the top; "
+            f"allowed: groups named after splits, with barcode and one of {', '.join(IDS)}"
+        )
+    return groups
+
+
+def _rows(group: h5py.Group, name: str, number: int, path: Path) -> Iterator[Rows]:
+    """Read a group's text and photo lengths, some rows at a time."""
+    key = next(field for field in IDS if field in group)
+    fields = {"key": key, "barcode": "barcode", **{rank: rank for rank in RANKS if rank in group}}
+    num_rows = {len(group[field]) for field in fields.values()}
+    if "image" in group:
+        num_rows |= {len(group["image"]), len(group["image_mask"]) if "image_mask" in group else -1}
+    if len(num_rows) > 1:
+        raise ValueError(f"clibd-hdf5: {path} group {name} has data sets of {sorted(num_rows)} rows, allowed: one size")
+    for start in range(0, num_rows.pop(), _ROWS):
+        part = slice(start, start + _ROWS)
+        columns = {field: _text(group[source][part]) for field, source in fields.items()}
+        lengths = group["image_mask"][part].tolist() if "image" in group else [None] * len(columns["key"])
+        refs = [
+            f"{number}:{start + row}:{size}:{name}" if size is not None else None for row, size in enumerate(lengths)
+        ]
+        yield pa.table({**columns, "ref": pa.array(refs, pa.large_string())}), []
+
+
+def _text(values: np.ndarray) -> pa.Array:
+    decoded = [one.decode("utf-8", "replace") if isinstance(one, bytes) else str(one) for one in values.tolist()]
+    return pa.array(decoded, pa.large_string())
+
+
+def _split(specimens: pa.Table, group: str) -> pa.ChunkedArray:
+    if group == TRAINING:
+        return pc.if_else(pc.is_valid(specimens["species"]), "train", "pretrain")
+    return pa.array([SPLIT_ALIASES.get(group, group)] * specimens.num_rows, pa.string())
+
+
+def open_dataset(paths: list[Path]) -> ClibdHdf5Source:
+    """Open CLIBD's HDF5 files, or those of a folder. Raises ValueError when there is none."""
+    files: list[Path] = []
+    for path in paths:
+        inside = [path] if path.is_file() else sorted(f for f in path.iterdir() if f.suffix.lower() in HDF5_SUFFIXES)
+        if not inside:
+            raise ValueError(f"clibd-hdf5: got folder {path} without such files, allowed: {', '.join(HDF5_SUFFIXES)}")
+        files += inside
+    return ClibdHdf5Source(files)

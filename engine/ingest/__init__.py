@@ -1,0 +1,1 @@
+"""From any format to shards: plan, screen, write, report."""

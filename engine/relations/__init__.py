@@ -1,0 +1,1 @@
+"""Which barcodes are related, and splits that keep related ones together."""

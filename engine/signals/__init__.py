@@ -1,0 +1,1 @@
+"""Photos and barcodes: decode, clean, orient, tokenise, augment, damage."""

@@ -1,0 +1,1 @@
+"""Simulated specimens: a taxonomy, barcodes evolved down it, photos drawn after it."""

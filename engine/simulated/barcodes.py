@@ -1,0 +1,265 @@
+"""Barcodes of the simulated specimens: COI-like sequences evolved down a tree, haplotypes, and a laboratory's
+blemishes.
+
+The root is the protein that every barcoded fly has (the 219 codons of the Folmer fragment of Drosophila COI, 658 nt,
+whose first whole codon starts at the second base). Substitutions fall mostly on third positions, towards A and T,
+more often between A-G and C-T, and are kept when the codon stays no stop (TAA, TAG) and mostly when the amino acid
+stays the same. The branch lengths are tuned to the divergence of real BOLD records:
+tests/benchmarks/simulated_divergence.py prints both.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from engine.simulated.taxonomy import ORDERS, Tree
+from engine.specimens.schema import rng_for
+from engine.specimens.taxonomy import RANKS
+
+LENGTH = 658
+FRAME = 1  # index of the first base of the first whole codon
+PROTEIN = (
+    "TLYFIFGAWAGMVGTSLSILIRAELGHPGALIGDDQIYNVIVTAHAFIMIFFMVMPIMIGGFGNWLVPLMLGAPDMAFPRMNNMSFWLLPPALSLLLVSSMVENGAGTGW"
+    "TVYPPLSAGIAHGGASVDLAIFSLHLAGISSILGAVNFITTVINMRSTGISLDRMPLFVWSVVITALLLLLSLPVLAGAITMLLTDRNLNTSFFDPAGGGDPILYQHLF"
+)
+# Invertebrate mitochondrial code (NCBI table 5), codons in the order TTT TTC TTA TTG TCT ... GGG.
+_TABLE5 = "FFLLSSSSYY**CCWWLLLLPPPPHHQQRRRRIIMMTTTTNNKKSSSSVVVVAAAADDEEGGGG"
+_TCAG = (3, 1, 0, 2)  # T C A G as codes of "ACGT"
+TRANSLATION = [""] * 64  # amino acid of codon 16 a + 4 b + c over the codes of "ACGT"
+for _codon, _amino in enumerate(_TABLE5):
+    TRANSLATION[16 * _TCAG[_codon // 16] + 4 * _TCAG[_codon // 4 % 4] + _TCAG[_codon % 4]] = _amino
+_LETTERS = np.frombuffer(b"ACGT", np.uint8)
+_COMPLEMENT = str.maketrans("ACGTNacgtn-", "TGCANtgcan-")
+_IUPAC = "RYKMSW"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Branch:
+    """Proposed substitutions per site on the way down from the parent to each kind of taxon, and how much that
+    varies."""
+
+    order: float = 0.8
+    family: float = 0.50
+    genus: float = 0.32
+    species: float = 0.44
+    sister: float = 0.0  # between two species that share a BIN: their roots are one haplotype, which both carry
+    spread: float = 0.7  # sigma of the log-normal branch length
+
+
+class Evolution:
+    """What is common to a whole tree: where substitutions fall, what they turn into, and the root sequence.
+
+    Sequences are lists of 658 codes 0..3 = A C G T.
+    """
+
+    def __init__(self, rng: np.random.Generator) -> None:
+        position = (np.arange(LENGTH) - FRAME) % 3
+        weight = np.choose(position, (0.36, 0.11, 1.0)) * rng.gamma(4.0, 0.25, LENGTH)
+        weight[0] = 0.0  # the lone base before the first codon
+        self._cumulative = np.cumsum(weight / weight.sum())
+        # Chance that a change of amino acid stays: few sites are free, most are not (gamma with a long tail).
+        self._tolerance = np.minimum(rng.gamma(0.35, 0.25, LENGTH // 3), 1.0)
+        self.root = self._back_translate(rng)
+
+    @staticmethod
+    def composition(at: float, rng: np.random.Generator) -> np.ndarray:
+        """Base frequencies that a lineage's substitutions drift to, [4] over A C G T, for a share `at` of A and T."""
+        share_t, share_c = rng.uniform(0.48, 0.56), rng.uniform(0.6, 0.72)
+        return np.array([at * (1 - share_t), (1 - at) * share_c, (1 - at) * (1 - share_c), at * share_t])
+
+    def evolve(self, parent: list[int], length: float, composition: np.ndarray, rng: np.random.Generator) -> list[int]:
+        """A descendant after `length` proposed substitutions per site; proposals that selection refuses change
+        nothing."""
+        return self._substitute(parent, int(rng.poisson(length * LENGTH)), composition, rng)
+
+    def mutate(self, parent: list[int], count: int, composition: np.ndarray, rng: np.random.Generator) -> list[int]:
+        """A descendant that differs from the parent at 1 to `count` sites: proposals are repeated until one is
+        accepted."""
+        for _ in range(1000):
+            child = self._substitute(parent, 2 * count, composition, rng, limit=count)
+            if child != parent:
+                return child
+        raise AssertionError("no substitution was accepted in 1000 rounds")
+
+    def _substitute(
+        self, parent: list[int], proposals: int, composition: np.ndarray, rng: np.random.Generator, limit: int = LENGTH
+    ) -> list[int]:
+        sequence = list(parent)
+        sites = np.searchsorted(self._cumulative, rng.random(proposals)).tolist()
+        # Third positions drift to the lineage's composition; the others, held by the protein, towards an even one.
+        third = np.cumsum(_preference(composition), axis=1).tolist()
+        other = np.cumsum(_preference(0.6 * composition + 0.1), axis=1).tolist()
+        draws, luck = rng.random(proposals).tolist(), rng.random(proposals).tolist()
+        accepted = 0
+        for site, draw, chance in zip(sites, draws, luck, strict=True):
+            row = (third if site % 3 == 0 else other)[sequence[site]]
+            new = (draw > row[0]) + (draw > row[1]) + (draw > row[2])
+            old = sequence[site]
+            if new == old or not self._survives(sequence, site, new, chance):
+                continue
+            sequence[site] = new
+            accepted += 1
+            if accepted == limit:
+                break
+        return sequence
+
+    def _survives(self, sequence: list[int], site: int, new: int, chance: float) -> bool:
+        codon, place = divmod(site - FRAME, 3)
+        bases = sequence[FRAME + 3 * codon : FRAME + 3 * codon + 3]
+        before = TRANSLATION[16 * bases[0] + 4 * bases[1] + bases[2]]
+        bases[place] = new
+        after = TRANSLATION[16 * bases[0] + 4 * bases[1] + bases[2]]
+        return after != "*" and (after == before or chance < self._tolerance[codon])
+
+    def _back_translate(self, rng: np.random.Generator) -> list[int]:
+        at_weight = np.array([10.0, 1.0, 1.0, 10.0])
+        sequence = [0] * FRAME
+        for amino in PROTEIN:
+            codons = np.array([c for c in range(64) if TRANSLATION[c] == amino])
+            weight = at_weight[codons // 16] * at_weight[codons // 4 % 4] * at_weight[codons % 4]
+            codon = int(rng.choice(codons, p=weight / weight.sum()))
+            sequence += [codon // 16, codon // 4 % 4, codon % 4]
+        return sequence
+
+
+def _preference(composition: np.ndarray, transition_bias: float = 5.0) -> np.ndarray:
+    """[4, 4] chance of each new base given the old one; the diagonal (no change) keeps the rows summing to 1."""
+    rates = np.tile(composition, (4, 1))
+    for old, new in ((0, 2), (2, 0), (1, 3), (3, 1)):
+        rates[old, new] *= transition_bias
+    np.fill_diagonal(rates, 0.0)
+    rates /= rates.sum(axis=1).max()
+    np.fill_diagonal(rates, 1.0 - rates.sum(axis=1))
+    return rates
+
+
+def to_text(sequence: list[int]) -> str:
+    """Codes 0 to 3 -> a string of A, C, G, T."""
+    return _LETTERS[np.array(sequence)].tobytes().decode()
+
+
+def blemish(barcode: str, rng: np.random.Generator) -> str:
+    """What sequencing and data entry do to a record: most stay clean; cut ends, Ns, gaps, letters, strand for a share
+    each.
+
+    Rates: 22% lose up to 60 nt at an end, 4% are short (300-500 nt), 7% have Ns (a few or one run), 1% an IUPAC
+    letter, 2% gap characters, 2% lower case, 3% are the reverse complement.
+    """
+    draw = rng.random(7)
+    if draw[0] < 0.04:
+        keep = int(rng.integers(300, 501))
+        start = int(rng.integers(0, len(barcode) - keep + 1))
+        barcode = barcode[start : start + keep]
+    elif draw[0] < 0.26:
+        cut_start, cut_end = (min(60, int(rng.exponential(15.0))) for _ in range(2))
+        barcode = barcode[cut_start : len(barcode) - cut_end]
+    letters = list(barcode)
+    if draw[1] < 0.05:
+        for site in rng.integers(0, len(letters), int(rng.integers(1, 9))).tolist():
+            letters[site] = "N"
+    elif draw[1] < 0.07:
+        start, run = int(rng.integers(0, len(letters) - 40)), int(rng.integers(5, 40))
+        letters[start : start + run] = "N" * run
+    if draw[2] < 0.01:
+        letters[int(rng.integers(len(letters)))] = _IUPAC[int(rng.integers(len(_IUPAC)))]
+        return "".join(letters)
+    barcode = "".join(letters)
+    if draw[3] < 0.03:
+        barcode = barcode.translate(_COMPLEMENT)[::-1]
+    if draw[4] < 0.01:
+        barcode = "-" * int(rng.integers(1, 12)) + barcode + "-" * int(rng.integers(1, 12))
+    elif draw[4] < 0.02:
+        site = int(rng.integers(1, len(barcode)))
+        barcode = barcode[:site] + "-" + barcode[site:]
+    return barcode.lower() if draw[5] < 0.02 else barcode
+
+
+@dataclass(frozen=True, kw_only=True)
+class Haplotypes:
+    """The barcodes of one species before blemishes."""
+
+    sequences: list[str]  # 658 nt each, ACGT, all different
+    lineage: list[int]  # per sequence: 0, or 1 for the second of two deep lineages (another BIN)
+    of_specimen: list[int]  # per specimen: index into sequences
+
+
+def populate(
+    evolution: Evolution,
+    root: list[int],
+    composition: np.ndarray,
+    held_out: np.ndarray,
+    rng: np.random.Generator,
+    deep_split: float = 0.0,
+) -> Haplotypes:
+    """Haplotypes of a species and who carries which, by a Chinese restaurant process.
+
+    Args:
+        held_out: bool [specimens]; such specimens carry haplotypes that no other kind of specimen carries.
+        deep_split: proposed substitutions per site between two lineages of the species, 0 for one lineage.
+    """
+    theta = float(np.exp(rng.normal(0.3, 1.0)))  # diversity: expected number of haplotypes grows with it
+    reach = float(np.exp(rng.normal(0.6, 1.5)))  # mean number of steps between a haplotype and its parent
+    sequences, lineages = [root], [0]
+    if deep_split:
+        second = evolution.evolve(root, deep_split, composition, rng)
+        if second != root:
+            sequences, lineages = [root, second], [0, 1]
+    known = {tuple(sequence) for sequence in sequences}
+    carriers: dict[bool, list[int]] = {False: [], True: []}
+    if not deep_split:
+        carriers[False] = [0]  # somebody carries the root
+    of_specimen = []
+    for held in held_out.tolist():
+        earlier = carriers[held]
+        if rng.random() * (theta + len(earlier)) >= theta:
+            chosen = earlier[int(rng.integers(len(earlier)))]
+        elif len(earlier) < 2 and deep_split and not held:
+            chosen = len(earlier)  # the two lineages' roots come first
+        else:
+            parent = int(rng.integers(len(sequences)))
+            if rng.random() < 0.6:
+                parent = min(parent, lineages[parent])  # most haplotypes surround a lineage's root
+            child = evolution.mutate(sequences[parent], 1 + int(rng.poisson(reach)), composition, rng)
+            chosen = len(sequences)
+            while tuple(child) in known:
+                child = evolution.mutate(child, 1, composition, rng)
+            known.add(tuple(child))
+            sequences.append(child)
+            lineages.append(lineages[parent])
+        earlier.append(chosen)
+        of_specimen.append(chosen)
+    return Haplotypes(sequences=[to_text(s) for s in sequences], lineage=lineages, of_specimen=of_specimen)
+
+
+def grow(seed: int, tree: Tree) -> tuple[Evolution, list[list[int]], list[np.ndarray]]:
+    """Evolve from the root of all orders down to the species.
+
+    Returns:
+        What the whole tree has in common; per species the sequence at its root; per species its composition [4].
+    """
+    rng = rng_for(seed, 0, "", "simulated/phylogeny")
+    evolution, branch = Evolution(rng), Branch()
+    above, composition_above = [evolution.root], [np.zeros(4)]
+    parents = (np.zeros(len(ORDERS), dtype=np.int64), *tree.parents)
+    lengths = (branch.order, branch.family, branch.genus, branch.species)
+    for rank, length, parents_of_rank in zip(RANKS, lengths, parents, strict=True):
+        here: list[list[int]] = []
+        compositions: list[np.ndarray] = []
+        stems: dict[int, list[list[int]]] = {}  # per parent: where a child may branch off
+        for taxon, parent in enumerate(parents_of_rank.tolist()):
+            if rank in ("order", "family"):
+                composition = Evolution.composition(rng.uniform(0.86, 0.95), rng)
+            else:
+                composition = composition_above[parent]
+            reach = length * float(np.exp(rng.normal(0.0, branch.spread)))
+            nodes = stems.setdefault(parent, [above[parent]])
+            start = nodes[int(rng.integers(len(nodes)))]
+            if rank == "species" and tree.sister[taxon] >= 0:
+                start, reach = here[int(tree.sister[taxon])], branch.sister
+            middle = float(rng.uniform(0.2, 0.6))
+            node = evolution.evolve(start, middle * reach, composition, rng)
+            nodes.append(node)
+            here.append(evolution.evolve(node, (1 - middle) * reach, composition, rng))
+            compositions.append(composition)
+        above, composition_above = here, compositions
+    return evolution, above, composition_above

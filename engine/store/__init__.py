@@ -1,0 +1,1 @@
+"""Where specimens lie: local folders and URLs, WebDataset tars, and the index beside them."""

@@ -1,0 +1,1 @@
+"""From a query to an answer; neither Ray nor HTTP."""

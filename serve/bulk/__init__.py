@@ -1,0 +1,1 @@
+"""Answers for a whole file, table or folder of shards."""

@@ -1,0 +1,170 @@
+"""Answers as a table: one row a record, the columns documented here, also under Darwin Core's and BOLD's names.
+
+In the styles `dwc` (Darwin Core terms, https://dwc.tdwg.org/terms) and `bold` (BOLD's data packages, BCDM) the columns
+of the ranks hold the identification alone, so they are empty below the rank where the answer stops; `own` names the
+likeliest lineage down to species, each name with its probability. What has no term there keeps our name.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from engine.specimens.taxonomy import RANKS
+from serve.answers.answer import Answer, Neighbour, QueryError, Tie
+
+STYLES = ("own", "dwc", "bold")
+_TEXT, _NUMBER, _WHOLE, _YES = pa.string(), pa.float64(), pa.int64(), pa.bool_()
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a result."""
+
+    name: str
+    kind: pa.DataType
+    told: str
+    dwc: str = ""  # Darwin Core's term; "" = our name
+    bold: str = ""  # BOLD's
+
+    def named(self, style: str) -> str:
+        """What the column is called in a style."""
+        return {"dwc": self.dwc, "bold": self.bold}.get(style) or self.name
+
+
+def _rank_columns() -> list[Column]:
+    found = []
+    for rank in RANKS:
+        found.append(Column(rank, _TEXT, f"{rank} of the likeliest lineage", "specificEpithet" * (rank == "species")))
+        found.append(Column(f"{rank}_probability", _NUMBER, f"that this {rank} is right"))
+    return found
+
+
+COLUMNS = (
+    Column("key", _TEXT, "the record's own identifier, as the input has it", "occurrenceID", "processid"),
+    Column("error", _TEXT, "why there is no answer: what was wrong, and what is allowed; else empty"),
+    Column("name", _TEXT, "the answer: the taxon of the deepest rank whose probability reaches the threshold",
+           "scientificName", "identification"),
+    Column("rank", _TEXT, "the answer's rank; empty where not even the order is sure enough",
+           "taxonRank", "identification_rank"),
+    Column("probability", _NUMBER, "that the answer is right"),
+    *_rank_columns(),
+    Column("stopped", _TEXT, "why the answer ends there: deepest, threshold, no_taxon or not_coi"),
+    Column("why", _TEXT, "the same as a sentence", "identificationRemarks", "notes"),
+    Column("ties", _TEXT, "taxa that the evidence does not tell apart, as rank: A | B; ..."),
+    Column("novelty", _NUMBER, "that the species is none that the model knows"),
+    Column("novel", _YES, "that is likely"),
+    Column("disagreement", _NUMBER, "that photo and barcode show different specimens; empty unless both were given"),
+    Column("disagrees", _YES, "that is likely"),
+    Column("asked_with", _TEXT, "image, dna or fused (both)", "", "identification_method"),
+    Column("image_share", _NUMBER, "how much the photo counted against the barcode, 0 to 1"),
+    Column("barcode_length", _WHOLE, "nucleotides of the cleaned barcode", "", "nuc_basecount"),
+    Column("barcode_strand", _WHOLE, "1 = given on the coding strand, -1 = on the other one and turned"),
+    Column("barcode_is_coi", _YES, "it is COI by its peptides; empty = too short to tell, or no barcode"),
+    Column("barcode_problems", _TEXT, "what a look at the barcode found, names separated by |"),
+    Column("nearest_key", _TEXT, "the nearest reference of the library"),
+    Column("nearest_name", _TEXT, "its deepest known taxon"),
+    Column("nearest_identity", _NUMBER, "share of aligned nucleotides that agree with it, 0 to 1"),
+    Column("nearest_overlap", _WHOLE, "nucleotides aligned with it"),
+    Column("nearest_bin", _TEXT, "its BIN"),
+    Column("nearest_country", _TEXT, "where it was found"),
+    Column("calibrated", _YES, "probabilities are calibrated; else they are the softmax's own"),
+    Column("model", _TEXT, "model that answered: name, version, checksum", "identifiedBy", "identified_by"),
+    Column("library", _TEXT, "reference library: version, checksum; empty = none", "identificationReferences", ""),
+)  # fmt: skip
+_OF_RANKS = {column.name for column in _rank_columns()}
+
+
+def schema(style: str = "own") -> pa.Schema:
+    """Columns of a result in a style."""
+    return pa.schema([(column.named(style), column.kind) for column in COLUMNS])
+
+
+def table_of(answers: Sequence[Answer | QueryError]) -> pa.Table:
+    """Answers in our own style, in their order."""
+    rows = [_error_row(one) if isinstance(one, QueryError) else _row(one) for one in answers]
+    return pa.table({column.name: pa.array([row.get(column.name) for row in rows], column.kind) for column in COLUMNS})
+
+
+def errors_of(keys: Sequence[str], problems: Sequence[str]) -> pa.Table:
+    """Rows without an answer."""
+    given = {"key": keys, "error": problems}
+    return pa.table(
+        {
+            column.name: pa.array(given[column.name], column.kind)
+            if column.name in given
+            else pa.nulls(len(keys), column.kind)
+            for column in COLUMNS
+        }
+    )
+
+
+def styled(table: pa.Table, style: str) -> pa.Table:
+    """The same rows in another style."""
+    if style != "own":
+        place = pc.fill_null(pc.index_in(table["rank"], pa.array(RANKS)), -1)
+        for number, rank in enumerate(RANKS):
+            shown = _epithet if style == "dwc" and rank == "species" else _same
+            column = pc.if_else(pc.greater_equal(place, number), shown(table[rank]), None)
+            table = table.set_column(table.column_names.index(rank), rank, column)
+    return table.rename_columns([column.named(style) for column in COLUMNS]).cast(schema(style))
+
+
+def _same(names: pa.ChunkedArray) -> pa.ChunkedArray:
+    return names
+
+
+def _epithet(names: pa.ChunkedArray) -> pa.ChunkedArray:
+    """The second word of a species' name; what has none is no binomial and stays out."""
+    return pc.struct_field(pc.extract_regex(names, r"^\S+ (?P<epithet>\S+)"), "epithet")
+
+
+def described() -> str:
+    """The columns as lines of a help text, with the names that they have in other styles."""
+    lines = []
+    for column in COLUMNS:
+        terms = {"dwc": column.dwc, "bold": column.bold}
+        others = ", ".join(f"{style} {term}" for style, term in terms.items() if term)
+        lines.append(f"  {column.name:<20} {column.told}{f' ({others})' if others else ''}")
+    return "\n".join(lines)
+
+
+def _error_row(error: QueryError) -> dict[str, Any]:
+    return {"key": error.key, "error": f"{error.what}; allowed: {error.allowed}"}
+
+
+def _row(answer: Answer) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "key": answer.key, "name": answer.answer_name, "rank": answer.answer_rank,
+        "probability": answer.answer_probability, "stopped": answer.stopped, "why": answer.why,
+        "ties": _ties(answer.ties), "novelty": answer.novelty.score, "novel": answer.novelty.flagged,
+        "asked_with": answer.asked_with, "image_share": answer.share.get("image", 0.0),
+        "calibrated": answer.calibrated, "model": _told(answer.model), "library": _told(answer.model.get("library")),
+    }  # fmt: skip
+    for rank in answer.ranks:
+        row[rank.rank], row[f"{rank.rank}_probability"] = rank.name, rank.probability
+    if answer.disagreement is not None:
+        row |= {"disagreement": answer.disagreement.score, "disagrees": answer.disagreement.flagged}
+    if (check := answer.barcode) is not None:
+        row |= {"barcode_length": check.length, "barcode_strand": check.strand, "barcode_is_coi": check.is_coi,
+                "barcode_problems": "|".join(check.problems) or None}  # fmt: skip
+    return row | (_nearest(answer.evidence[0]) if answer.evidence else {})
+
+
+def _ties(ties: Sequence[Tie]) -> str | None:
+    return "; ".join(f"{tie.rank}: {' | '.join(tie.names)}" for tie in ties) or None
+
+
+def _nearest(one: Neighbour) -> dict[str, Any]:
+    return {"nearest_key": one.key, "nearest_name": one.name, "nearest_identity": one.identity,
+            "nearest_overlap": one.overlap, "nearest_bin": one.bin, "nearest_country": one.country}  # fmt: skip
+
+
+def _told(card: Mapping[str, Any] | None) -> str | None:
+    """A model's or a library's name, version and the start of its checksum."""
+    if not card:
+        return None
+    digest = str(card.get("weights_sha256") or card.get("checksum"))[:12]
+    return " ".join(dict.fromkeys((str(card["name"]), str(card["version"]), digest)))

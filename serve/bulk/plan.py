@@ -1,0 +1,188 @@
+"""What a bulk identification has to do, on disk: every record once in order, every different question once.
+
+rows.arrow       a record batch of some thousand records: key, problem (of what the source left out), question
+questions.arrow  record batch i = the questions of task i: image (reference for the source), barcode
+plan.json        what decides about the answers, counts, and a digest of all records
+
+Equal questions are one: the same barcode (case and white space aside) without a photo, or the same photo with the same
+barcode. Memory: 16 bytes a record while the plan is made.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from engine.formats.registry import SpecimenSource
+from engine.specimens.schema import SPECIMEN_SCHEMA
+
+QUESTIONS_PER_TASK = 1000
+PLAN, ROWS, QUESTIONS = "plan.json", "rows.arrow", "questions.arrow"
+_RAW = "raw.arrow"
+_RAW_SCHEMA = pa.schema(
+    [("key", pa.string()), ("image", pa.large_string()), ("barcode", pa.large_string()), ("problem", pa.string())]
+)
+_ROW_SCHEMA = pa.schema([("key", pa.string()), ("problem", pa.string()), ("question", pa.int64())])
+_QUESTION_SCHEMA = pa.schema([("image", pa.large_string()), ("barcode", pa.large_string())])
+_ROWS = 1 << 14  # records held at a time
+_NONE = b"\0" * 16  # digest of a record that asks nothing
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A plan in its folder; cheap to copy and to pickle."""
+
+    folder: Path
+    settings: Mapping[str, Any]  # JSON values that decide about the answers
+    records: int
+    questions: int
+    digest: str  # of all records, in order
+
+    @property
+    def tasks(self) -> int:
+        """How many tasks answer the questions."""
+        return -(-self.questions // QUESTIONS_PER_TASK)
+
+    def part(self, task: int) -> Path:
+        """Where a task's answers are, once it is done."""
+        return self.folder / f"part-{task:06d}.parquet"
+
+    def unfinished(self) -> list[int]:
+        """The tasks that are not done."""
+        return [task for task in range(self.tasks) if not self.part(task).is_file()]
+
+    def ask(self, task: int) -> pa.RecordBatch:
+        """The questions of a task."""
+        with pa.OSFile(str(self.folder / QUESTIONS)) as file:
+            return pa.ipc.open_file(file).get_batch(task)
+
+    def rows(self) -> Iterator[pa.RecordBatch]:
+        """All records in order, some thousand at a time."""
+        with pa.OSFile(str(self.folder / ROWS)) as file, pa.ipc.open_stream(file) as reader:
+            yield from reader
+
+
+def load_plan(folder: Path) -> Plan | None:
+    """The plan in a folder; None where none was finished."""
+    try:
+        value = json.loads((folder / PLAN).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    return Plan(folder, value["settings"], value["records"], value["questions"], value["digest"])
+
+
+def write_plan(source: SpecimenSource, folder: Path, settings: Mapping[str, Any]) -> Plan:
+    """Read a source once and write its plan; `plan.json` comes last. Memory stays flat but for 16 bytes a record.
+
+    Raises ValueError as the source does, and when it has no record at all.
+    """
+    digests, digest = _write_raw(source, folder / _RAW)
+    if not digests:
+        raise ValueError("input: got no record, allowed: at least one")
+    question, first = _number(np.frombuffer(digests, dtype=np.uint64).reshape(-1, 2))
+    _split(folder, question, first)
+    (folder / _RAW).unlink()
+    plan = Plan(folder, settings, len(question), int(first.sum()), digest)
+    value = {"settings": settings, "records": plan.records, "questions": plan.questions, "digest": digest}
+    part = folder / f"{PLAN}.part"
+    part.write_text(json.dumps(value, indent=1), encoding="utf-8")
+    part.rename(folder / PLAN)
+    return plan
+
+
+def _write_raw(source: SpecimenSource, path: Path) -> tuple[bytearray, str]:
+    """All records as they come, those that the source left out behind the batch in which it met them.
+
+    Returns 16 bytes for each record's question, and one digest of everything.
+    """
+    digests, whole, told = bytearray(), hashlib.blake2b(digest_size=16), 0
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, _RAW_SCHEMA) as writer:
+        for batch in _batches(source):
+            left_out = source.skipped[told:]
+            told = len(source.skipped)
+            keys, images, barcodes = (batch[name].to_pylist() for name in ("key", "image", "barcode"))
+            asked = [_question(image, barcode) for image, barcode in zip(images, barcodes, strict=True)]
+            problems = [None if one != _NONE else "neither photo nor barcode" for one in asked]
+            for key, reason in left_out:
+                keys, images, barcodes = [*keys, key], [*images, None], [*barcodes, None]
+                asked, problems = [*asked, _NONE], [*problems, reason]
+            digests += b"".join(asked)
+            for values in zip(keys, images, barcodes, problems, strict=True):
+                whole.update(repr(values).encode("utf-8", "surrogatepass"))
+            writer.write(pa.record_batch([keys, images, barcodes, problems], schema=_RAW_SCHEMA))
+    return digests, whole.hexdigest()
+
+
+def _batches(source: SpecimenSource) -> Iterator[pa.Table]:
+    """Those of the source, and an empty one for what it left out last."""
+    for batch in source.batches():
+        for first in range(0, len(batch), _ROWS):
+            yield batch.slice(first, _ROWS)
+    yield SPECIMEN_SCHEMA.empty_table()
+
+
+def _question(image: str | None, barcode: str | None) -> bytes:
+    sequence = "".join((barcode or "").split()).upper()
+    if not image and not sequence:
+        return _NONE
+    return hashlib.blake2b(f"{image or ''}\0{sequence}".encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+def _number(digests: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Number the different questions in the order of their first record.
+
+    Args:
+        digests: uint64 [N, 2], zeros = asks nothing.
+
+    Returns:
+        question int64 [N], -1 = none; first bool [N], the record is the first with its question.
+    """
+    order = np.lexsort((digests[:, 1], digests[:, 0]))  # stable: of equals the first record comes first
+    ordered = digests[order]
+    new = np.concatenate([[True], (ordered[1:] != ordered[:-1]).any(axis=1)])
+    leader = order[np.flatnonzero(new)[np.cumsum(new) - 1]]
+    first = np.zeros(len(digests), dtype=bool)
+    asks = digests.any(axis=1)
+    first[order[new]] = True
+    first &= asks
+    number = np.cumsum(first) - 1
+    question = np.empty(len(digests), dtype=np.int64)
+    question[order] = number[leader]
+    question[~asks] = -1
+    return question, first
+
+
+def _split(folder: Path, question: np.ndarray, first: np.ndarray) -> None:
+    """Write rows and questions from the raw records, reading them once more."""
+    with (
+        pa.OSFile(str(folder / _RAW)) as raw,
+        pa.ipc.open_stream(raw) as batches,
+        pa.OSFile(str(folder / ROWS), "wb") as row_file,
+        pa.ipc.new_stream(row_file, _ROW_SCHEMA) as rows,
+        pa.OSFile(str(folder / QUESTIONS), "wb") as question_file,
+        pa.ipc.new_file(question_file, _QUESTION_SCHEMA) as questions,
+    ):
+        begin, waiting = 0, _QUESTION_SCHEMA.empty_table()
+        for batch in batches:
+            span = slice(begin, begin + len(batch))
+            begin += len(batch)
+            if not len(batch):
+                continue
+            rows.write(pa.record_batch([batch["key"], batch["problem"], pa.array(question[span])], schema=_ROW_SCHEMA))
+            asked = pa.Table.from_batches([batch.select(["image", "barcode"])]).filter(pa.array(first[span]))
+            waiting = pa.concat_tables([waiting, asked])
+            while len(waiting) >= QUESTIONS_PER_TASK:
+                _write_one(questions, waiting.slice(0, QUESTIONS_PER_TASK))
+                waiting = waiting.slice(QUESTIONS_PER_TASK)
+        if len(waiting):
+            _write_one(questions, waiting)
+
+
+def _write_one(writer: Any, table: pa.Table) -> None:
+    """As exactly one record batch."""
+    writer.write_batch(table.combine_chunks().to_batches()[0])

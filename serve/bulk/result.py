@@ -1,0 +1,71 @@
+"""The result of a bulk identification: the parts of its tasks put together, one row a record, in the input's order."""
+
+import contextlib
+from collections import Counter
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
+from tqdm import tqdm
+
+from engine.store.storage import Location
+from serve.bulk.columns import errors_of, schema, styled
+from serve.bulk.plan import QUESTIONS_PER_TASK, Plan
+
+KINDS = (".parquet", ".csv")
+_PARTS = 64  # of the tasks' parts held at a time: equal barcodes far apart refer to early ones
+
+
+def write_result(plan: Plan, out: Path, style: str) -> Counter[str]:
+    """Write RESULT.parquet or .csv from the parts of a plan whose tasks are all done; whole or not at all.
+
+    Returns how many records stop at which rank; "none" = at no rank, "error" = without an answer.
+    """
+    counts: Counter[str] = Counter()
+    part = lru_cache(maxsize=_PARTS)(lambda task: pq.read_table(plan.part(task)))
+    bar = tqdm(total=plan.records, desc="writing", unit=" records", disable=None, leave=False)
+    with Location.parse(out).writing() as sink, _writer(sink, out.suffix, schema(style)) as writer:
+        for rows in plan.rows():
+            table = _rows(rows, part)
+            failed = table["error"].is_valid().to_numpy()
+            ranks = np.asarray(table["rank"].fill_null("none").to_pylist(), dtype=object)
+            counts.update(np.where(failed, "error", ranks).tolist())
+            writer.write_table(styled(table, style))
+            bar.update(len(table))
+    bar.close()
+    return counts
+
+
+@contextlib.contextmanager
+def _writer(sink: Any, kind: str, columns: pa.Schema) -> Iterator[Any]:
+    if kind == ".parquet":
+        with pq.ParquetWriter(sink, columns, compression="zstd") as writer:
+            yield writer
+    else:
+        with pa_csv.CSVWriter(sink, columns) as writer:
+            yield writer
+
+
+def _rows(rows: pa.RecordBatch, part: Any) -> pa.Table:
+    """The answers of some records, each under its own key."""
+    question = rows["question"].to_numpy()
+    asks = np.flatnonzero(question >= 0)
+    rest = np.flatnonzero(question < 0)
+    asks = asks[np.argsort(question[asks], kind="stable")]
+    task = question[asks] // QUESTIONS_PER_TASK
+    groups = np.split(asks, np.flatnonzero(np.diff(task)) + 1) if len(asks) else []
+    tables = [
+        part(int(question[group[0]] // QUESTIONS_PER_TASK)).take(pa.array(question[group] % QUESTIONS_PER_TASK))
+        for group in groups
+    ]
+    problems = rows["problem"].take(pa.array(rest)).to_pylist()
+    tables.append(errors_of([""] * len(rest), problems))
+    place = np.empty(len(question), dtype=np.int64)
+    place[np.concatenate([asks, rest])] = np.arange(len(question))
+    table = pa.concat_tables(tables).take(pa.array(place))
+    return table.set_column(0, "key", rows["key"])

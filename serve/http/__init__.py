@@ -1,0 +1,1 @@
+"""The predictor over HTTP: routes, bodies, batches, counters, page."""

@@ -1,0 +1,1 @@
+"""Which model and library a service answers with."""

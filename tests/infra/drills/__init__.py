@@ -1,1 +1,0 @@
-"""Several machines on one, and what happens when parts of them die: `python -m tests.infra.drills --help`."""

@@ -1,0 +1,236 @@
+"""The reference library on barcodes with planted relations: nearest references, ties, strands, files, extension."""
+
+import json
+from pathlib import Path
+
+import edlib
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from engine.signals import degrade
+from engine.signals.barcodes import reverse_complement
+from train.evaluation.peers import library_peer
+from train.reference import Library, answers, nearest_labels
+from train.reference.align import align
+from train.reference.library import MANIFEST, POSTINGS, RECORDS
+from train.reference.seeds import Budget, SeedIndex, kmer_codes
+
+
+def random_barcode(rng: np.random.Generator, length: int = 600) -> str:
+    return "".join(rng.choice(list("ACGT"), length))
+
+
+def mutate(sequence: str, rng: np.random.Generator, rate: float) -> str:
+    return degrade.substitute(sequence, rng, rate)
+
+
+class Planted:
+    """4 genera of 3 species, 8% apart within a genus; 5 specimens a species with 0.5% between them."""
+
+    def __init__(self) -> None:
+        rng = np.random.default_rng(0)
+        rows: list[dict[str, str | None]] = []
+        self.barcodes: list[str] = []
+        for genus in range(4):
+            root = random_barcode(rng)
+            for species in range(3):
+                centre = mutate(root, rng, 0.08)
+                for specimen in range(5):
+                    self.barcodes.append(mutate(centre, rng, 0.005))
+                    rows.append({
+                        "key": f"k{genus}{species}{specimen}",
+                        "order": "Diptera", "family": f"Famil{'ab'[genus // 2]}idae",
+                        "genus": f"Genus{'abcd'[genus]}", "species": f"Genus{'abcd'[genus]} epithet{'abc'[species]}",
+                        "bin_uri": f"BOLD:{genus}{species}", "country": "Norway",
+                    })  # fmt: skip
+        self.rows = rows
+        self.records = pa.Table.from_pylist(rows)
+        self.library = Library.build(self.records, self.barcodes)
+
+
+@pytest.fixture(scope="module")
+def planted() -> Planted:
+    return Planted()
+
+
+def fitted(query: str, reference: str) -> int:
+    """Edits between a query and the best part of a reference: the plain dynamic programme."""
+    row = np.zeros(len(reference) + 1, dtype=int)
+    for i, letter in enumerate(query, 1):
+        previous, row = row, np.empty_like(row)
+        row[0] = i
+        for j, other in enumerate(reference, 1):
+            row[j] = min(
+                previous[j - 1] + (letter != other and "N" not in (letter, other)), previous[j] + 1, row[j - 1] + 1
+            )
+    return int(row.min())
+
+
+def test_codes_number_windows_and_mark_those_with_other_letters() -> None:
+    number, good = kmer_codes(np.frombuffer(b"ACGTNA", dtype=np.uint8), 2)
+    assert number[:3].tolist() == [0b0001, 0b0110, 0b1011]
+    assert good.tolist() == [True, True, True, False, False]
+
+
+def test_a_lookup_counts_shared_seeds_and_tells_the_shift() -> None:
+    rng = np.random.default_rng(1)
+    sequences = [random_barcode(rng, 300) for _ in range(20)]
+    index = SeedIndex.build(sequences, 9)
+    found = index.lookup(sequences[7][100:220], Budget(postings=10**6))
+    assert found.reference[0] == 7
+    assert found.shared[0] == 120 - 9 + 1
+    assert abs(found.shift[0] - 100) <= 16
+    assert (np.diff(found.shared) <= 0).all()
+    before = index.lookup(random_barcode(rng, 80) + sequences[3][:120], Budget())
+    assert before.reference[0] == 3 and abs(before.shift[0] + 80) <= 16
+
+
+def test_the_index_does_not_depend_on_how_it_was_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(2)
+    sequences = [random_barcode(rng, int(length)) for length in rng.integers(1, 90, 40)]
+    whole = SeedIndex.build(sequences, 5)
+    monkeypatch.setattr("train.reference.seeds._CHUNK", 100)
+    parts = SeedIndex.build(sequences, 5)
+    np.testing.assert_array_equal(whole.offsets, parts.offsets)
+    np.testing.assert_array_equal(whole.postings, parts.postings)
+
+
+def test_alignment_is_the_plain_dynamic_programme_where_the_reference_covers_the_query() -> None:
+    rng = np.random.default_rng(3)
+    reference = random_barcode(rng, 200)
+    for start in (50, 60, 75):
+        query = degrade.insert_and_delete(mutate(reference[start : start + 90], rng, 0.05), rng, 0.03, 0.03)
+        query = degrade.mask(query, rng, 0.05)
+        distance, _ = align(query, [reference], [start], 20)
+        assert distance[0] == fitted(query, reference)
+
+
+def test_overhanging_ends_cost_nothing_and_are_not_counted_as_overlap() -> None:
+    rng = np.random.default_rng(4)
+    molecule = random_barcode(rng, 300)
+    query = mutate(molecule[80:230], rng, 0.02)
+    covered = edlib.align(query[:120], molecule[80:200])["editDistance"]
+    distance, overlap = align(query, [molecule[:200], molecule], [80, 80], 50)
+    assert (distance[0], overlap[0]) == (covered, 120)
+    assert overlap[1] == 150
+
+
+def test_references_farther_than_the_slack_are_given_up() -> None:
+    rng = np.random.default_rng(5)
+    query = random_barcode(rng, 200)
+    distance, _ = align(query, [query, mutate(query, rng, 0.02), random_barcode(rng, 200)], [0, 0, 0], 10)
+    assert distance[0] == 0 and 0 < distance[1] <= 10 and distance[2] == -1
+
+
+@pytest.mark.parametrize("strand", [1, -1])
+@pytest.mark.parametrize(("start", "length"), [(0, 600), (140, 100), (400, 150)])
+def test_nearest_species_is_found_from_wholes_and_fragments_on_either_strand(
+    planted: Planted, strand: int, start: int, length: int
+) -> None:
+    rng = np.random.default_rng(6)
+    pieces = [mutate(sequence, rng, 0.005)[start : start + length] for sequence in planted.barcodes]
+    queries = pieces if strand == 1 else [reverse_complement(piece) for piece in pieces]
+    hits = planted.library.search(queries)
+    assert (nearest_labels(planted.library, hits) == planted.library.labels).all()
+    if length < 600:  # all 60 references at once, by edlib's own infix search
+        expected = [
+            min(edlib.align(piece, reference, mode="HW")["editDistance"] for reference in planted.barcodes)
+            for piece in pieces
+        ]
+        assert hits.distance[hits.start[:-1]].tolist() == expected
+
+
+def test_answers_do_not_depend_on_threads_or_on_company(planted: Planted) -> None:
+    rng = np.random.default_rng(7)
+    queries = [degrade.degrade_barcode(sequence, rng, 2.0) for sequence in planted.barcodes] * 3 + [""]
+    together = answers(planted.library, planted.library.search(queries, threads=2))
+    for number in (0, 17, 100, 180):
+        assert answers(planted.library, planted.library.search([queries[number]])) == [together[number]]
+    assert together[-1]["rank"] is None and together[-1]["evidence"] == []
+
+
+def test_an_answer_tells_evidence_and_the_nearest_other_species(planted: Planted) -> None:
+    told = answers(planted.library, planted.library.search([planted.barcodes[0]]))[0]
+    assert told["names"] == {rank: planted.rows[0][rank] for rank in ("order", "family", "genus", "species")}
+    assert (told["rank"], told["tied"], told["strand"] in (1, -1)) == ("species", {}, True)
+    assert (told["identity"], told["overlap"], told["bin_uri"], told["records_of_species"]) == (1.0, 600, "BOLD:00", 5)
+    assert told["other_species"]["name"].startswith("Genusa ") and 0.8 < told["other_species"]["identity"] < 0.95
+    first = told["evidence"][0]
+    assert (first["key"], first["bin_uri"], first["country"], first["specimens"]) == ("k000", "BOLD:00", "Norway", 1)
+
+
+def test_equally_near_species_are_all_named_and_the_answer_stops_above_them(planted: Planted) -> None:
+    twin = dict(planted.rows[0], key="twin", species="Genusa doubtful")
+    other_genus = dict(planted.rows[15], key="alien")
+    library = planted.library.extend(
+        pa.Table.from_pylist([twin, other_genus]), [planted.barcodes[0], reverse_complement(planted.barcodes[5])]
+    )
+    assert library.num_haplotypes == planted.library.num_haplotypes, "equal barcodes, on either strand, are one"
+    species, genus = answers(library, library.search([planted.barcodes[0], planted.barcodes[5]]))
+    assert species["rank"] == "genus" and species["names"]["genus"] == "Genusa"
+    assert sorted(species["tied"]["species"]) == ["Genusa doubtful", "Genusa epitheta"]
+    assert genus["rank"] == "family" and sorted(genus["tied"]["genus"]) == ["Genusa", "Genusb"]
+
+
+def test_only_binomials_name_species_while_all_references_name_higher_ranks(planted: Planted) -> None:
+    rng = np.random.default_rng(8)
+    near = planted.barcodes[0][:300] + reverse_complement(planted.barcodes[0][300]) + planted.barcodes[0][301:]
+    code = {"key": "x", "order": "Diptera", "family": "Familaidae", "genus": "Genusa", "species": "Genusa sp. 1ES"}
+    alone = {"key": "y", "order": "Diptera", "family": "Familcidae", "genus": "Genusz", "species": "Genusz sp."}
+    lonely = random_barcode(rng)
+    library = planted.library.extend(pa.Table.from_pylist([code, alone]), [near, lonely])
+    first, second = answers(library, library.search([near, lonely]))
+    assert first["evidence"][0]["species"] == "Genusa sp. 1ES" and first["names"]["species"] == "Genusa epitheta"
+    assert second["rank"] == "genus" and second["names"]["genus"] == "Genusz"
+
+
+def test_saved_loaded_and_extended_libraries_answer_alike(planted: Planted, tmp_path: Path) -> None:
+    half = Library.build(planted.records.slice(0, 30), planted.barcodes[:30])
+    grown = half.extend(planted.records.slice(30), planted.barcodes[30:])
+    checksum = grown.save(tmp_path)
+    loaded = Library.load(tmp_path)
+    assert (loaded.version, len(checksum)) == (2, 64) and isinstance(loaded.index.postings.base, np.memmap)
+    queries = [sequence[100:300] for sequence in planted.barcodes]
+    expected = answers(planted.library, planted.library.search(queries))
+    assert answers(loaded, loaded.search(queries)) == expected
+    assert checksum == Library.load(tmp_path).save(tmp_path / "again")
+
+
+def test_damaged_and_foreign_folders_are_refused(planted: Planted, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="cannot be read"):
+        Library.load(tmp_path / "nowhere")
+    planted.library.save(tmp_path)
+    manifest = json.loads((tmp_path / MANIFEST).read_text())
+    (tmp_path / MANIFEST).write_text(json.dumps(manifest | {"format_version": 2}))
+    with pytest.raises(ValueError, match="format version 2, allowed: 1"):
+        Library.load(tmp_path)
+    changed = manifest | {"files": manifest["files"] | {RECORDS: "0" * 64}}
+    (tmp_path / MANIFEST).write_text(json.dumps(changed))
+    with pytest.raises(ValueError, match="was changed"):
+        Library.load(tmp_path)
+    (tmp_path / MANIFEST).write_text(json.dumps(manifest))
+    postings = bytearray((tmp_path / POSTINGS).read_bytes())
+    postings[-1] ^= 1
+    (tmp_path / POSTINGS).write_bytes(postings)
+    with pytest.raises(ValueError, match=r"postings\.npy is not the file that was saved"):
+        Library.load(tmp_path)
+
+
+def test_what_cannot_be_a_library_is_said(planted: Planted) -> None:
+    with pytest.raises(ValueError, match="2 records and 1 barcodes"):
+        Library.build(planted.records.slice(0, 2), planted.barcodes[:1])
+    with pytest.raises(ValueError, match="at least one to search in"):
+        Library.build(planted.records.slice(0, 1), [""])
+    with pytest.raises(ValueError, match="one of 2 records"):
+        Library.build(planted.records.slice(0, 2), planted.barcodes[:2], {"image": np.zeros((1, 4))})
+
+
+def test_as_a_peer_of_an_evaluation_it_answers_in_the_evaluations_labels(planted: Planted) -> None:
+    labels = planted.library.labels[:, ::-1] + 100
+    labels[0] = -1
+    queries = ["", *(sequence[50:300] for sequence in planted.barcodes)]
+    found = library_peer(queries, planted.barcodes, labels)
+    assert (found[0] == -1).all()
+    np.testing.assert_array_equal(found[2:], labels[1:])
+    assert found[1].tolist() == labels[1].tolist(), "a reference without labels leaves the answer to the next one"

@@ -1,0 +1,1 @@
+"""What a service needs of a model: scores, evidence, calibrated probabilities."""

@@ -1,0 +1,209 @@
+"""Probabilities that can be taken at their word: pure numpy functions and the file that a service loads.
+
+A query is answered by one lineage (`train.inference.evidence` finds it). At each rank a logistic rule turns the
+evidence for that answer into the probability that it is right; a parent's probability is never below its child's. The
+answer that is given ends at the deepest rank whose probability reaches the user's threshold (back-off). Further rules
+of the same form say whether the species is one that the model knows (novelty), and whether photo and barcode show
+different specimens (disagreement). All were fitted on specimens that no training step saw.
+
+The inputs of a rule are named, so further evidence enters without a change here: `calibrate.py` fits a rule on
+whatever columns its evidence has.
+
+Legend: N queries, R ranks, M inputs of a rule, K bins.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sklearn.linear_model import LogisticRegression
+
+from engine.specimens.taxonomy import RANKS
+
+FORMAT_VERSION = 1
+FILE = "calibration.json"
+LIBRARY_INPUTS = ("edits", "edits_to_other", "length")
+"""Evidence of a reference library, log(1 + edits) to the nearest reference of the answered taxon and of any other taxon
+of the rank, and the log of the query's nucleotides."""
+WITH_LIBRARY = "+library"  # at the end of a query's name: its rules read what a library found, too
+RIDGE = 1e-2  # on standardised weights: keeps a rule finite where an input separates right from wrong
+
+Evidence = Mapping[str, np.ndarray]
+"""Input -> float [N], or [N, R] where it differs between ranks."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A logistic rule: sigmoid(offset + sum of weight * (input - mean) / spread)."""
+
+    inputs: tuple[str, ...]
+    mean: tuple[float, ...]
+    spread: tuple[float, ...]
+    weight: tuple[float, ...]
+    offset: float
+
+    def __call__(self, columns: np.ndarray) -> np.ndarray:
+        """Probabilities float64 [N] for inputs float [N, M] in the order of `inputs`."""
+        return sigmoid(self.offset + (columns - np.array(self.mean)) / np.array(self.spread) @ np.array(self.weight))
+
+
+def sigmoid(values: np.ndarray) -> np.ndarray:
+    """1 / (1 + exp(-x)), without overflow."""
+    return 0.5 * (1 + np.tanh(0.5 * values))
+
+
+def logit(shares: np.ndarray, floor: float = 1e-6) -> np.ndarray:
+    """log(p / (1 - p)), with p kept `floor` away from 0 and 1."""
+    inside = np.clip(shares, floor, 1 - floor)
+    return np.log(inside / (1 - inside))
+
+
+def columns_of(evidence: Evidence, inputs: tuple[str, ...], rank: int | None) -> np.ndarray:
+    """Inputs of a rule as float64 [N, M]. Raises ValueError naming the evidence that is missing."""
+    missing = [name for name in inputs if name not in evidence]
+    if missing:
+        raise ValueError(f"calibration: evidence {', '.join(missing)} is missing, got {', '.join(evidence)}")
+    found = (evidence[name] for name in inputs)
+    return np.column_stack([values if values.ndim == 1 else values[:, rank] for values in found])
+
+
+def fit_rule(inputs: tuple[str, ...], columns: np.ndarray, right: np.ndarray, weight: np.ndarray) -> Rule:
+    """Weighted logistic regression with a small ridge.
+
+    Args:
+        columns: float [N, M]; right: bool [N]; weight: float [N], of each query, not negative.
+
+    Raises:
+        ValueError: when no query has a weight.
+    """
+    if not weight.sum() > 0:
+        raise ValueError("calibration: got no query to fit on, required at least one with a weight")
+    share = weight / weight.sum()
+    mean = share @ columns
+    spread = np.sqrt(share @ (columns - mean) ** 2)
+    spread[spread < 1e-9] = 1.0
+    if len(np.unique(right[share > 0])) == 1:  # nothing to tell apart; the chance is kept off 0 and 1
+        slope, offset = np.zeros(columns.shape[1]), logit((share @ right * len(right) + 0.5) / (len(right) + 1))
+    else:
+        fitted = LogisticRegression(C=max(1.0, len(columns) ** 0.5) / RIDGE, solver="newton-cholesky", tol=1e-8)
+        fitted.fit((columns - mean) / spread, right, sample_weight=share)
+        slope, offset = fitted.coef_[0], fitted.intercept_[0]
+    return Rule(inputs, tuple(mean.tolist()), tuple(spread.tolist()), tuple(slope.tolist()), float(offset))
+
+
+@dataclass(frozen=True)
+class Combination:
+    """How much a library's references count beside the model's scores, see `train.inference.combination`."""
+
+    per_edit: float  # log score
+    step: float  # edits
+
+
+@dataclass(frozen=True)
+class Calibrator:
+    """The rules of one query (image, dna, average, fused; dna and fused also with a library)."""
+
+    ranks: tuple[Rule, ...]  # is the answer at this rank right?
+    known: Rule  # is the species one that the model knows? read at the species rank
+    novel_from: float  # score 1 - known from which a query is flagged
+    combination: Combination | None = None  # of queries WITH_LIBRARY
+
+    def probabilities(self, evidence: Evidence) -> np.ndarray:
+        """That the answer is right at each rank, float64 [N, R]; never rising from a rank to a finer one."""
+        found = [rule(columns_of(evidence, rule.inputs, rank)) for rank, rule in enumerate(self.ranks)]
+        return np.maximum.accumulate(np.column_stack(found)[:, ::-1], axis=1)[:, ::-1]
+
+    def novelty(self, evidence: Evidence) -> np.ndarray:
+        """Probability, in the mixture fitted on, that the species is not known to the model: float64 [N]."""
+        return 1 - self.known(columns_of(evidence, self.known.inputs, len(RANKS) - 1))
+
+    def is_novel(self, evidence: Evidence) -> np.ndarray:
+        """The flag, bool [N]."""
+        return self.novelty(evidence) >= self.novel_from
+
+
+@dataclass(frozen=True)
+class Disagreement:
+    """Do photo and barcode show different specimens?"""
+
+    rule: Rule
+    flag_from: float
+
+    def score(self, evidence: Evidence) -> np.ndarray:
+        """float64 [N], higher = more likely two specimens."""
+        return self.rule(columns_of(evidence, self.rule.inputs, None))
+
+
+@dataclass(frozen=True)
+class FittedLibrary:
+    """The library that the rules of queries WITH_LIBRARY were fitted with."""
+
+    name: str
+    records: int  # those that were searched: not the specimens that were asked about
+    checksum: str = ""  # of its manifest; "" = made of the training split, never saved
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.records:,} specimens{self.checksum and f', checksum {self.checksum[:12]}'})"
+
+    def is_other(self, checksum: str, records: int | None) -> bool:
+        """Is a saved library another one? One that was never saved is told by its number of specimens alone."""
+        return checksum != self.checksum if self.checksum else records != self.records
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """All that was fitted for one model."""
+
+    taxonomy: str  # fingerprint of the taxonomy that the answers are from
+    queries: Mapping[str, Calibrator]
+    disagreement: Disagreement | None = None
+    library: FittedLibrary | None = None  # None also in files of before this was noted
+
+    def save(self, path: Path | str) -> None:
+        """Write one JSON file."""
+        value = {"format_version": FORMAT_VERSION, "ranks": list(RANKS), **asdict(self)}
+        Path(path).write_text(json.dumps(value, indent=1), encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path | str) -> "Calibration":
+        """Read what `save` wrote. Raises ValueError when it is no such file, or of another version or other ranks."""
+        try:
+            value = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ValueError(f"calibration: got {path} ({error}), allowed: a file written by train.evaluate") from None
+        if value.get("format_version") != FORMAT_VERSION or value.get("ranks") != list(RANKS):
+            got = f"format version {value.get('format_version')!r}, ranks {value.get('ranks')}"
+            raise ValueError(f"calibration {path}: got {got}, allowed {FORMAT_VERSION} and {list(RANKS)}")
+        queries = {
+            name: Calibrator(
+                ranks=tuple(map(_rule, one["ranks"])),
+                known=_rule(one["known"]),
+                novel_from=one["novel_from"],
+                combination=_combination(one),
+            )
+            for name, one in value["queries"].items()
+        }
+        pair, library = value["disagreement"], value.get("library")
+        disagreement = pair and Disagreement(_rule(pair["rule"]), pair["flag_from"])
+        return cls(value["taxonomy"], queries, disagreement, library and FittedLibrary(**library))
+
+
+def _combination(value: Mapping[str, Any]) -> Combination | None:
+    return Combination(**value["combination"]) if value.get("combination") else None  # absent in older files
+
+
+def _rule(value: Mapping[str, Any]) -> Rule:
+    lists = {name: tuple(value[name]) for name in ("inputs", "mean", "spread", "weight")}
+    return Rule(**lists, offset=float(value["offset"]))
+
+
+def back_off(probabilities: np.ndarray, threshold: float) -> np.ndarray:
+    """The deepest rank whose probability reaches the threshold, int64 [N]; -1 = none.
+
+    Args:
+        probabilities: float [N, R], not rising with the rank.
+    """
+    return (probabilities >= threshold).sum(axis=1) - 1

@@ -1,0 +1,95 @@
+"""What a reference library adds to a model's scores: every lineage is moved by how near its nearest reference is.
+
+A lineage loses `per_edit` of its log score for each edit by which the query is farther from its nearest reference than
+from the nearest of all, counted as in a whole barcode: a fragment has fewer letters to differ in. A taxon of which no
+reference was found counts as `step` edits farther than the taxon that it lies in, so that a species without references
+is still told before those of another genus. Scores of several sources are thus multiplied, and all that follows
+(roll-up, back-off, calibration, checklists) is as without a library.
+
+Legend: N queries, b of a chunk, M records of the library, R ranks, T_r taxa of a rank, L lineages.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engine.specimens.taxonomy import RANKS, Taxonomy
+from train.inference.calibration import LIBRARY_INPUTS
+from train.inference.scoring import Scorer
+from train.reference import Hits, Library, RankScores, rank_scores
+
+_SPECIES = RANKS.index("species")
+WHOLE = 658  # nucleotides of a barcode: the edits of a fragment count as those that a whole one would have
+_FAR = 0.3  # differences per nucleotide between barcodes that have nothing in common: taxa of which none was found
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """The nearest references of N queries, taxa numbered as the model's."""
+
+    ranks: tuple[RankScores, ...]
+    length: np.ndarray  # int64 [N], nucleotides of the query
+
+    @cached_property
+    def _begin(self) -> list[np.ndarray]:
+        numbers = np.arange(len(self.length) + 1)
+        return [np.searchsorted(one.query, numbers) for one in self.ranks]
+
+    def leaf_distances(self, scorer: Scorer, rows: slice, step: float) -> Tensor:
+        """Edits of a whole barcode beyond the nearest reference of all, float32 [b, L]; 0 where nothing related was
+        found."""
+        count = len(scorer.candidates)
+        found = np.full((rows.stop - rows.start, count), np.inf, dtype=np.float32)
+        for rank, (one, begin) in enumerate(zip(self.ranks, self._begin, strict=True)):
+            span = slice(begin[rows.start], begin[rows.stop])
+            found[one.query[span] - rows.start, int(scorer.first[rank]) + one.taxon[span]] = one.difference[span]
+        whole = torch.from_numpy(WHOLE / np.maximum(self.length[rows], 1).astype(np.float32)).to(scorer.device)[:, None]
+        distance = (torch.from_numpy(found).to(scorer.device) * whole).clamp_(max=_FAR * WHOLE)
+        least = distance.amin(1, keepdim=True)
+        for rank, size in enumerate(scorer.sizes):
+            taxa = slice(int(scorer.first[rank]), int(scorer.first[rank]) + size)
+            parent = scorer.parent[taxa]
+            above = torch.where(parent >= 0, distance[:, parent.clamp(min=0)], least) + step
+            distance[:, taxa] = torch.minimum(distance[:, taxa], above)
+        return distance[:, scorer.leaf_candidate] - least
+
+    def evidence(self, path: np.ndarray, first: int) -> dict[str, np.ndarray]:
+        """LIBRARY_INPUTS of answered lineages int64 [b, R], those of the queries from `first` on."""
+        rows = np.arange(first, first + len(path))
+        far = _FAR * self.length[rows]
+        own, other = (np.tile(far[:, None], len(RANKS)) for _ in range(2))
+        for rank, (one, begin) in enumerate(zip(self.ranks, self._begin, strict=True)):
+            span = slice(begin[first], begin[first + len(path)])
+            query, taxon, difference = one.query[span] - first, one.taxon[span], one.difference[span]
+            answered = taxon == path[query, rank]
+            for told, which in ((own, answered), (other, ~answered)):
+                np.minimum.at(told[:, rank], query[which], difference[which])
+        return dict(zip(LIBRARY_INPUTS, (np.log1p(own), np.log1p(other), np.log(np.maximum(self.length[rows], 1.0))),
+                        strict=True))  # fmt: skip
+
+
+class Combiner:
+    """A library whose records are labelled with a model's taxa."""
+
+    def __init__(self, library: Library, taxonomy: Taxonomy) -> None:
+        self.library = library
+        self.labels = taxonomy.encode(library.names)  # int64 [M, R]
+        place = {name: number for number, name in enumerate(library.taxonomy.names[_SPECIES])}
+        self._species = np.array([place.get(name, -1) for name in taxonomy.names[_SPECIES]], dtype=np.int64)
+
+    def find(self, barcodes: Sequence[str], *, without: np.ndarray | None = None, threads: int = 1) -> Nearest:
+        """Search clean barcodes; `without` int64 [N]: a species of the model for each, as if the library had no
+        reference of it, -1 = none."""
+        groups = None
+        if without is not None:
+            groups = np.where(without >= 0, self._species[np.maximum(without, 0)], -1).tolist()
+        return self.of(self.library.search(barcodes, threads=threads, without=groups), without)
+
+    def of(self, hits: Hits, without: np.ndarray | None = None) -> Nearest:
+        """What a search of this library found."""
+        ranks = (rank_scores(self.library, hits, rank, self.labels, without) for rank in range(len(RANKS)))
+        return Nearest(tuple(ranks), hits.length)

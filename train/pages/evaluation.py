@@ -1,0 +1,132 @@
+"""Evaluation of a trained model on a split of shards: the paper's tables, baselines, one row per specimen, a page.
+
+load_index -> encode_split -> rank_queries (roll-up and prompt) -> measure -> tables, page, predictions
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from engine.batches.pipeline import load_index
+from engine.relations.containment import novel_mask
+from engine.specimens.taxonomy import Taxonomy
+from train.config import Config
+from train.evaluation import compare, findings, measure, peers, probes, retrieval, subsets
+from train.evaluation.compare import compare_fused
+from train.evaluation.predict import Encoded, accuracy_of
+from train.evaluation.setting import Setting
+from train.inference.scoring import Scorer
+from train.pages import calibration_report, page, plots, report, robustness_page, tables
+from train.pages.result import Evaluation
+
+__all__ = ["Evaluation", "Scorer", "accuracy_of", "compare_fused", "evaluate", "run_evaluation"]
+
+FEATURES = "features"  # folder of an evaluation that is under way
+EXTRAS = {"retrieval": retrieval, "probes": probes, "calibration": calibration_report, "curves": robustness_page}
+"""Parts that are measured when they are asked for: modules with `measure(setting)` and `section(metrics, split)`."""
+
+
+def evaluate(setting: Setting, *, baselines: bool = True) -> Evaluation:
+    """Measure a model on one split; writes nothing but the cache.
+
+    Args:
+        setting: `config.eval` gives batch size and resamples; the shards' `train` split serves novelty, the long tail
+            and the baselines.
+        baselines: also measure the nearest-neighbour baselines.
+
+    Raises:
+        ValueError: no such split; a taxonomy that knows none of the labels; what reading shards raises.
+    """
+    split, taxonomy, resamples = setting.split, setting.taxonomy, setting.config.eval.bootstrap
+    rows = setting.rows(split)
+    scored, provisional = subsets.without_provisional(rows)
+    unknown = subsets.unknown_names(scored, taxonomy)
+    encoded = setting.encoded(split)
+    rankings = measure.rank_queries(setting.model, setting.scorer, encoded)
+    sequences, references = subsets.read_barcodes(rows), subsets.read_barcodes(setting.train)
+    parts = measure.Subsets(
+        group=subsets.barcode_groups(sequences),
+        novel=novel_mask(sequences, references) if any(references) else None,
+        both=encoded.has_both,
+    )
+    values = measure.measure(split, rankings, encoded, parts, resamples)
+    values |= findings.measure(split, scored, setting.train, rankings, encoded, taxonomy, parts, resamples)
+    for modality, present in (("image", encoded.has_image), ("dna", encoded.has_dna)):
+        stored = np.asarray(rows[f"{modality}_size"]) > 0
+        values[f"{split}/{modality}/unreadable"] = int((stored & ~present).sum())
+    values |= {f"{split}/unknown/{rank}/rows": sum(names.values()) for rank, names in unknown.items()}
+    values[f"{split}/provisional/species/rows"] = sum(provisional.values())
+    if baselines and len(setting.train):
+        values |= _measure_peers(setting, rows, encoded, (sequences, references), parts)
+    predictions = report.predictions(rows, encoded, rankings, taxonomy, parts)
+    return Evaluation(split, values, predictions, unknown, provisional)
+
+
+def _measure_peers(setting: Setting, rows: pa.Table, encoded: Encoded, barcodes: tuple[list[str], list[str]],
+                   parts: measure.Subsets) -> dict[str, float]:  # fmt: skip
+    data, taxonomy = setting.config.data, setting.taxonomy
+    found = peers.image_peers(rows, setting.train, data, taxonomy)
+    how = (data, taxonomy, setting.config.eval.batch_size, setting.budget)
+    found |= peers.dna_peers(setting.model, encoded, barcodes[0], (setting.train, barcodes[1]), how)
+    values: dict[str, float] = {}
+    for name, answers in found.items():
+        values |= measure.measure_peer(setting.split, name, answers, encoded, parts)
+    return values
+
+
+def _choosing_metrics(setting: Setting) -> dict[str, float]:
+    """Noisy accuracies of image and dna on the val specimens that have both; {} when there are none."""
+    index = setting.index
+    there = pc.and_(pc.greater(index["image_size"], 0), pc.greater(index["dna_size"], 0))
+    rows = index.filter(pc.and_(pc.equal(index["split"], "val"), there))
+    if not len(rows):
+        return {}
+    encoded = setting.encode(rows, "val_both")
+    asked = (("image", "noisy"), ("dna", "noisy"))
+    rankings = measure.rank_queries(setting.model, setting.scorer, encoded, asked, ("rollup",))
+    parts = measure.Subsets(group=np.arange(len(rows)), novel=None, both=encoded.has_both)
+    return measure.measure("val", rankings, encoded, parts, resamples=0)
+
+
+def run_evaluation(model: Any, config: Config, taxonomy: Taxonomy, shards: Sequence[str | Path], split: str,
+                   out: Path, *, baselines: bool = True, extras: Sequence[str] = (),
+                   checkpoint: Path | None = None, library: Path | None = None) -> Evaluation:  # fmt: skip
+    """Measure a model on a split and write report.html, metrics.json, tables.md, predictions.parquet and accuracy.png
+    to `out`.
+
+    Encoded features wait in `out/features` until all is written: an evaluation that was interrupted goes on when it is
+    started again. Where this split and val hold specimens with image and barcode, fusion is compared with the single
+    modality that is better on val.
+
+    Args:
+        extras: names of EXTRAS to measure, too.
+        checkpoint: the model's folder, where the calibration is kept when that is among the extras.
+        library: folder of the reference library that the calibration is fitted with; None = one of the train split.
+
+    Raises:
+        ValueError: what `evaluate` and the extras raise.
+    """
+    setting = Setting(model, config, taxonomy, load_index(shards), split, Path(out) / FEATURES, checkpoint, library)
+    found = evaluate(setting, baselines=baselines)
+    fused = split != "val" and f"{split}/fused/noisy_both/rows" in found.metrics
+    if fused and (chosen := _choosing_metrics(setting)):
+        compared = compare_fused(chosen, found.predictions, config.eval.bootstrap)
+        values = found.metrics | chosen | compare.as_metrics(compared, split)
+        found = dataclasses.replace(found, metrics=values, comparison=compared)
+    sections = []
+    for extra in extras:
+        values = EXTRAS[extra].measure(setting)
+        found = dataclasses.replace(found, metrics=found.metrics | values)
+        sections.append(EXTRAS[extra].section(values, split))
+    name = config.run.name or config.recipe
+    text = f"# {name}: {split}\n\n{found.headline(config.eval.scoring)}\n\n{tables.full_text(found.metrics, split)}\n"
+    shown = page.report(found, name, config.eval.scoring, sections)
+    report.write(Path(out), found.metrics, text, shown, found.predictions)
+    plots.accuracy_bars(found.metrics, split).savefig(Path(out) / report.PICTURE, dpi=150)
+    setting.forget()
+    return dataclasses.replace(found, files=report.FILES)

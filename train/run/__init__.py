@@ -1,0 +1,1 @@
+"""A training as a Ray Train run: workers, commits, resumption, tracking."""
