@@ -23,8 +23,8 @@ from typing import Any
 from engine.commandline import Parser, guarded
 from serve.answers.predictor import Predictor
 from serve.models.card import NUMBERS, TABLES, model_card
-from serve.models.registry import default_registry, resolve_checkpoint
-from serve.pyfunc import LIBRARY, signature
+from serve.models.registry import LIBRARY, default_registry, resolve_checkpoint
+from serve.pyfunc import signature
 from train.config import from_dict, to_dict
 from train.inference.calibration import FILE as CALIBRATION
 from train.models import checkpoint

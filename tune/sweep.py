@@ -18,7 +18,7 @@ from typing import Any
 
 from engine.batches.pipeline import load_index, select_split
 from train.config import Config, RunConfig, absolute_paths, from_dict, override, to_dict
-from train.main import with_simulated
+from train.run.simulated_shards import with_simulated
 from train.run.tracking import describe_run, tracking_uri
 from train.run.trainer import RECORD, make_folder, prepare, start_ray
 from tune import finalists, records

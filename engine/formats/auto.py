@@ -21,8 +21,9 @@ from engine.formats.columns import match_columns
 from engine.formats.delimited import read_header
 from engine.formats.hdf5 import TOP_GROUP
 from engine.formats.photos import HDF5_SUFFIXES
-from engine.formats.registry import FORMATS, SpecimenSource
+from engine.formats.registry import FORMATS
 from engine.formats.registry import open_dataset as open_by_name
+from engine.formats.source import SpecimenSource
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from engine.formats.registry import SpecimenSource
+from engine.formats.source import SpecimenSource
 from engine.specimens.schema import SPECIMEN_SCHEMA
 from engine.store.storage import Location
 

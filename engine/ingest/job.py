@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 import ray
 from tqdm import tqdm
 
-from engine.formats.registry import SpecimenSource
+from engine.formats.source import SpecimenSource
 from engine.ingest.plan import LAYOUTS, STATE_NAME, Layout, Plan, scan, write_plan
 from engine.ingest.report import ProblemLog, Tally, build_report, report_page
 from engine.ingest.shard import REQUESTS, ShardWriter, read_done

@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from engine.formats.registry import SpecimenSource
+from engine.formats.source import SpecimenSource
 from engine.ingest.report import ProblemLog
 from engine.ingest.screening import SKIPPED, Problem, assign_splits, screen
 from engine.relations.splits import SplitOptions

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from engine.formats.registry import SpecimenSource
+from engine.formats.source import SpecimenSource
 from engine.store.storage import Location
 from serve.answers.answer import Answer, Query, QueryError
 from serve.bulk.columns import table_of

@@ -27,7 +27,7 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from engine.commandline import Parser, guarded
-from engine.formats.registry import SpecimenSource
+from engine.formats.source import SpecimenSource
 from engine.ray_seams import numbered_tasks, start_ray
 from engine.specimens.taxonomy import RANKS
 from engine.store.shards import file_sha256

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from engine.formats.registry import SpecimenSource
+from engine.formats.source import SpecimenSource
 from engine.specimens.schema import SPECIMEN_SCHEMA
 
 QUESTIONS_PER_TASK = 1000

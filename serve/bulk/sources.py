@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from engine.formats.image_folders import PHOTO_SUFFIXES
-from engine.formats.registry import FORMATS, SpecimenSource, open_dataset
+from engine.formats.registry import FORMATS, open_dataset
+from engine.formats.source import SpecimenSource
 from engine.specimens.schema import SPECIMEN_SCHEMA, SPLITS, BadSpecimen
 from engine.specimens.taxonomy import RANKS
 from engine.store.shards import MANIFEST_NAME, ShardReader, read_index

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.store.shards import file_sha256
-from serve.models.registry import SCHEME, resolve_checkpoint
+from serve.models.registry import LIBRARY, SCHEME, resolve_checkpoint
 from serve.models.settings import Settings
-from serve.pyfunc import LIBRARY
 from train.models.checkpoint import WEIGHTS
 
 RUNS = Path("runs")

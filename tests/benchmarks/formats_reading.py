@@ -19,7 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
-from engine.formats.registry import SpecimenSource, open_dataset
+from engine.formats.registry import open_dataset
+from engine.formats.source import SpecimenSource
 from tests.engine.formats import fixtures
 
 PHOTOS_KEPT = 20_000  # references that the photo part reads

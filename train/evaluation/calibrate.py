@@ -13,6 +13,7 @@ from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
+from sklearn.linear_model import LogisticRegression
 from tqdm import tqdm
 
 from engine.specimens.schema import uniforms_for
@@ -27,7 +28,7 @@ from train.inference.calibration import (
     Disagreement,
     Rule,
     columns_of,
-    fit_rule,
+    logit,
 )
 from train.inference.evidence import AGREEMENTS, INPUTS
 
@@ -39,6 +40,31 @@ PER_EDIT = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)  # log score, tried
 STEP = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)  # edits, tried
 SHOWN = 1.96  # standard errors (over barcode groups) by which another combination must be better
 FEW = 2000  # specimens that a combination is fitted on
+RIDGE = 1e-2  # on standardised weights: keeps a rule finite where an input separates right from wrong
+
+
+def fit_rule(inputs: tuple[str, ...], columns: np.ndarray, right: np.ndarray, weight: np.ndarray) -> Rule:
+    """Weighted logistic regression with a small ridge.
+
+    Args:
+        columns: float [N, M]; right: bool [N]; weight: float [N], of each query, not negative.
+
+    Raises:
+        ValueError: when no query has a weight.
+    """
+    if not weight.sum() > 0:
+        raise ValueError("calibration: got no query to fit on, required at least one with a weight")
+    share = weight / weight.sum()
+    mean = share @ columns
+    spread = np.sqrt(share @ (columns - mean) ** 2)
+    spread[spread < 1e-9] = 1.0
+    if len(np.unique(right[share > 0])) == 1:  # nothing to tell apart; the chance is kept off 0 and 1
+        slope, offset = np.zeros(columns.shape[1]), logit((share @ right * len(right) + 0.5) / (len(right) + 1))
+    else:
+        fitted = LogisticRegression(C=max(1.0, len(columns) ** 0.5) / RIDGE, solver="newton-cholesky", tol=1e-8)
+        fitted.fit((columns - mean) / spread, right, sample_weight=share)
+        slope, offset = fitted.coef_[0], fitted.intercept_[0]
+    return Rule(inputs, tuple(mean.tolist()), tuple(spread.tolist()), tuple(slope.tolist()), float(offset))
 
 
 def fit(part: Part) -> Calibration:

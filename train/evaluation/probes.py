@@ -15,14 +15,13 @@ from sklearn.cluster import AgglomerativeClustering
 from sklearn.metrics import adjusted_mutual_info_score, v_measure_score
 from tqdm import tqdm
 
-from engine import html
+from engine import html, markdown
 from engine.batches.pipeline import label_columns
 from engine.html import Section
 from engine.specimens.taxonomy import RANKS, Taxonomy
 from train import metrics
 from train.evaluation.retrieval import Side, Specimens, named_rows, nearest
 from train.evaluation.setting import Setting
-from train.pages import tables
 
 SHOTS = (1, 5)
 DRAWS = 5  # of the few specimens
@@ -172,10 +171,10 @@ def section(values: Mapping[str, float], split: str) -> Section:
         for probe, text in names.items():
             keys = [f"{start}/{probe}/{rank}/top1" for rank in RANKS] + [f"{start}/{probe}/species/macro_top1"]
             if any(key in values for key in keys):
-                cells = [tables.percent(values.get(key)) for key in keys]
+                cells = [markdown.percent(values.get(key)) for key in keys]
                 for place, key in enumerate(keys):
                     if f"{key}_sd" in values:
-                        cells[place] += f"\n± {tables.percent(values[f'{key}_sd'])}"
+                        cells[place] += f"\n± {markdown.percent(values[f'{key}_sd'])}"
                 rows.append([modality, text, *cells])
         for rank in ("species", "family"):
             if f"{start}/clustering/{rank}/ami" in values:

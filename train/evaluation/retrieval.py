@@ -17,7 +17,7 @@ import pyarrow as pa
 import torch
 from tqdm import tqdm
 
-from engine import html
+from engine import html, markdown
 from engine.batches.pipeline import label_columns
 from engine.html import Section
 from engine.specimens.captions import caption
@@ -25,7 +25,6 @@ from engine.specimens.taxonomy import RANKS, Taxonomy
 from train import metrics
 from train.evaluation import subsets
 from train.evaluation.setting import Setting
-from train.pages import tables
 
 TOP = (1, 3, 5)
 MODALITIES = ("image", "dna", "text")
@@ -207,6 +206,6 @@ def _table(values: Mapping[str, float], split: str, rank: str, what: str) -> str
             keys = [f"{split}/retrieval/{one}_to_{other}/{part}/{rank}/{what}" for part in PARTS]
             if any(key in values for key in keys):
                 count = values.get(f"{split}/retrieval/{one}_to_{other}/seen/{rank}/rows", 0)
-                cells = [tables.with_interval(values, key) for key in keys]
+                cells = [markdown.with_interval(values, key) for key in keys]
                 rows.append([one, other, *cells, f"{count:,.0f}"])
     return html.table(["query", "key", *PARTS, "seen queries"], rows)

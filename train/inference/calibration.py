@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sklearn.linear_model import LogisticRegression
 
 from engine.specimens.taxonomy import RANKS
 
@@ -29,7 +28,6 @@ LIBRARY_INPUTS = ("edits", "edits_to_other", "length")
 """Evidence of a reference library, log(1 + edits) to the nearest reference of the answered taxon and of any other taxon
 of the rank, and the log of the query's nucleotides."""
 WITH_LIBRARY = "+library"  # at the end of a query's name: its rules read what a library found, too
-RIDGE = 1e-2  # on standardised weights: keeps a rule finite where an input separates right from wrong
 
 Evidence = Mapping[str, np.ndarray]
 """Input -> float [N], or [N, R] where it differs between ranks."""
@@ -68,30 +66,6 @@ def columns_of(evidence: Evidence, inputs: tuple[str, ...], rank: int | None) ->
         raise ValueError(f"calibration: evidence {', '.join(missing)} is missing, got {', '.join(evidence)}")
     found = (evidence[name] for name in inputs)
     return np.column_stack([values if values.ndim == 1 else values[:, rank] for values in found])
-
-
-def fit_rule(inputs: tuple[str, ...], columns: np.ndarray, right: np.ndarray, weight: np.ndarray) -> Rule:
-    """Weighted logistic regression with a small ridge.
-
-    Args:
-        columns: float [N, M]; right: bool [N]; weight: float [N], of each query, not negative.
-
-    Raises:
-        ValueError: when no query has a weight.
-    """
-    if not weight.sum() > 0:
-        raise ValueError("calibration: got no query to fit on, required at least one with a weight")
-    share = weight / weight.sum()
-    mean = share @ columns
-    spread = np.sqrt(share @ (columns - mean) ** 2)
-    spread[spread < 1e-9] = 1.0
-    if len(np.unique(right[share > 0])) == 1:  # nothing to tell apart; the chance is kept off 0 and 1
-        slope, offset = np.zeros(columns.shape[1]), logit((share @ right * len(right) + 0.5) / (len(right) + 1))
-    else:
-        fitted = LogisticRegression(C=max(1.0, len(columns) ** 0.5) / RIDGE, solver="newton-cholesky", tol=1e-8)
-        fitted.fit((columns - mean) / spread, right, sample_weight=share)
-        slope, offset = fitted.coef_[0], fitted.intercept_[0]
-    return Rule(inputs, tuple(mean.tolist()), tuple(spread.tolist()), tuple(slope.tolist()), float(offset))
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 from matplotlib.figure import Figure
 from sklearn.metrics import roc_auc_score
 
-from engine import html
+from engine import html, markdown
 from engine.html import Section
 from engine.specimens.taxonomy import RANKS
 from train import metrics
@@ -18,7 +18,7 @@ from train.evaluation.cases import SPECIES, Cases, Part, genus_parts
 from train.evaluation.setting import Setting
 from train.inference.calibration import FILE, Calibration, Calibrator, FittedLibrary, back_off, sigmoid
 from train.inference.combination import Combiner
-from train.pages import plots, tables
+from train.pages import plots
 from train.reference import Library
 from train.reference.library import read_manifest
 
@@ -176,12 +176,12 @@ def _rank_table(values: Mapping[str, float], start: str, queries: list[str]) -> 
             one = f"{start}/{query}/{rank}"
             if f"{one}/ece" not in values:
                 continue
-            coverage = tables.percent(values[f"{one}/coverage"])
+            coverage = markdown.percent(values[f"{one}/coverage"])
             perfect = f"{values[f'{one}/ece_perfect']:.3f}\n95%: {values[f'{one}/ece_perfect_high']:.3f}"
             error = f"{values[f'{one}/ece']:.3f}\n{values[f'{one}/ece_low']:.3f}–{values[f'{one}/ece_high']:.3f}"
             rows.append([
-                plots.TITLES[query], rank, tables.percent(values[f"{one}/accuracy"]), error, perfect,
-                f"{values[f'{one}/plain_ece']:.3f}", coverage, tables.with_interval(values, f"{one}/accuracy_at"),
+                plots.TITLES[query], rank, markdown.percent(values[f"{one}/accuracy"]), error, perfect,
+                f"{values[f'{one}/plain_ece']:.3f}", coverage, markdown.with_interval(values, f"{one}/accuracy_at"),
                 f"{values[f'{one}/rows']:,.0f}",
             ])  # fmt: skip
     header = ["asked with", "rank", "accuracy", "calibration error", "if perfect", "before calibration",
@@ -193,9 +193,9 @@ def _ends_table(values: Mapping[str, float], start: str, queries: list[str]) -> 
     rows = []
     for query in queries:
         ends = [f"{start}/{query}/ends/{name}" for name in (*reversed(RANKS), "none")]
-        cells = [f"{tables.percent(values[f'{end}/share'])}\nright {tables.percent(values[f'{end}/accuracy'])}"
+        cells = [f"{markdown.percent(values[f'{end}/share'])}\nright {markdown.percent(values[f'{end}/accuracy'])}"
                  for end in ends]  # fmt: skip
-        rows.append([plots.TITLES[query], *cells[:-1], tables.percent(values[f"{ends[-1]}/share"])])
+        rows.append([plots.TITLES[query], *cells[:-1], markdown.percent(values[f"{ends[-1]}/share"])])
     return html.table(["asked with", *reversed(RANKS), "no answer"], rows)
 
 
@@ -206,7 +206,7 @@ def _novelty_table(values: Mapping[str, float], start: str, queries: list[str]) 
         one = f"{start}/{query}/novelty"
         for name, text in names.items():
             if f"{one}/{name}/auroc" in values:
-                flagged = [tables.percent(values[f"{one}/{part}/flagged"]) for part in (name, "seen")]
+                flagged = [markdown.percent(values[f"{one}/{part}/flagged"]) for part in (name, "seen")]
                 auroc = f"{values[f'{one}/{name}/auroc']:.3f}"
                 rows.append([plots.TITLES[query], text, auroc, *flagged, f"{values[f'{one}/{name}/rows']:,.0f}"])
     header = ["asked with", "unknown species", "AUROC", "flagged, %", "known species flagged, %", "n unknown"]
@@ -218,7 +218,7 @@ def _disagreement_blocks(values: Mapping[str, float], start: str) -> list[str]:
              "order": "another family of the order", "orders": "another order"}  # fmt: skip
     one = f"{start}/disagreement"
     rows = [
-        [text, tables.percent(values[f"{one}/{kind}/precision"]), tables.percent(values[f"{one}/{kind}/recall"]),
+        [text, markdown.percent(values[f"{one}/{kind}/precision"]), markdown.percent(values[f"{one}/{kind}/recall"]),
          f"{values[f'{one}/{kind}/rows']:,.0f}"]
         for kind, text in names.items() if f"{one}/{kind}/recall" in values
     ]  # fmt: skip
@@ -226,7 +226,7 @@ def _disagreement_blocks(values: Mapping[str, float], start: str) -> list[str]:
         return []
     told = (
         "Photo and barcode of different specimens: the flag when 2 of 100 pairs have a barcode of another specimen. "
-        f"Of true pairs {tables.percent(values[f'{one}/true/flagged'])}% are flagged."
+        f"Of true pairs {markdown.percent(values[f'{one}/true/flagged'])}% are flagged."
     )
     return [html.paragraph(told), html.table(["the barcode is of", "precision, %", "recall, %", "n"], rows)]
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
-from engine import html
+from engine import html, markdown
 from engine.html import Section
 from engine.specimens.taxonomy import RANKS
 from train import metrics
@@ -52,7 +52,7 @@ def _summary(found: Evaluation) -> list[str]:
         novel = metrics.prefix(split, query, "clean", scope="novel")
         keys = [f"{start}/{rank}/top1" for rank in ("species", "genus") for start in (clean, noisy)]
         keys += [f"{clean}/species/macro_top1", f"{novel}/species/top1"]
-        cells = [tables.with_interval(values, key) for key in keys]
+        cells = [markdown.with_interval(values, key) for key in keys]
         rows.append([plots.TITLES[query], *cells, f"{values[f'{clean}/rows']:,.0f}"])
     if not rows:
         return [html.paragraph("No specimen could be asked with.")]
@@ -77,8 +77,8 @@ def _sentences(found: Evaluation) -> list[str]:
         if own is not None and others:
             best = max(others, key=lambda text: others[text])
             told.append(
-                f"Species by {plots.TITLES[query]} alone: {tables.percent(own)}; the best plain baseline ({best}) has "
-                f"{tables.percent(others[best])}."
+                f"Species by {plots.TITLES[query]} alone: {markdown.percent(own)}; the best plain baseline ({best}) "
+                f"has {markdown.percent(others[best])}."
             )
     if "species" in found.comparison:
         one = found.comparison["species"]
@@ -91,11 +91,11 @@ def _sentences(found: Evaluation) -> list[str]:
     for query in plots.TITLES:
         start = f"{split}/calibration/{query}/species"
         if values.get(f"{start}/coverage"):
-            right, covered = (tables.percent(values[f"{start}/{name}"]) for name in ("accuracy_at", "coverage"))
+            right, covered = (markdown.percent(values[f"{start}/{name}"]) for name in ("accuracy_at", "coverage"))
             told.append(
                 f"By {plots.TITLES[query]} it names a species with 0.95 or more for {covered}% of a mixture of clean, "
                 f"damaged and unknown specimens; {right}% of these are right "
-                f"({tables.interval(values, f'{start}/accuracy_at')})."
+                f"({markdown.interval(values, f'{start}/accuracy_at')})."
             )
     lost = sum(sum(names.values()) for names in found.unknown.values())
     told += [f"{lost:,} labels are of taxa that the model was never shown; they are not scored."] if lost else []
@@ -132,7 +132,7 @@ def _consistency(values: Values, split: str) -> list[str]:
             if f"{start}/whole" in values:
                 keys = [f"{start}/{name}" for name in (*RANKS[1:], "whole")]
                 shown = [tables.LABELS[query], tables.LABELS.get(condition, condition)]
-                rows.append([scoring, *shown, *(tables.percent(values[key]) for key in keys)])
+                rows.append([scoring, *shown, *(markdown.percent(values[key]) for key in keys)])
     pairs = [f"{fine} in its {coarse}" for coarse, fine in pairwise(RANKS)]
     header = ["scoring", "query", "condition", *pairs, "whole lineage"]
     told = (
@@ -174,8 +174,9 @@ def _tail(values: Values, split: str) -> list[str]:
             for name in bins:
                 count = values.get(f"{start}/{name}/rows", 0)
                 bounds = (values.get(f"{start}/{name}/{side}", math.nan) for side in ("low", "high"))
-                told = "–".join(tables.percent(bound) for bound in bounds)
-                cells.append(f"{tables.percent(values[f'{start}/{name}/top1'])}\n{told}\nn {count:,}" if count else "–")
+                told = "–".join(markdown.percent(bound) for bound in bounds)
+                top1 = markdown.percent(values[f"{start}/{name}/top1"]) if count else ""
+                cells.append(f"{top1}\n{told}\nn {count:,}" if count else "–")
             if any(cell != "–" for cell in cells):
                 rows.append([plots.TITLES[query], "clean" if condition == "clean" else "damaged", *cells])
     if not rows:

@@ -4,13 +4,13 @@ from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
 
-from engine import html
+from engine import html, markdown
 from engine.html import Section
 from engine.specimens.taxonomy import RANKS
 from train.evaluation import robustness
 from train.evaluation.amplicons import AMPLICONS
 from train.evaluation.robustness import OPERATIONS, curve_of
-from train.pages import plots, tables
+from train.pages import plots
 
 measure = robustness.measure
 AXES = {
@@ -70,7 +70,7 @@ def _amplicons(values: Values, split: str) -> list[str]:
         for query in ("dna", "average", "fused"):
             start = f"{split}/curves/amplicon/{one.name}/{query}"
             if values.get(f"{start}/species/rows"):
-                cells = [tables.with_interval(values, f"{start}/{rank}/top1") for rank in RANKS]
+                cells = [markdown.with_interval(values, f"{start}/{rank}/top1") for rank in RANKS]
                 count = f"{values[f'{start}/species/rows']:,.0f}"
                 rows.append([one.name, plots.TITLES[query], *cells, count])
     if not rows:
@@ -86,7 +86,7 @@ def _gains(values: Values, split: str) -> list[str]:
         start = f"{split}/curves/{point.key}/fused_minus_dna/species"
         if f"{start}/difference" in values:
             gap, low, high = (f"{100 * values[f'{start}/{part}']:+.1f}" for part in ("difference", "low", "high"))
-            shares = [tables.percent(values[f"{start}/{part}"]) for part in ("second", "first")]
+            shares = [markdown.percent(values[f"{start}/{part}"]) for part in ("second", "first")]
             rows.append([f"{point.curve} {point.key.split('/')[1]}", *shares, f"{gap}\n{low} to {high}",
                          f"{values[f'{start}/rows']:,.0f}"])  # fmt: skip
     told = "What a clean photo adds to a damaged barcode: species top-1 in %, paired on the specimens with both:"
@@ -100,7 +100,7 @@ def _areas(values: Values, split: str) -> list[str]:
         for query in plots.COLOURS:
             start = f"{split}/curves/{curve}/{query}"
             if f"{start}/species/area" in values:
-                cells = [tables.percent(values.get(f"{start}/{rank}/area")) for rank in RANKS]
+                cells = [markdown.percent(values.get(f"{start}/{rank}/area")) for rank in RANKS]
                 rows.append([curve, plots.TITLES[query], *cells])
     told = "Area under each curve: mean top-1 in % from its first point to its last."
     return [html.paragraph(told), html.table(["curve", "asked with", *RANKS], rows)] if rows else []

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from tqdm import tqdm
 
 from engine.batches.pipeline import load_index
-from engine.formats.registry import SpecimenSource, read_all
+from engine.formats.source import SpecimenSource, read_all
 from engine.signals.barcodes import clean
 from engine.store.shards import ShardReader
 from engine.store.storage import Location

@@ -13,7 +13,8 @@ import pandas as pd
 import simplejpeg
 
 from engine.formats.bioscan1m import SPLIT_COLUMNS
-from engine.formats.registry import open_dataset, read_all
+from engine.formats.registry import open_dataset
+from engine.formats.source import read_all
 from engine.specimens.schema import SPECIMEN_SCHEMA, SPLITS
 from engine.specimens.taxonomy import RANKS
 

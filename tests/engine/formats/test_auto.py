@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.formats.auto import detect, format_of_header
-from engine.formats.registry import FORMATS, open_dataset, read_all
+from engine.formats.registry import FORMATS, open_dataset
+from engine.formats.source import read_all
 from tests.engine.formats import fixtures
 
 BOLD_4 = "processid sampleid bin_uri order_name family_name genus_name species_name nucleotides markercode lat lon"
@@ -140,5 +141,5 @@ def test_real_folders(real_data: Path) -> None:
     for folder, name in (("bold/tsv", "bold"), ("bold", "table"), ("coi", "table"), ("moths", "table")):
         assert detect([real_data / folder])[0] == name
     assert detect([real_data / "moths" / "images"])[0] == "images"
-    with pytest.raises(ValueError, match=r"with README.md, bold, coi, moths; allowed"):
+    with pytest.raises(ValueError, match=r"with README.md, .*moths; allowed"):
         detect([real_data])

@@ -12,7 +12,8 @@ import pandas as pd
 import pytest
 
 from engine.formats.bioscan5m import chunk_of
-from engine.formats.registry import open_dataset, read_all
+from engine.formats.registry import open_dataset
+from engine.formats.source import read_all
 from engine.ingest.job import IngestOptions, ingest
 from engine.specimens.taxonomy import RANKS
 from engine.store.shards import ShardReader, read_index, verify

@@ -7,7 +7,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from engine.formats.registry import FORMATS, open_dataset, read_all
+from engine.formats.registry import FORMATS, open_dataset
+from engine.formats.source import read_all
 from engine.specimens.schema import SPECIMEN_SCHEMA
 
 BARCODE = "AACTTTATATTTTATTTTTGG"

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from engine.formats.columns import MISSING, tidy
 from engine.formats.fasta import read_header
 from engine.formats.image_folders import guess_labels
-from engine.formats.registry import open_dataset, read_all
+from engine.formats.registry import open_dataset
+from engine.formats.source import read_all
 from engine.specimens.taxonomy import RANKS
 from tests.engine.formats import fixtures
 from tests.engine.formats.fixtures import FLY, names_of, read, write

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.formats.registry import open_dataset, read_all
+from engine.formats.registry import open_dataset
+from engine.formats.source import read_all
 from engine.ingest import plan as ingest_plan
 from engine.ingest.job import IngestOptions, ingest
 from engine.ingest.plan import LAYOUTS, stored_order

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from engine.formats.registry import open_dataset, read_all
+from engine.formats.registry import open_dataset
+from engine.formats.source import read_all
 from engine.ingest.screening import assign_splits, screen
 from engine.relations.splits import SplitOptions
 

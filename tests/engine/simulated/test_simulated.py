@@ -8,7 +8,8 @@ import pyarrow as pa
 import pytest
 import simplejpeg
 
-from engine.formats.registry import open_dataset, read_all
+from engine.formats.registry import open_dataset
+from engine.formats.source import read_all
 from engine.simulated import barcodes as simulated_barcodes
 from engine.simulated import photos as simulated_photos
 from engine.simulated.source import SimulatedSource

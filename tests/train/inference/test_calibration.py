@@ -12,9 +12,9 @@ from sklearn.linear_model import LogisticRegression
 from engine.specimens.taxonomy import RANKS, Taxonomy
 from tests.train.planted import PlantedModel
 from train.evaluation import calibrate, reliability
-from train.evaluation.calibrate import COMBINATION, Cases
+from train.evaluation.calibrate import COMBINATION, Cases, fit_rule
 from train.inference import calibration, evidence
-from train.inference.calibration import Calibration, Combination, Rule, back_off, fit_rule
+from train.inference.calibration import Calibration, Combination, Rule, back_off
 from train.inference.evidence import Answers
 from train.inference.scoring import Scorer
 
