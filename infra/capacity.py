@@ -156,29 +156,35 @@ def plan(name: str, gpu: str, gpus: int, options: argparse.Namespace) -> Plan:
     millions = data.specimens / 1e6
     per_node = min(gpus, options.gpus_per_node)
     return Plan(
-        dataset=name, gpus=gpus,
+        dataset=name,
+        gpus=gpus,
         shards_gb=data.specimens * (data.photo_bytes + BARCODE_BYTES + META_BYTES + HEADERS) / 1e9,
         runs_gb=4 * STATE_BYTES * PARAMETERS / 1e9,  # the last two, the best, and one being written
-        specimens_per_s=rate, data_cpus=cpus,
+        specimens_per_s=rate,
+        data_cpus=cpus,
         node_gib=per_node * (PROCESS_GIB + INDEX_GIB * millions) + 0.25 * cpus + 2,
         gpu_static_gib=GPU_STATE_BYTES * PARAMETERS / 2**30,
         gradient_gb=exchange_bytes(PARAMETERS, gpus) / 1e9 if gpus > 1 else 0.0,
         feature_mb=gathered_bytes(data.batch, gpus) / 1e6,
         blocks_mb_per_s=rate * VIEWS * 3 * IMAGE_SIDE**2 / 1e6,
-        hours=hours, cost=hours * (gpus * options.gpu_price + cpus * options.cpu_price),
-    )  # fmt: skip
+        hours=hours,
+        cost=hours * (gpus * options.gpu_price + cpus * options.cpu_price),
+    )
 
 
 ROWS = (
-    ("shards, GB", "shards_gb", ".0f"), ("four checkpoints, GB", "runs_gb", ".0f"),
-    ("specimens/s", "specimens_per_s", ".0f"), ("data CPUs to feed them", "data_cpus", "d"),
+    ("shards, GB", "shards_gb", ".0f"),
+    ("four checkpoints, GB", "runs_gb", ".0f"),
+    ("specimens/s", "specimens_per_s", ".0f"),
+    ("data CPUs to feed them", "data_cpus", "d"),
     ("memory of a train node, GiB", "node_gib", ".0f"),
     ("weights, gradients, moments on a GPU, GiB", "gpu_static_gib", ".1f"),
     ("gradients a worker sends a step, GB", "gradient_gb", ".2f"),
     ("gathered features a worker moves a step, MB", "feature_mb", ".1f"),
-    ("specimens to the train nodes, MB/s", "blocks_mb_per_s", ".0f"), ("hours", "hours", ".1f"),
+    ("specimens to the train nodes, MB/s", "blocks_mb_per_s", ".0f"),
+    ("hours", "hours", ".1f"),
     ("cost at the prices given", "cost", ".0f"),
-)  # fmt: skip
+)
 
 
 def table(plans: list[Plan]) -> str:
@@ -192,8 +198,9 @@ def table(plans: list[Plan]) -> str:
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = Parser(prog="python -m infra.capacity", description=__doc__,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser = Parser(
+        prog="python -m infra.capacity", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = parser.add_argument
     add("--dataset", choices=DATASETS, action="append", help="may be repeated (default: all)")
     add("--gpu", choices=GPUS, default="a100", help="default: %(default)s")
@@ -211,8 +218,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def _command(options: argparse.Namespace) -> int:
-    plans = [plan(name, options.gpu, gpus, options) for name in options.dataset or DATASETS
-             for gpus in options.gpus or (1, 4, 8)]  # fmt: skip
+    plans = [
+        plan(name, options.gpu, gpus, options)
+        for name in options.dataset or DATASETS
+        for gpus in options.gpus or (1, 4, 8)
+    ]
     prices = f"{options.gpu_price:g} a GPU hour and {options.cpu_price:g} a CPU hour"
     print(f"{options.gpu}, MFU {options.mfu:g}, {options.network:g} Gbit/s, prices {prices}")
     print(f"{specimen_flops() / 1e12:.2f} TFLOP a specimen, {PARAMETERS / 1e6:.0f} M parameters\n")

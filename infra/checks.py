@@ -81,8 +81,10 @@ def device_files() -> int:
     return sum(path.name.removeprefix("nvidia").isdigit() for path in Path("/dev").glob("nvidia*"))
 
 
-_SEE = "import torch, json; print(json.dumps([torch.cuda.device_count(), torch.version.cuda, " \
-       "torch.distributed.is_nccl_available() and '.'.join(map(str, torch.cuda.nccl.version()))]))"  # fmt: skip
+_SEE = (
+    "import torch, json; print(json.dumps([torch.cuda.device_count(), torch.version.cuda, "
+    "torch.distributed.is_nccl_available() and '.'.join(map(str, torch.cuda.nccl.version()))]))"
+)
 
 
 def gpus(counted: float) -> list[Finding]:
@@ -118,10 +120,12 @@ def shared_memory(object_store_bytes: float, folder: str = "/dev/shm") -> Findin
     what = f"{folder} has {total / 2**30:.1f} GiB, the object store {object_store_bytes / 2**30:.1f} GiB"
     if total < object_store_bytes:
         return Finding(
-            "shared memory", "problem", f"{what}: it lies on disk",
+            "shared memory",
+            "problem",
+            f"{what}: it lies on disk",
             f"docker run --shm-size={object_store_bytes / 2**30 + 1:.0f}g; in Kubernetes an emptyDir of medium Memory "
             "on /dev/shm; or `ray start --object-store-memory` below it",
-        )  # fmt: skip
+        )
     return Finding("shared memory", "ok", what)
 
 
@@ -186,9 +190,11 @@ def peers(addresses: Iterable[tuple[str, int]]) -> Finding:
             silent.append(f"{host}:{port} ({error.strerror or error})")
     if silent:
         return Finding(
-            "network", "problem", f"no connection to {', '.join(silent)}",
+            "network",
+            "problem",
+            f"no connection to {', '.join(silent)}",
             "open all TCP ports between the nodes of a cluster; check `ray start --node-ip-address`",
-        )  # fmt: skip
+        )
     return Finding("network", "ok", f"reaches {len(list(addresses))} other nodes")
 
 
@@ -197,13 +203,16 @@ def mlflow(uri: str, num_nodes: int) -> Finding:
     if not uri.startswith(("http://", "https://")):
         if num_nodes > 1:
             return Finding(
-                "MLflow", "problem", f"{uri} with {num_nodes} nodes: a file that several machines write is lost",
+                "MLflow",
+                "problem",
+                f"{uri} with {num_nodes} nodes: a file that several machines write is lost",
                 "start `mlflow server` (infra/mlflow/compose.yaml) and set run.tracking_uri=http://...",
-            )  # fmt: skip
+            )
         return Finding("MLflow", "ok", uri)
     try:
-        with urllib.request.urlopen(f"{uri.rstrip('/')}/api/2.0/mlflow/experiments/search?max_results=1",
-                                    timeout=TIMEOUT_S) as answer:  # fmt: skip
+        with urllib.request.urlopen(
+            f"{uri.rstrip('/')}/api/2.0/mlflow/experiments/search?max_results=1", timeout=TIMEOUT_S
+        ) as answer:
             json.load(answer)
     except urllib.error.HTTPError as error:
         fix = "start it with --allowed-hosts naming this address" if error.code == 403 else "see the server's log"

@@ -30,8 +30,9 @@ MARKS = {"ok": "ok     ", "warning": "WARNING", "problem": "PROBLEM"}
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = Parser(prog="python -m infra.doctor", description=__doc__,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser = Parser(
+        prog="python -m infra.doctor", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--recipe", help="the training that is to follow (see train/main.py --help)")
     parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], dest="overrides")
     parser.add_argument("--this-machine", action="store_true", help="do not look for a cluster")
@@ -98,10 +99,12 @@ def cluster(request: Request, config: Any, all_reduce: bool) -> list[Finding]:
     jobs, found = {}, []
     for node, own in zip(nodes, raylets, strict=True):
         there = dataclasses.replace(
-            request, num_nodes=len(nodes), gpus=node["Resources"].get("GPU", 0.0),
+            request,
+            num_nodes=len(nodes),
+            gpus=node["Resources"].get("GPU", 0.0),
             object_store_bytes=node["Resources"].get("object_store_memory", 0.0),
             peers=tuple(other for other in raylets if other != own),
-        )  # fmt: skip
+        )
         place = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
         jobs[_name(node)] = (time.time(), look.options(scheduling_strategy=place).remote(there))
     for name, (asked, job) in jobs.items():

@@ -88,19 +88,28 @@ def app(arguments: dict[str, Any]) -> serve.Application:
 def bind(settings: Settings, replica: type[Identifier] = Identifier) -> serve.Application:
     """The deployment of settings whose paths are absolute; `replica`: another kind, for measurements."""
     if settings.max_replicas > settings.min_replicas:
-        scaling: dict[str, Any] = {"autoscaling_config": {
-            "min_replicas": settings.min_replicas, "max_replicas": settings.max_replicas,
-            "target_ongoing_requests": settings.replica_load, "upscale_delay_s": 5, "downscale_delay_s": 120,
-        }}  # fmt: skip
+        scaling: dict[str, Any] = {
+            "autoscaling_config": {
+                "min_replicas": settings.min_replicas,
+                "max_replicas": settings.max_replicas,
+                "target_ongoing_requests": settings.replica_load,
+                "upscale_delay_s": 5,
+                "downscale_delay_s": 120,
+            }
+        }
     else:
         scaling = {"num_replicas": settings.min_replicas}
     most = BEYOND * settings.max_in_flight
     deployment = serve.deployment(
-        name=DEPLOYMENT, max_ongoing_requests=most, max_queued_requests=most, graceful_shutdown_timeout_s=DRAIN_S,
-        health_check_period_s=5, logging_config=_QUIET,
+        name=DEPLOYMENT,
+        max_ongoing_requests=most,
+        max_queued_requests=most,
+        graceful_shutdown_timeout_s=DRAIN_S,
+        health_check_period_s=5,
+        logging_config=_QUIET,
         ray_actor_options={"num_cpus": settings.threads, "num_gpus": int(settings.device.startswith("cuda"))},
         **scaling,
-    )(serve.ingress()(replica))  # fmt: skip
+    )(serve.ingress()(replica))
     return deployment.bind(settings)
 
 

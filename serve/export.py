@@ -34,15 +34,31 @@ from train.run.trainer import RECORD
 CARD = "README.md"
 CODE = ("engine", "train", "serve")
 REQUIREMENTS = (
-    "edlib", "matplotlib", "numpy", "open_clip_torch", "opencv-python-headless", "pandas", "pyarrow", "pydantic",
-    "safetensors", "scikit-learn", "simplejpeg", "timm", "tokenizers", "torch", "torchvision", "tqdm", "transformers",
-)  # fmt: skip
+    "edlib",
+    "matplotlib",
+    "numpy",
+    "open_clip_torch",
+    "opencv-python-headless",
+    "pandas",
+    "pyarrow",
+    "pydantic",
+    "safetensors",
+    "scikit-learn",
+    "simplejpeg",
+    "timm",
+    "tokenizers",
+    "torch",
+    "torchvision",
+    "tqdm",
+    "transformers",
+)
 """What the predictor imports; exported with the versions that are installed."""
 _FILES = (checkpoint.WEIGHTS, checkpoint.TAXONOMY, checkpoint.TOKENIZER, CALIBRATION)
 
 
-def export_folder(source: Path, out: Path, *, library: Path | None = None, licence: str = "",
-                  evaluation: Path | None = None) -> dict[str, Any]:  # fmt: skip
+def export_folder(
+    source: Path, out: Path, *, library: Path | None = None, licence: str = "", evaluation: Path | None = None
+) -> dict[str, Any]:
     """Write a checkpoint as a folder that explains itself and is loaded offline.
 
     Args:
@@ -92,13 +108,22 @@ def _without_places(loaded: checkpoint.Checkpoint) -> dict[str, Any]:
     tree = to_dict(loaded.config)
     tree["data"] |= {"shards": [Path(place).name for place in loaded.config.data.shards], "tokenizer_file": ""}
     tree["run"] |= {"storage": "runs", "tracking_uri": ""}
-    tree["model"] |= {"pretrained": Path(loaded.config.model.pretrained).name,
-                      "dna_pretrained": Path(loaded.config.model.dna_pretrained).name}  # fmt: skip
+    tree["model"] |= {
+        "pretrained": Path(loaded.config.model.pretrained).name,
+        "dna_pretrained": Path(loaded.config.model.dna_pretrained).name,
+    }
     return to_dict(from_dict(tree))
 
 
-def register(source: Path, *, name: str, aliases: tuple[str, ...] = (), registry: str = "",
-             library: Path | None = None, licence: str = "") -> str:  # fmt: skip
+def register(
+    source: Path,
+    *,
+    name: str,
+    aliases: tuple[str, ...] = (),
+    registry: str = "",
+    library: Path | None = None,
+    licence: str = "",
+) -> str:
     """Log a model as pyfunc to its run in MLflow (a new one where it has none there) and make it a version of `name`.
 
     Args:
@@ -129,11 +154,15 @@ def _log(folder: Path, name: str, aliases: tuple[str, ...]) -> str:
 
     root = Path(__file__).resolve().parents[1]
     info = mlflow.pyfunc.log_model(
-        name="model", loader_module="serve.pyfunc", data_path=str(folder), signature=signature(),
-        code_paths=[str(root / package) for package in CODE], input_example=input_example(),
+        name="model",
+        loader_module="serve.pyfunc",
+        data_path=str(folder),
+        signature=signature(),
+        code_paths=[str(root / package) for package in CODE],
+        input_example=input_example(),
         pip_requirements=[f"{package}=={metadata.version(package)}" for package in REQUIREMENTS],
         registered_model_name=name,
-    )  # fmt: skip
+    )
     version = str(info.registered_model_version)
     for alias in aliases:
         mlflow.MlflowClient().set_registered_model_alias(name, alias, version)

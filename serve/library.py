@@ -86,9 +86,10 @@ def add(folder: Path, found: References, licence: str | None = None) -> tuple[Li
     if not len(fresh):
         raise ValueError(f"reference library: got {len(found.records):,} specimens, all of which it has already")
     library = library.extend(
-        found.records.take(pa.array(fresh)), [found.barcodes[row] for row in fresh.tolist()],
+        found.records.take(pa.array(fresh)),
+        [found.barcodes[row] for row in fresh.tolist()],
         {name: part[fresh] for name, part in found.features.items()},
-    )  # fmt: skip
+    )
     library = _licensed(library, licence)
     _put(library, folder)
     return library, len(known) - len(fresh)
@@ -155,8 +156,10 @@ def run(arguments: argparse.Namespace) -> int:
         library, known, folder = build(found, arguments.out, arguments.licence), 0, arguments.out
     else:
         (library, known), folder = add(arguments.library, found, arguments.licence), arguments.library
-    print(f"{folder}: version {library.version}, {len(library.records):,} specimens, "
-          f"{library.num_haplotypes:,} different barcodes")  # fmt: skip
+    print(
+        f"{folder}: version {library.version}, {len(library.records):,} specimens, "
+        f"{library.num_haplotypes:,} different barcodes"
+    )
     if known:
         print(f"stayed out: {known:,} whose key the library has already")
     if found.skipped:

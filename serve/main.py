@@ -38,9 +38,14 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         prog="python -m serve.main", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--checkpoint", metavar="ADDRESS", action="append", default=[],
+    add(
+        "--checkpoint",
+        metavar="ADDRESS",
+        action="append",
+        default=[],
         help="a run's folder, or models:/NAME@ALIAS; repeated for several models, the first is the default "
-        "(default: the newest run in runs/)")  # fmt: skip
+        "(default: the newest run in runs/)",
+    )
     add("--library", metavar="DIR", default="", help="a reference library: answers then name the nearest references")
     add("--registry", metavar="URI", default="", help="MLflow's address for models:/ (default: that of runs/)")
     add("--host", default="127.0.0.1", help="address to listen at (default: this machine only)")
@@ -49,8 +54,13 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--device", default="cpu", help="torch device of the towers, e.g. cuda (default: cpu)")
     add("--threads", metavar="N", type=int, default=1, help="threads of the model (default: 1)")
     add("--replicas", metavar="N", type=int, default=1, help="processes with the model (default: 1)")
-    add("--max-in-flight", metavar="N", type=int, default=Settings.max_in_flight,
-        help="requests at once, per replica; more get a 503 (default: %(default)s)")  # fmt: skip
+    add(
+        "--max-in-flight",
+        metavar="N",
+        type=int,
+        default=Settings.max_in_flight,
+        help="requests at once, per replica; more get a 503 (default: %(default)s)",
+    )
     return parser.parse_args(arguments)
 
 
@@ -70,11 +80,19 @@ def _serve(options: argparse.Namespace) -> None:
     from serve.app import app
     from train.run.trainer import start_ray
 
-    application = app({
-        "checkpoint": ",".join(options.checkpoint), "library": options.library, "registry": options.registry,
-        "device": options.device, "threads": options.threads, "token_file": options.token_file,
-        "min_replicas": options.replicas, "max_replicas": options.replicas, "max_in_flight": options.max_in_flight,
-    })  # fmt: skip
+    application = app(
+        {
+            "checkpoint": ",".join(options.checkpoint),
+            "library": options.library,
+            "registry": options.registry,
+            "device": options.device,
+            "threads": options.threads,
+            "token_file": options.token_file,
+            "min_replicas": options.replicas,
+            "max_replicas": options.replicas,
+            "max_in_flight": options.max_in_flight,
+        }
+    )
     if not _is_loopback(options.host) and not options.token_file:
         log.warning("listening at %s without --token-file: everybody who reaches it may ask", options.host)
     start_ray()

@@ -34,10 +34,13 @@ class Specimens:
         count = len(frame)
         columns = (frame[name].tolist() if name in frame.columns else [None] * count for name in ("image", "dna"))
         queries = [
-            Query(str(row), (bytes(image),) if isinstance(image, (bytes, bytearray)) else (),
-                  dna if isinstance(dna, str) else None)
+            Query(
+                str(row),
+                (bytes(image),) if isinstance(image, (bytes, bytearray)) else (),
+                dna if isinstance(dna, str) else None,
+            )
             for row, (image, dna) in enumerate(zip(*columns, strict=True))
-        ]  # fmt: skip
+        ]
         threshold = float((params or {}).get("threshold", THRESHOLD))
         return table_of(self.predictor.identify(queries, threshold=threshold)).drop_columns("key").to_pandas()
 

@@ -37,8 +37,13 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--checkpoint", metavar="DIR", required=True, type=Path, help="a run's folder, or a checkpoint inside it")
-    add("--shards", metavar="DIR", required=True, nargs="+",
-        help="folders written by `engine.main ingest`; their train split serves baselines and novelty")  # fmt: skip
+    add(
+        "--shards",
+        metavar="DIR",
+        required=True,
+        nargs="+",
+        help="folders written by `engine.main ingest`; their train split serves baselines and novelty",
+    )
     add("--split", default="test", help="which specimens to measure (default: test)")
     add("--out", metavar="DIR", required=True, type=Path, help="folder for the results; made if it is not there")
     add("--batch-size", metavar="N", type=int, default=0, help="specimens encoded at once (default: the run's)")
@@ -49,8 +54,13 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     for name, text in EXTRAS.items():
         add(f"--{name}", action="store_true", help=text)
-    add("--library", metavar="DIR", type=Path, help="of --calibration: the library of `serve.library` that is to "
-        "answer, in place of one of the train split; specimens of val and test in it are left out")  # fmt: skip
+    add(
+        "--library",
+        metavar="DIR",
+        type=Path,
+        help="of --calibration: the library of `serve.library` that is to "
+        "answer, in place of one of the train split; specimens of val and test in it are left out",
+    )
     add("--no-baselines", action="store_true", help="leave out the nearest-neighbour baselines")
     return parser.parse_args(arguments)
 
@@ -88,10 +98,17 @@ def run(options: argparse.Namespace) -> str:
 
         start_ray()
     found = run_evaluation(
-        loaded.model.to(device), config, loaded.taxonomy, options.shards, options.split, options.out,
-        baselines=not options.no_baselines, extras=[name for name in EXTRAS if getattr(options, name)],
-        checkpoint=loaded.path, library=options.library,
-    )  # fmt: skip
+        loaded.model.to(device),
+        config,
+        loaded.taxonomy,
+        options.shards,
+        options.split,
+        options.out,
+        baselines=not options.no_baselines,
+        extras=[name for name in EXTRAS if getattr(options, name)],
+        checkpoint=loaded.path,
+        library=options.library,
+    )
     return f"{found.headline(chosen.scoring)}\n\nWritten to {options.out}: {', '.join(found.files)}"
 
 

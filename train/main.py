@@ -38,9 +38,13 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--recipe", default="quickstart", help="a named run (see above); default: quickstart")
     parser.add_argument(
-        "--set", metavar="KEY=VALUE", action="append", default=[], dest="overrides",
+        "--set",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        dest="overrides",
         help="change one setting, e.g. loss.hierarchy_weight=0; may be repeated; --dry-run lists every key",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "--resume", metavar="NAME", default="", help="go on with the run of this name from its last checkpoint"
     )

@@ -102,8 +102,9 @@ def resample(num_groups: int, resamples: int, seed: int) -> Iterator[np.ndarray]
         yield np.stack(list(draws)).astype(np.float32)
 
 
-def intervals(correct: np.ndarray, population: np.ndarray, groups: np.ndarray, resamples: int = 1000,
-              seed: int = 0) -> np.ndarray:  # fmt: skip
+def intervals(
+    correct: np.ndarray, population: np.ndarray, groups: np.ndarray, resamples: int = 1000, seed: int = 0
+) -> np.ndarray:
     """Bootstrap 95% intervals of M micro accuracies; whole groups are drawn with replacement.
 
     Specimens that share a barcode are not independent, so resampling rows would make the intervals too narrow.
@@ -124,8 +125,9 @@ def intervals(correct: np.ndarray, population: np.ndarray, groups: np.ndarray, r
     return np.concatenate(parts)
 
 
-def _intervals(correct: np.ndarray, population: np.ndarray, groups: np.ndarray,
-               drawing: tuple[int, int, int]) -> np.ndarray:  # fmt: skip
+def _intervals(
+    correct: np.ndarray, population: np.ndarray, groups: np.ndarray, drawing: tuple[int, int, int]
+) -> np.ndarray:
     """As `intervals`, for some of the quantities. `drawing`: groups, resamples, seed."""
     num_groups, resamples, seed = drawing
     sums = np.zeros((num_groups, 2 * correct.shape[1]), dtype=np.float32)
@@ -176,8 +178,9 @@ def _macro_draws(values: np.ndarray, kinds: np.ndarray, group: np.ndarray, resam
     return np.concatenate(drawn)
 
 
-def macro_interval(correct: np.ndarray, classes: np.ndarray, groups: np.ndarray, resamples: int = 1000,
-                   seed: int = 0) -> tuple[float, float]:  # fmt: skip
+def macro_interval(
+    correct: np.ndarray, classes: np.ndarray, groups: np.ndarray, resamples: int = 1000, seed: int = 0
+) -> tuple[float, float]:
     """Bootstrap 95% interval of one macro accuracy; whole groups are drawn with replacement.
 
     Where few specimens of each class were seen the percentiles are a little narrow: a class that is not drawn drops
@@ -219,8 +222,14 @@ class Difference:
         return self.first - self.second
 
 
-def paired_difference(first: np.ndarray, second: np.ndarray, groups: np.ndarray, classes: np.ndarray | None = None,
-                      resamples: int = 1000, seed: int = 0) -> Difference:  # fmt: skip
+def paired_difference(
+    first: np.ndarray,
+    second: np.ndarray,
+    groups: np.ndarray,
+    classes: np.ndarray | None = None,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Difference:
     """Accuracy of `first` minus accuracy of `second` on the same N specimens; groups are resampled, pairs kept.
 
     Args:
@@ -238,6 +247,10 @@ def paired_difference(first: np.ndarray, second: np.ndarray, groups: np.ndarray,
     change = first.astype(np.float32) - second.astype(np.float32)
     low, high = np.percentile(_macro_draws(change, kinds, group, resamples, seed), [2.5, 97.5])
     return Difference(
-        first=macro(first, kinds), second=macro(second, kinds), low=float(low), high=float(high),
-        rows=len(first), groups=int(group.max()) + 1,
-    )  # fmt: skip
+        first=macro(first, kinds),
+        second=macro(second, kinds),
+        low=float(low),
+        high=float(high),
+        rows=len(first),
+        groups=int(group.max()) + 1,
+    )

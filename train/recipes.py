@@ -127,10 +127,14 @@ def moths() -> Config:
         data=DataConfig(shards=("shards/moths",), augment=AugmentConfig(rotate_degrees=180.0)),
         optim=OptimConfig(max_lr=2e-3),
         run=RunConfig(
-            epochs=80, global_batch_size=128, validate_every=20, checkpoint_every=10, fusion_training="posthoc",
+            epochs=80,
+            global_batch_size=128,
+            validate_every=20,
+            checkpoint_every=10,
+            fusion_training="posthoc",
             fusion_epochs=3,
         ),
-    )  # fmt: skip
+    )
 
 
 @recipe
@@ -202,24 +206,36 @@ def bioscan1m() -> Config:
     """
     return Config(
         recipe="bioscan1m",
-        data=DataConfig(
-            shards=("shards/bioscan1m",), image_size=224, tokenizer="bpe", partners=True, caption_cut=0.0
-        ),
+        data=DataConfig(shards=("shards/bioscan1m",), image_size=224, tokenizer="bpe", partners=True, caption_cut=0.0),
         model=ModelConfig(
-            image_text="ViT-L-14", dna="dnabert2", dna_width=768, dna_depth=12, dna_heads=12, dropout=0.0,
+            image_text="ViT-L-14",
+            dna="dnabert2",
+            dna_width=768,
+            dna_depth=12,
+            dna_heads=12,
+            dropout=0.0,
             gradient_checkpointing=True,
         ),
         loss=LossConfig(
-            positives="caption", detach_dna=True, detach_dna_in_fusion=True, fused_direction="text_to_fused",
-            representatives="one_per_label", rank_weights=(2**0.25, 2 ** (1 / 3), 2**0.5, 2.0),
+            positives="caption",
+            detach_dna=True,
+            detach_dna_in_fusion=True,
+            fused_direction="text_to_fused",
+            representatives="one_per_label",
+            rank_weights=(2**0.25, 2 ** (1 / 3), 2**0.5, 2.0),
         ),
         optim=OptimConfig(max_lr=5e-5, betas=(0.9, 0.999), weight_decay=0.01, clip_norm=0.0),
         eval=EvalConfig(scoring="prompt"),
         run=RunConfig(
-            epochs=10, global_batch_size=256, num_workers=4, use_gpu=True, precision="bf16", validate_every=1,
+            epochs=10,
+            global_batch_size=256,
+            num_workers=4,
+            use_gpu=True,
+            precision="bf16",
+            validate_every=1,
             checkpoint_steps=500,
         ),
-    )  # fmt: skip
+    )
 
 
 @recipe
@@ -289,8 +305,11 @@ def bioclip2() -> Config:
         recipe="bioclip2",
         data=replace(large.data, shards=("shards/mine",)),
         model=replace(
-            large.model, image_text="hf-hub:imageomics/bioclip-2", freeze_text=True, lora_rank=16,
+            large.model,
+            image_text="hf-hub:imageomics/bioclip-2",
+            freeze_text=True,
+            lora_rank=16,
             lora_towers=("image",),
         ),
         run=replace(large.run, global_batch_size=256, micro_batch_size=64, num_workers=1, epochs=20),
-    )  # fmt: skip
+    )

@@ -88,11 +88,16 @@ def standings(finals: Sequence[Entry]) -> list[Standing]:
     found = []
     for number, group in groups.items():
         pairs = [score - own[seed] for seed, score in scores[number].items() if seed in own]
-        found.append(Standing(
-            number, group[0].values, scores[number], len(group) - len(scores[number]),
-            Estimate.of(list(scores[number].values())) if scores[number] else None,
-            Estimate.of(pairs) if pairs and number != DEFAULT else None,
-        ))  # fmt: skip
+        found.append(
+            Standing(
+                number,
+                group[0].values,
+                scores[number],
+                len(group) - len(scores[number]),
+                Estimate.of(list(scores[number].values())) if scores[number] else None,
+                Estimate.of(pairs) if pairs and number != DEFAULT else None,
+            )
+        )
     return sorted(found, key=lambda one: (one.failed, -one.score.value if one.score else math.inf, one.number))
 
 

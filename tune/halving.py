@@ -37,9 +37,13 @@ class Halving(ASHAScheduler):
     def __init__(self, epochs: int, first: int) -> None:
         """`first`: the first epoch at which a trial may be stopped; none is where that is the last."""
         super().__init__(
-            time_attr="epoch", metric="score", mode="max", max_t=epochs, grace_period=first,
+            time_attr="epoch",
+            metric="score",
+            mode="max",
+            max_t=epochs,
+            grace_period=first,
             reduction_factor=REDUCTION,
-        )  # fmt: skip
+        )
         self.give_up = False  # set, every trial stops at its next validation
 
     @property
@@ -77,9 +81,13 @@ class Halving(ASHAScheduler):
 class Feed(Searcher):
     """Hands tasks to Tune as there is room for them, and notes what comes of them. All state is in the ledger."""
 
-    def __init__(self, take: Callable[[], tuple[Entry, dict[str, Any]] | None], concurrent: int,
-                 saw: Callable[[Entry, dict[str, Any]], None],
-                 ended: Callable[[Entry, bool], None]) -> None:  # fmt: skip
+    def __init__(
+        self,
+        take: Callable[[], tuple[Entry, dict[str, Any]] | None],
+        concurrent: int,
+        saw: Callable[[Entry, dict[str, Any]], None],
+        ended: Callable[[Entry, bool], None],
+    ) -> None:
         """
         Args:
             take: the next entry with its task, None when there is nothing left to start.
@@ -171,8 +179,9 @@ class Steering:
     watch: Watch  # what is said of processes that die and of a cluster that shrinks
 
 
-def run_stage(trainable: type, steering: Steering, *, folder: Path, resources: dict[str, float],
-              max_failures: int) -> None:  # fmt: skip
+def run_stage(
+    trainable: type, steering: Steering, *, folder: Path, resources: dict[str, float], max_failures: int
+) -> None:
     """Let Tune run everything that the feed gives.
 
     Args:
@@ -185,13 +194,19 @@ def run_stage(trainable: type, steering: Steering, *, folder: Path, resources: d
     tuner = ray.tune.Tuner(
         ray.tune.with_resources(trainable, resources),
         tune_config=ray.tune.TuneConfig(
-            search_alg=steering.feed, scheduler=steering.halving, num_samples=-1, reuse_actors=True,
+            search_alg=steering.feed,
+            scheduler=steering.halving,
+            num_samples=-1,
+            reuse_actors=True,
             trial_dirname_creator=lambda trial: f"{trial.config['name']}-{trial.trial_id}",
         ),
         run_config=ray.tune.RunConfig(
-            name=folder.name, storage_path=str(folder.parent), verbose=0, callbacks=[steering.watch],
+            name=folder.name,
+            storage_path=str(folder.parent),
+            verbose=0,
+            callbacks=[steering.watch],
             failure_config=ray.tune.FailureConfig(max_failures=max_failures),
             checkpoint_config=ray.tune.CheckpointConfig(checkpoint_at_end=False),  # a trial keeps its own
         ),
-    )  # fmt: skip
+    )
     tuner.fit()

@@ -54,14 +54,24 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--recipe", default="sweep", help="what is trained, a recipe of train/main.py; default: sweep")
-    add("--set", metavar="KEY=VALUE", action="append", default=[], dest="overrides",
-        help="change one setting of all trials, as in train/main.py; may be repeated")  # fmt: skip
+    add(
+        "--set",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        dest="overrides",
+        help="change one setting of all trials, as in train/main.py; may be repeated",
+    )
     add("--space", default="pair", help="which settings are varied; default: pair")
     add("--trials", metavar="N", type=int, help="trials of the search, the recipe's own values included; default: 16")
     add("--budget", metavar="TIME", default="", help="time for search and finals, e.g. 90m or 2h; default: no limit")
     add("--search", choices=ALGORITHMS, default="tpe", help="how values are proposed; default: tpe")
-    add("--metric", metavar="PATTERN", default=METRIC,
-        help=f"accuracies on val whose mean is the score; default: {METRIC} (all of them)")  # fmt: skip
+    add(
+        "--metric",
+        metavar="PATTERN",
+        default=METRIC,
+        help=f"accuracies on val whose mean is the score; default: {METRIC} (all of them)",
+    )
     add("--seeds", metavar="N", type=int, default=3, help="trainings of each finalist; default: 3")
     add("--concurrent", metavar="N", type=int, default=0, help="trials at once, at most; default: what fits")
     add("--no-early-stopping", action="store_true", help="run every trial to its end")
@@ -105,9 +115,14 @@ def build(options: argparse.Namespace) -> Sweep:
         raise ValueError(f"{name!r} exists in {config.run.storage}; go on with --resume {name}")
     config = override(config, [f"run.name={name}"])
     settings = Settings(
-        space=options.space, algorithm=options.search, trials=options.trials or Settings.trials, seeds=options.seeds,
-        metric=options.metric, concurrent=options.concurrent, early_stopping=not options.no_early_stopping,
-    )  # fmt: skip
+        space=options.space,
+        algorithm=options.search,
+        trials=options.trials or Settings.trials,
+        seeds=options.seeds,
+        metric=options.metric,
+        concurrent=options.concurrent,
+        early_stopping=not options.no_early_stopping,
+    )
     return Sweep(settings, settled(config), budget)
 
 

@@ -60,8 +60,9 @@ def _ticks(space: Space, key: str) -> tuple[list[float], list[str]]:
         values = ([0.0] if domain.zero else []) + values
     else:
         values = [float(f"{value:.2g}") for value in np.linspace(domain.ends()[0], domain.ends()[-1], TICKS)]
-    return [_place(space, key, value) for value in values], [f"{value:g}" if value is not True and value is not False
-                                                             else str(value).lower() for value in values]  # fmt: skip
+    return [_place(space, key, value) for value in values], [
+        f"{value:g}" if value is not True and value is not False else str(value).lower() for value in values
+    ]
 
 
 def parallel_coordinates(space: Space, search: Sequence[Entry]) -> Figure:
@@ -95,8 +96,9 @@ def parallel_coordinates(space: Space, search: Sequence[Entry]) -> Figure:
     stopped = sum(entry.state == "stopped" for entry in search)
     axes.set_title(
         f"{len(whole)} trials to the end, {stopped} stopped early (grey); dashed: the recipe's own values",
-        loc="left", fontsize=10,
-    )  # fmt: skip
+        loc="left",
+        fontsize=10,
+    )
     return figure
 
 
@@ -134,9 +136,15 @@ def surface(space: Space, search: Sequence[Entry], winner: int | None = None) ->
             continue
         score = scores[entry.number]
         shape = "D" if entry.number == DEFAULT else "o"
-        axes.plot(x, y, shape, color=colours.to_rgba(np.array(score)), markeredgecolor="black",
-                  markersize=7 if entry.state == "stopped" else 10,
-                  markeredgewidth=2.6 if entry.number == winner else 1.0)  # fmt: skip
+        axes.plot(
+            x,
+            y,
+            shape,
+            color=colours.to_rgba(np.array(score)),
+            markeredgecolor="black",
+            markersize=7 if entry.state == "stopped" else 10,
+            markeredgewidth=2.6 if entry.number == winner else 1.0,
+        )
         axes.annotate(f"{score:.1f}", (x, y), (0, 9), textcoords="offset points", ha="center", fontsize=8)
     axes.set_xticks(*_ticks(space, across))
     axes.set_yticks(*_ticks(space, up))

@@ -46,9 +46,15 @@ def open_trial(config: Config, sweep: str, parent: str, entry: Entry) -> str:
         return ""
     kind = "final" if entry.final else "trial"
     tags = {
-        KEY: f"{sweep}/{entry.name}", PARENT: parent, "kind": kind, "trial": f"{entry.number:03d}", "sweep": sweep,
-        "recipe": config.recipe, "code_version": code_version(), "outcome": "under way",
-    }  # fmt: skip
+        KEY: f"{sweep}/{entry.name}",
+        PARENT: parent,
+        "kind": kind,
+        "trial": f"{entry.number:03d}",
+        "sweep": sweep,
+        "recipe": config.recipe,
+        "code_version": code_version(),
+        "outcome": "under way",
+    }
     try:
         return create_run(config, tags, title_of(entry))
     except ValueError as error:
@@ -109,8 +115,9 @@ def register_winner(config: Config, entry: Entry, model: Path, settings: str) ->
     return register_model(config, entry.run_id, model, ModelVersion(name=name, alias=ALIAS, tags=tags, note=note))
 
 
-def write_files(folder: Path, search: Sequence[Entry], finals: Sequence[Entry], pictures: Mapping[str, Figure | None],
-                report: str) -> None:  # fmt: skip
+def write_files(
+    folder: Path, search: Sequence[Entry], finals: Sequence[Entry], pictures: Mapping[str, Figure | None], report: str
+) -> None:
     """Write trials.csv, report.md and the pictures."""
     (folder / "report.md").write_text(report + "\n")
     keys = list(search[0].values) if search else []

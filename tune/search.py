@@ -84,15 +84,23 @@ def _as_trial(space: Space, entry: Entry) -> "optuna.trial.FrozenTrial | None":
 
     parameters = {key: _parameter(domain, entry.values[key]) for key, domain in space.items()}
     state = {
-        "waiting": TrialState.RUNNING, "running": TrialState.RUNNING, "stopped": TrialState.PRUNED,
+        "waiting": TrialState.RUNNING,
+        "running": TrialState.RUNNING,
+        "stopped": TrialState.PRUNED,
         "finished": TrialState.COMPLETE,
-    }.get(entry.state)  # fmt: skip
+    }.get(entry.state)
     if state is None or None in parameters.values():
         return None
     return FrozenTrial(
-        number=entry.number, trial_id=entry.number, state=state, params=parameters,
+        number=entry.number,
+        trial_id=entry.number,
+        state=state,
+        params=parameters,
         value=entry.score if state == TrialState.COMPLETE else None,
-        distributions=_distributions(space), intermediate_values=dict(entry.history),
-        datetime_start=EPOCH, datetime_complete=EPOCH if state.is_finished() else None,
-        user_attrs={}, system_attrs={},
-    )  # fmt: skip
+        distributions=_distributions(space),
+        intermediate_values=dict(entry.history),
+        datetime_start=EPOCH,
+        datetime_complete=EPOCH if state.is_finished() else None,
+        user_attrs={},
+        system_attrs={},
+    )

@@ -111,9 +111,13 @@ class Sweep:
         """The training that an entry stands for."""
         config = override(self.config, assignments(entry.values))
         run = dataclasses.replace(
-            config.run, name=entry.name, storage=str(self.folder), seed=entry.seed, threads=self.capacity.threads,
+            config.run,
+            name=entry.name,
+            storage=str(self.folder),
+            seed=entry.seed,
+            threads=self.capacity.threads,
             tracking_uri=tracking_uri(self.config),
-        )  # fmt: skip
+        )
         return dataclasses.replace(config, run=run, eval=dataclasses.replace(config.eval, validate_noisy=True))
 
     # --- what Tune calls, through the feed
@@ -126,10 +130,16 @@ class Sweep:
         write_json(self.folder / entry.name / RECORD, {"run_id": entry.run_id, "config": to_dict(config)})
         self.ledger.put(entry)
         return {
-            "name": entry.name, "number": entry.number, "config": json.dumps(to_dict(config)), "run_id": entry.run_id,
-            "metric": self.settings.metric, "final": entry.final, "distributed": self.capacity.distributed,
-            "budget": self.capacity.budget, "threads": self.capacity.threads,
-        }  # fmt: skip
+            "name": entry.name,
+            "number": entry.number,
+            "config": json.dumps(to_dict(config)),
+            "run_id": entry.run_id,
+            "metric": self.settings.metric,
+            "final": entry.final,
+            "distributed": self.capacity.distributed,
+            "budget": self.capacity.budget,
+            "threads": self.capacity.threads,
+        }
 
     def saw(self, entry: Entry, result: dict[str, Any]) -> None:
         """Note a result of a trial; the same one may come twice."""
@@ -166,9 +176,16 @@ class Sweep:
         score = f", val score {100 * entry.score:.1f}" if entry.score is not None else ""
         test = f", test score {100 * entry.test:.1f}" if entry.test is not None else ""
         log.info(
-            "[%d/%d] %s %s%s%s (%s)%s", len(done), total, entry.name, outcome, score, test, short(entry.values),
+            "[%d/%d] %s %s%s%s (%s)%s",
+            len(done),
+            total,
+            entry.name,
+            outcome,
+            score,
+            test,
+            short(entry.values),
             f": {entry.reason}" if entry.reason else "",
-        )  # fmt: skip
+        )
 
     def _refuse_early(self, entry: Entry, result: dict[str, Any]) -> None:
         """Notice at the first validation what would make the whole sweep useless."""

@@ -192,9 +192,10 @@ def _started(make: _Make, shared: Any, span: _Span, budget: CpuBudget) -> Iterat
 
     dataset = numbered_tasks(len(span.rows)).map_batches(
         _run_task,  # type: ignore[arg-type]
-        batch_size=1, fn_kwargs={"shared": shared, "span": ray.put(span.packed()), "make": make},
+        batch_size=1,
+        fn_kwargs={"shared": shared, "span": ray.put(span.packed()), "make": make},
         num_cpus=budget.task_cpus,
-    )  # fmt: skip
+    )
     options = dataset.context.execution_options
     options.preserve_order = True
     options.resource_limits = ExecutionResources(
@@ -203,8 +204,9 @@ def _started(make: _Make, shared: Any, span: _Span, budget: CpuBudget) -> Iterat
     return dataset.iter_internal_ref_bundles()
 
 
-def _stream(make: _Make, specimens: Specimens, epochs: Iterable[tuple[int, np.ndarray]], batch_size: int,
-            budget: CpuBudget) -> Iterator[tuple[int, Columns]]:  # fmt: skip
+def _stream(
+    make: _Make, specimens: Specimens, epochs: Iterable[tuple[int, np.ndarray]], batch_size: int, budget: CpuBudget
+) -> Iterator[tuple[int, Columns]]:
     """Run the rows through Ray Data, `MAX_TASKS` tasks an execution, and yield them in order, a block at a time.
 
     The next execution starts while the last `OVERLAP` tasks of one are still to come: a start leaves cores idle for a
@@ -240,8 +242,9 @@ def _stream(make: _Make, specimens: Specimens, epochs: Iterable[tuple[int, np.nd
                         yield span.epochs[latest], columns
 
 
-def _inline(make: _Make, specimens: Specimens, epochs: Iterable[tuple[int, np.ndarray]],
-            batch_size: int) -> Iterator[tuple[int, Columns]]:  # fmt: skip
+def _inline(
+    make: _Make, specimens: Specimens, epochs: Iterable[tuple[int, np.ndarray]], batch_size: int
+) -> Iterator[tuple[int, Columns]]:
     """The same in this process."""
     prepare = make(specimens)
     for epoch, rows in epochs:
@@ -249,8 +252,13 @@ def _inline(make: _Make, specimens: Specimens, epochs: Iterable[tuple[int, np.nd
             yield epoch, prepare(rows[first : first + batch_size], epoch)
 
 
-def _batches(make: _Make, specimens: Specimens, epochs: Iterable[tuple[int, np.ndarray]], batch_size: int,
-             budget: CpuBudget | None) -> Iterator[Batch]:  # fmt: skip
+def _batches(
+    make: _Make,
+    specimens: Specimens,
+    epochs: Iterable[tuple[int, np.ndarray]],
+    batch_size: int,
+    budget: CpuBudget | None,
+) -> Iterator[Batch]:
     problems = ProblemLog()
     if budget is None:
         blocks = _inline(make, specimens, epochs, batch_size)
@@ -265,8 +273,14 @@ def _batches(make: _Make, specimens: Specimens, epochs: Iterable[tuple[int, np.n
             yield collate(columns, pad_to=batch_size)
 
 
-def training_batches(specimens: Specimens, plan: Plan, data: DataConfig, steps: tuple[int, int],
-                     worker: tuple[int, int], budget: CpuBudget | None) -> Iterator[Batch]:  # fmt: skip
+def training_batches(
+    specimens: Specimens,
+    plan: Plan,
+    data: DataConfig,
+    steps: tuple[int, int],
+    worker: tuple[int, int],
+    budget: CpuBudget | None,
+) -> Iterator[Batch]:
     """The batches of one worker for the global steps `steps[0] <= step < steps[1]`, across epochs.
 
     An epoch's order is made when its first task is; closing the iterator early leaves no thread, task or block behind.
@@ -292,8 +306,9 @@ def training_batches(specimens: Specimens, plan: Plan, data: DataConfig, steps: 
     yield from _batches(make, specimens, epochs(), plan.global_batch_size // world_size, budget)
 
 
-def evaluation_batches(index: pa.Table, taxonomy: Taxonomy, data: DataConfig, batch_size: int,
-                       budget: CpuBudget | None = None) -> Iterator[Batch]:  # fmt: skip
+def evaluation_batches(
+    index: pa.Table, taxonomy: Taxonomy, data: DataConfig, batch_size: int, budget: CpuBudget | None = None
+) -> Iterator[Batch]:
     """Every specimen of `index` (rows of `load_index`) exactly once, in stored order, clean and damaged.
 
     The last batch is padded with invalid rows. The damage is drawn from seed 0 and the specimen's key, whatever the

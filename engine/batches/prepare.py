@@ -124,8 +124,10 @@ class MemberReader:
         gap = offset[1:] - HEADER - (offset + size)[:-1]
         starts = np.flatnonzero(np.concatenate(([True], (np.diff(shard) != 0) | (gap > READ_THROUGH))))[: len(order)]
         names = tuple(SUFFIXES)
-        parts = [(i, names[m], o, s) for i, m, o, s in zip(*map(np.ndarray.tolist, (place, member, offset, size)),
-                                                           strict=True)]  # fmt: skip
+        parts = [
+            (i, names[m], o, s)
+            for i, m, o, s in zip(*map(np.ndarray.tolist, (place, member, offset, size)), strict=True)
+        ]
         runs = []
         for first, last in zip(starts.tolist(), [*starts[1:].tolist(), len(parts)], strict=True):
             wanted = parts[first:last]
@@ -168,14 +170,24 @@ class Prepare:
         members, problems = self.reader.read(rows)
         return self.prepare(rows, epoch, members["image"], members["dna"], problems)
 
-    def prepare(self, rows: np.ndarray, epoch: int, photos: Sequence[bytes | None], raws: Sequence[bytes | None],
-                problems: Sequence[list[str]]) -> dict[str, np.ndarray]:  # fmt: skip
+    def prepare(
+        self,
+        rows: np.ndarray,
+        epoch: int,
+        photos: Sequence[bytes | None],
+        raws: Sequence[bytes | None],
+        problems: Sequence[list[str]],
+    ) -> dict[str, np.ndarray]:
         """As a call, with the bytes read by somebody else. `problems`: one list per row, added to."""
         keys = self.specimens.key[rows].astype(str)
         names = keys.tolist()
         labels = self.specimens.labels[rows]
-        columns = {"key": keys, "labels": labels, "caption": self._captions(labels, names, epoch),
-                   "bin": self.specimens.bin[rows]}  # fmt: skip
+        columns = {
+            "key": keys,
+            "labels": labels,
+            "caption": self._captions(labels, names, epoch),
+            "bin": self.specimens.bin[rows],
+        }
         columns |= self._images(photos, names, epoch, problems)
         columns |= self._barcodes(raws, names, epoch, problems)
         columns["valid"] = columns["has_image"] | columns["has_dna"]
@@ -190,8 +202,9 @@ class Prepare:
         draws = uniforms_for(self.seed, epoch, keys, "caption", 2)
         return captions.cut_rows(labels, draws, self.data.caption_cut)
 
-    def _images(self, photos: Sequence[bytes | None], keys: list[str], epoch: int,
-                problems: Sequence[list[str]]) -> dict[str, np.ndarray]:  # fmt: skip
+    def _images(
+        self, photos: Sequence[bytes | None], keys: list[str], epoch: int, problems: Sequence[list[str]]
+    ) -> dict[str, np.ndarray]:
         """Two views of each photo, written straight into the columns."""
         count, side, size, augment = len(photos), self.side, self.data.image_size, self.data.augment
         first = np.zeros((count, side, side, 3), dtype=np.uint8)
@@ -220,8 +233,9 @@ class Prepare:
             there[i] = True
         return {"has_image": there, "image": first, "image_view2" if self.training else "image_noisy": second}
 
-    def _barcodes(self, raws: Sequence[bytes | None], keys: list[str], epoch: int,
-                  problems: Sequence[list[str]]) -> dict[str, np.ndarray]:  # fmt: skip
+    def _barcodes(
+        self, raws: Sequence[bytes | None], keys: list[str], epoch: int, problems: Sequence[list[str]]
+    ) -> dict[str, np.ndarray]:
         """Tokens, identity, and (evaluation) the tokens of the damaged form."""
         sequences = [""] * len(raws)
         for i, raw in enumerate(raws):

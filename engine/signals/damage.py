@@ -32,8 +32,9 @@ def damaged_barcodes(
     rows = [row for row in np.flatnonzero(draws[:, 0] < config.dna).tolist() if sequences[row]]
     rngs = [rng_for(seed, epoch, keys[row], "damaged letters") for row in rows]
     damaged = degrade_batch([sequences[row] for row in rows], rngs, config.max_severity * draws[rows, 1] ** 2)
-    for place, (sequence, (cut, length, start, strand)) in enumerate(zip(damaged, draws[rows, 2:].tolist(),
-                                                                         strict=True)):  # fmt: skip
+    for place, (sequence, (cut, length, start, strand)) in enumerate(
+        zip(damaged, draws[rows, 2:].tolist(), strict=True)
+    ):
         if cut < config.fragments and len(sequence) > config.min_fragment:
             left = config.min_fragment * (len(sequence) / config.min_fragment) ** length
             sequence = window_at(sequence, round(left), start)

@@ -84,8 +84,9 @@ def degrade_batch(
     draws = words.view(np.uint16)
     rates = np.array([getattr(preset, name) for name in _PER_LETTER])[:, None] * severities
     limits = np.clip(np.rint(rates * 2**16), 0, 2**16 - 1).astype(np.uint16)
-    substituted, masked, deleted, inserted = (np.flatnonzero(hit & (letters > 0).reshape(hit.shape))
-                                              for hit in draws < limits[:, :, None])  # fmt: skip
+    substituted, masked, deleted, inserted = (
+        np.flatnonzero(hit & (letters > 0).reshape(hit.shape)) for hit in draws < limits[:, :, None]
+    )
     substituted = substituted[letters[substituted] != _N]
     other = 1 + draws[0].reshape(-1)[substituted] % 3
     letters[substituted] = _BASES[(_CODE[letters[substituted]] + other) % 4]

@@ -13,9 +13,12 @@ import numpy as np
 
 _FEATHERY, _CLUBBED, _ELBOWED = "feathery", "clubbed", "elbowed"
 _ANTENNAE = {
-    "Diptera": ("plain", _FEATHERY), "Hymenoptera": (_ELBOWED, "plain"), "Coleoptera": (_CLUBBED, "plain", _FEATHERY),
-    "Lepidoptera": (_CLUBBED, _FEATHERY), "Neuroptera": ("plain", _CLUBBED),
-}  # fmt: skip
+    "Diptera": ("plain", _FEATHERY),
+    "Hymenoptera": (_ELBOWED, "plain"),
+    "Coleoptera": (_CLUBBED, "plain", _FEATHERY),
+    "Lepidoptera": (_CLUBBED, _FEATHERY),
+    "Neuroptera": ("plain", _CLUBBED),
+}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,14 +23,36 @@ SIDE = 128  # pixels
 _SHIFT = 4  # fractional bits of cv2's coordinates
 # Black, browns, ochre, yellow, orange, red, green, steel, petrol, grey, cream: every species draws from these.
 _PALETTE = np.array(
-    [(38, 30, 26), (80, 52, 34), (140, 80, 42), (188, 142, 76), (220, 190, 84), (208, 118, 48), (156, 50, 40),
-     (108, 124, 62), (52, 70, 108), (46, 92, 84), (128, 124, 116), (220, 208, 180)], dtype=np.float32,
-)  # fmt: skip
+    [
+        (38, 30, 26),
+        (80, 52, 34),
+        (140, 80, 42),
+        (188, 142, 76),
+        (220, 190, 84),
+        (208, 118, 48),
+        (156, 50, 40),
+        (108, 124, 62),
+        (52, 70, 108),
+        (46, 92, 84),
+        (128, 124, 116),
+        (220, 208, 180),
+    ],
+    dtype=np.float32,
+)
 # Paper, sand, lichen, leaf, stone, card, bark, slate.
 _BACKGROUNDS = np.array(
-    [(226, 224, 218), (198, 186, 160), (150, 160, 120), (112, 132, 78), (168, 172, 180), (206, 198, 188),
-     (128, 112, 92), (92, 96, 98)], dtype=np.float32,
-)  # fmt: skip
+    [
+        (226, 224, 218),
+        (198, 186, 160),
+        (150, 160, 120),
+        (112, 132, 78),
+        (168, 172, 180),
+        (206, 198, 188),
+        (128, 112, 92),
+        (92, 96, 98),
+    ],
+    dtype=np.float32,
+)
 _BODY_PATTERNS = ("bands", "saddle", "stripes", "spots", "dark_end", "chevrons", "line", "border", "plain")
 _WING_PATTERNS = ("plain", "bands", "border", "spots", "dark_end", "eyespots", "stripes", "saddle", "chevrons")
 

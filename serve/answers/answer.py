@@ -44,9 +44,12 @@ class RankAnswer:
 
     def to_dict(self) -> dict[str, Any]:
         return {
-            "rank": self.rank, "name": self.name, "probability": self.probability, "reached": self.reached,
+            "rank": self.rank,
+            "name": self.name,
+            "probability": self.probability,
+            "reached": self.reached,
             "taxa": [taxon.to_dict() for taxon in self.taxa],
-        }  # fmt: skip
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +90,15 @@ class Neighbour:
 
     def to_dict(self) -> dict[str, Any]:
         return {
-            "key": self.key, "identity": self.identity, "overlap": self.overlap, "name": self.name, "rank": self.rank,
-            "bin": self.bin, "country": self.country, "specimens": self.specimens,
-        }  # fmt: skip
+            "key": self.key,
+            "identity": self.identity,
+            "overlap": self.overlap,
+            "name": self.name,
+            "rank": self.rank,
+            "bin": self.bin,
+            "country": self.country,
+            "specimens": self.specimens,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +182,13 @@ class QueryError:
 def told(check: BarcodeCheck) -> dict[str, Any]:
     """A barcode's check as JSON values; `problems` are names, `told` the sentences."""
     return {
-        "length": check.length, "strand": check.strand, "frame": check.frame, "stops": check.stops,
-        "n_share": check.n_share, "is_coi": check.is_coi, "usable": check.usable,
-        "problems": list(check.problems), "told": check.told(),
-    }  # fmt: skip
+        "length": check.length,
+        "strand": check.strand,
+        "frame": check.frame,
+        "stops": check.stops,
+        "n_share": check.n_share,
+        "is_coi": check.is_coi,
+        "usable": check.usable,
+        "problems": list(check.problems),
+        "told": check.told(),
+    }

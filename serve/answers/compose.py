@@ -63,8 +63,14 @@ class _Row:
     novelty: Flag
 
 
-def answers(scorer: Scorer, chunk: Scored, calibrator: Calibrator | None, read: Read,
-            items: Sequence[tuple[Prepared, Any]], first: int) -> list[Answer]:  # fmt: skip
+def answers(
+    scorer: Scorer,
+    chunk: Scored,
+    calibrator: Calibrator | None,
+    read: Read,
+    items: Sequence[tuple[Prepared, Any]],
+    first: int,
+) -> list[Answer]:
     """The answers of a chunk.
 
     Args:
@@ -157,15 +163,25 @@ def _answer(taxonomy: Taxonomy, one: Prepared, options: Any, row: _Row, read: Re
     stopped, why = _stop(ranks, reached, options.threshold, refused)
     found = read.references[number] if read.references is not None else None
     return Answer(
-        key=one.key, asked_with=read.query, ranks=ranks,
-        answer_rank=reached.rank if reached else None, answer_name=reached.name if reached else None,
+        key=one.key,
+        asked_with=read.query,
+        ranks=ranks,
+        answer_rank=reached.rank if reached else None,
+        answer_name=reached.name if reached else None,
         answer_probability=reached.probability if reached else None,
-        threshold=options.threshold, stopped=stopped, why=why, calibrated=read.calibrated,
-        ties=_ties(taxonomy, asked, row, found), novelty=row.novelty,
-        disagreement=_disagreement(read, number), barcode=one.check, share=_share(read, number),
-        evidence=_evidence(found), restriction=read.subset.restriction if read.subset is not None else None,
+        threshold=options.threshold,
+        stopped=stopped,
+        why=why,
+        calibrated=read.calibrated,
+        ties=_ties(taxonomy, asked, row, found),
+        novelty=row.novelty,
+        disagreement=_disagreement(read, number),
+        barcode=one.check,
+        share=_share(read, number),
+        evidence=_evidence(found),
+        restriction=read.subset.restriction if read.subset is not None else None,
         model=read.card,
-    )  # fmt: skip
+    )
 
 
 def _first(ranked: _Taxa, answered: int, top: int) -> _Taxa:
@@ -231,8 +247,14 @@ def _evidence(found: Mapping[str, Any] | None) -> tuple[Neighbour, ...]:
         rank = next((rank for rank in reversed(RANKS) if record[rank]), None)
         neighbours.append(
             Neighbour(
-                record["key"], record["identity"], record["overlap"], record[rank] if rank else None, rank,
-                record["bin_uri"], record["country"], record["specimens"],
+                record["key"],
+                record["identity"],
+                record["overlap"],
+                record[rank] if rank else None,
+                rank,
+                record["bin_uri"],
+                record["country"],
+                record["specimens"],
             )
-        )  # fmt: skip
+        )
     return tuple(neighbours)

@@ -83,8 +83,16 @@ class Embedding:
 class Predictor:
     """Answers queries with one model; made by `load`. Its methods may be called from several threads."""
 
-    def __init__(self, model: Any, data: DataConfig, scorer: Scorer, *, calibration: Calibration | None = None,
-                 library: Library | None = None, card: Mapping[str, Any] | None = None) -> None:  # fmt: skip
+    def __init__(
+        self,
+        model: Any,
+        data: DataConfig,
+        scorer: Scorer,
+        *,
+        calibration: Calibration | None = None,
+        library: Library | None = None,
+        card: Mapping[str, Any] | None = None,
+    ) -> None:
         """`model` in evaluation mode."""
         self.model, self.data, self.scorer = model, data, scorer
         self.threads = 1  # of the search in the library
@@ -96,8 +104,16 @@ class Predictor:
         self._subset = lru_cache(_CHECKLISTS)(self._checklist.resolve)
 
     @classmethod
-    def load(cls, path: Path | str, *, library: Path | str | None = None, device: str = "cpu", name: str = "",
-             version: str = "", threads: int = 1) -> "Predictor":  # fmt: skip
+    def load(
+        cls,
+        path: Path | str,
+        *,
+        library: Path | str | None = None,
+        device: str = "cpu",
+        name: str = "",
+        version: str = "",
+        threads: int = 1,
+    ) -> "Predictor":
         """Load a checkpoint (a run's folder, or its model/) and a reference library.
 
         Args:
@@ -150,8 +166,15 @@ class Predictor:
         """Decode and check one query (`serve.answers.query`)."""
         return prepare(query, self.data)
 
-    def identify(self, queries: Sequence[Query], *, threshold: float = THRESHOLD, ranks: Sequence[str] = RANKS,
-                 subset: Sequence[str] | None = None, top: int = TOP) -> list[Answer | QueryError]:  # fmt: skip
+    def identify(
+        self,
+        queries: Sequence[Query],
+        *,
+        threshold: float = THRESHOLD,
+        ranks: Sequence[str] = RANKS,
+        subset: Sequence[str] | None = None,
+        top: int = TOP,
+    ) -> list[Answer | QueryError]:
         """Answer queries, in their order; what is wrong with one of them is its own answer.
 
         Args:
@@ -317,13 +340,18 @@ def _library_card(folder: Path, fitted: FittedLibrary | None) -> dict[str, Any]:
             f"fit them with this one: train.evaluate --calibration --library {folder}"
         )
     return {
-        "name": name, "version": manifest["version"], "checksum": manifest["checksum"], "records": records,
+        "name": name,
+        "version": manifest["version"],
+        "checksum": manifest["checksum"],
+        "records": records,
         "licence": str(manifest.get("licence", "not stated")),
-    }  # fmt: skip
+    }
 
 
 def _meant(subset: Subset) -> str:
     """What the first unknown names may stand for."""
-    told = [f"{name} (perhaps {', '.join(others)})" if others else name
-            for name, others in subset.restriction.unknown.items()]  # fmt: skip
+    told = [
+        f"{name} (perhaps {', '.join(others)})" if others else name
+        for name, others in subset.restriction.unknown.items()
+    ]
     return f": {', '.join(told)}" if told else ""

@@ -68,9 +68,13 @@ class Answerer:
         torch.set_num_threads(self.asking.threads)
         model = self.asking.model
         predictor = Predictor.load(
-            model.path, library=self.asking.library or None, device=self.asking.device, name=model.name,
-            version=model.version, threads=self.asking.threads,
-        )  # fmt: skip
+            model.path,
+            library=self.asking.library or None,
+            device=self.asking.device,
+            name=model.name,
+            version=model.version,
+            threads=self.asking.threads,
+        )
         card = json.dumps(dict(predictor.card), indent=1, ensure_ascii=False)
         Location.parse(self.plan.folder / CARD).write_atomically(card.encode())
         return predictor

@@ -45,10 +45,20 @@ def _rank_columns() -> list[Column]:
 COLUMNS = (
     Column("key", _TEXT, "the record's own identifier, as the input has it", "occurrenceID", "processid"),
     Column("error", _TEXT, "why there is no answer: what was wrong, and what is allowed; else empty"),
-    Column("name", _TEXT, "the answer: the taxon of the deepest rank whose probability reaches the threshold",
-           "scientificName", "identification"),
-    Column("rank", _TEXT, "the answer's rank; empty where not even the order is sure enough",
-           "taxonRank", "identification_rank"),
+    Column(
+        "name",
+        _TEXT,
+        "the answer: the taxon of the deepest rank whose probability reaches the threshold",
+        "scientificName",
+        "identification",
+    ),
+    Column(
+        "rank",
+        _TEXT,
+        "the answer's rank; empty where not even the order is sure enough",
+        "taxonRank",
+        "identification_rank",
+    ),
     Column("probability", _NUMBER, "that the answer is right"),
     *_rank_columns(),
     Column("stopped", _TEXT, "why the answer ends there: deepest, threshold, no_taxon or not_coi"),
@@ -73,7 +83,7 @@ COLUMNS = (
     Column("calibrated", _YES, "probabilities are calibrated; else they are the softmax's own"),
     Column("model", _TEXT, "model that answered: name, version, checksum", "identifiedBy", "identified_by"),
     Column("library", _TEXT, "reference library: version, checksum; empty = none", "identificationReferences", ""),
-)  # fmt: skip
+)
 _OF_RANKS = {column.name for column in _rank_columns()}
 
 
@@ -137,19 +147,32 @@ def _error_row(error: QueryError) -> dict[str, Any]:
 
 def _row(answer: Answer) -> dict[str, Any]:
     row: dict[str, Any] = {
-        "key": answer.key, "name": answer.answer_name, "rank": answer.answer_rank,
-        "probability": answer.answer_probability, "stopped": answer.stopped, "why": answer.why,
-        "ties": _ties(answer.ties), "novelty": answer.novelty.score, "novel": answer.novelty.flagged,
-        "asked_with": answer.asked_with, "image_share": answer.share.get("image", 0.0),
-        "calibrated": answer.calibrated, "model": _told(answer.model), "library": _told(answer.model.get("library")),
-    }  # fmt: skip
+        "key": answer.key,
+        "name": answer.answer_name,
+        "rank": answer.answer_rank,
+        "probability": answer.answer_probability,
+        "stopped": answer.stopped,
+        "why": answer.why,
+        "ties": _ties(answer.ties),
+        "novelty": answer.novelty.score,
+        "novel": answer.novelty.flagged,
+        "asked_with": answer.asked_with,
+        "image_share": answer.share.get("image", 0.0),
+        "calibrated": answer.calibrated,
+        "model": _told(answer.model),
+        "library": _told(answer.model.get("library")),
+    }
     for rank in answer.ranks:
         row[rank.rank], row[f"{rank.rank}_probability"] = rank.name, rank.probability
     if answer.disagreement is not None:
         row |= {"disagreement": answer.disagreement.score, "disagrees": answer.disagreement.flagged}
     if (check := answer.barcode) is not None:
-        row |= {"barcode_length": check.length, "barcode_strand": check.strand, "barcode_is_coi": check.is_coi,
-                "barcode_problems": "|".join(check.problems) or None}  # fmt: skip
+        row |= {
+            "barcode_length": check.length,
+            "barcode_strand": check.strand,
+            "barcode_is_coi": check.is_coi,
+            "barcode_problems": "|".join(check.problems) or None,
+        }
     return row | (_nearest(answer.evidence[0]) if answer.evidence else {})
 
 
@@ -158,8 +181,14 @@ def _ties(ties: Sequence[Tie]) -> str | None:
 
 
 def _nearest(one: Neighbour) -> dict[str, Any]:
-    return {"nearest_key": one.key, "nearest_name": one.name, "nearest_identity": one.identity,
-            "nearest_overlap": one.overlap, "nearest_bin": one.bin, "nearest_country": one.country}  # fmt: skip
+    return {
+        "nearest_key": one.key,
+        "nearest_name": one.name,
+        "nearest_identity": one.identity,
+        "nearest_overlap": one.overlap,
+        "nearest_bin": one.bin,
+        "nearest_country": one.country,
+    }
 
 
 def _told(card: Mapping[str, Any] | None) -> str | None:

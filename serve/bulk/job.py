@@ -51,8 +51,12 @@ class WorkerDied(Exception):
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="python -m serve.bulk", description=__doc__, epilog=f"columns of the result:\n{described()}",
-                    formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser = Parser(
+        prog="python -m serve.bulk",
+        description=__doc__,
+        epilog=f"columns of the result:\n{described()}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     add = parser.add_argument
     add("input", nargs="+", metavar="INPUT", help="files or folders of one kind")
     add("--checkpoint", required=True, metavar="MODEL", help="a run's folder, a checkpoint, or models:/NAME@ALIAS")
@@ -92,9 +96,13 @@ def run(arguments: argparse.Namespace) -> str:
         shutil.rmtree(state, ignore_errors=True)
     model = resolve_checkpoint(arguments.checkpoint, registry=arguments.registry, cache=state)
     asking = Asking(
-        model=model, library=str(Path(arguments.library).resolve()) if arguments.library else model.library,
-        threshold=threshold, subset=subset, device=arguments.device, threads=arguments.threads,
-    )  # fmt: skip
+        model=model,
+        library=str(Path(arguments.library).resolve()) if arguments.library else model.library,
+        threshold=threshold,
+        subset=subset,
+        device=arguments.device,
+        threads=arguments.threads,
+    )
     source = open_source(arguments.input, arguments.format, arguments.option, arguments.split)
     plan = make_plan(source, state, _settings(arguments, asking))
     answer(plan, source, asking, arguments)
@@ -176,10 +184,15 @@ def _through_ray(answerer: Answerer, arguments: argparse.Namespace) -> Iterator[
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # 2.60 has no other name yet for max_restarts
         rows = numbered_tasks(len(answerer.tasks), TASK_POLL_S).map_batches(
-            Answerer, fn_constructor_args=answerer.arguments(), batch_size=1, batch_format="pyarrow",
+            Answerer,
+            fn_constructor_args=answerer.arguments(),
+            batch_size=1,
+            batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(size=min(workers, len(answerer.tasks))),
-            num_cpus=arguments.threads, num_gpus=1 if kind == "GPU" else None, max_restarts=0,
-        )  # fmt: skip
+            num_cpus=arguments.threads,
+            num_gpus=1 if kind == "GPU" else None,
+            max_restarts=0,
+        )
     for name in ("ray.data", "ray.data._internal.progress"):
         logging.getLogger(name).setLevel(logging.ERROR)  # failures come as exceptions
     try:
@@ -194,9 +207,12 @@ def finish(plan: Plan, arguments: argparse.Namespace) -> Counter[str]:
     counts = write_result(plan, out, style)
     value = {
         "model": json.loads((plan.folder / CARD).read_text(encoding="utf-8")) if plan.questions else None,
-        "settings": dict(plan.settings), "records": plan.records, "questions": plan.questions, "stops_at": dict(counts),
+        "settings": dict(plan.settings),
+        "records": plan.records,
+        "questions": plan.questions,
+        "stops_at": dict(counts),
         "columns": {column.named(style): column.told for column in COLUMNS},
-    }  # fmt: skip
+    }
     text = json.dumps(value, indent=1, ensure_ascii=False)
     out.with_name(out.name + ".json").write_text(text, encoding="utf-8")
     shutil.rmtree(plan.folder)

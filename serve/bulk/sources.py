@@ -63,11 +63,13 @@ class ShardSource:
             for at in places
         ]
         arrays = [
-            pa.array(columns[column.name], column.type) if isinstance(columns.get(column.name), list)
-            else columns[column.name].cast(column.type) if column.name in columns
+            pa.array(columns[column.name], column.type)
+            if isinstance(columns.get(column.name), list)
+            else columns[column.name].cast(column.type)
+            if column.name in columns
             else pa.nulls(len(rows), column.type)
             for column in SPECIMEN_SCHEMA
-        ]  # fmt: skip
+        ]
         return pa.Table.from_arrays(arrays, schema=SPECIMEN_SCHEMA)
 
     def load_image(self, ref: str) -> bytes:
@@ -99,8 +101,9 @@ def _holds_photos_only(folder: Path) -> bool:
     return found
 
 
-def open_source(paths: Sequence[str], name: str = "", options: Sequence[str] = (),
-                splits: Sequence[str] = ()) -> SpecimenSource:  # fmt: skip
+def open_source(
+    paths: Sequence[str], name: str = "", options: Sequence[str] = (), splits: Sequence[str] = ()
+) -> SpecimenSource:
     """Open specimens.
 
     Args:

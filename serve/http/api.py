@@ -39,12 +39,15 @@ _ABOUT = (
 _REFUSALS: dict[int | str, dict[str, Any]] = {
     status: {"model": schemas.ErrorBody, "description": text}
     for status, text in {
-        401: "the bearer token is missing or wrong", 404: "no such model",
-        408: "the body did not come in time", 413: "the body is too large",
-        415: "another content type than the documented ones", 422: "what was sent cannot be used",
+        401: "the bearer token is missing or wrong",
+        404: "no such model",
+        408: "the body did not come in time",
+        413: "the body is too large",
+        415: "another content type than the documented ones",
+        422: "what was sent cannot be used",
         503: "busy or not able to answer now; come back after Retry-After seconds",
     }.items()
-}  # fmt: skip
+}
 _READS: dict[int | str, dict[str, Any]] = {status: _REFUSALS[status] for status in (401, 404, 422, 503)}
 
 _Endpoint = Callable[[Request], Awaitable[Response]]
@@ -62,8 +65,12 @@ class _Routes:
             return
         given = request.headers.get("authorization", "").encode()
         if not hmac.compare_digest(given, f"Bearer {self.service.token}".encode()):
-            raise Refused(401, "the bearer token is missing or wrong", "Authorization: Bearer TOKEN",
-                          {"WWW-Authenticate": "Bearer"})  # fmt: skip
+            raise Refused(
+                401,
+                "the bearer token is missing or wrong",
+                "Authorization: Bearer TOKEN",
+                {"WWW-Authenticate": "Bearer"},
+            )
 
     @asynccontextmanager
     async def admitted(self, request: Request, kinds: tuple[str, ...]) -> Any:
@@ -96,8 +103,12 @@ class _Routes:
             async with asyncio.timeout(patience):
                 return await reading
         except TimeoutError:
-            raise Refused(408, f"body: not all of it came within {patience:g} seconds", "a body that is sent at once",
-                          {"Connection": "close"}) from None  # fmt: skip
+            raise Refused(
+                408,
+                f"body: not all of it came within {patience:g} seconds",
+                "a body that is sent at once",
+                {"Connection": "close"},
+            ) from None
 
     async def identify(self, request: Request) -> Response:
         """Name one specimen."""
@@ -135,19 +146,24 @@ class _Routes:
             raise Refused(413, f"queries: got {len(given)}", f"up to {most} in one request")
         return [schemas.query_of(one) for one in given]
 
-    async def taxa(self, request: Request, rank: schemas.Rank | None = None,
-                   name: Annotated[str, Query(max_length=200, description="beginning of the name")] = "",
-                   offset: Annotated[int, Query(ge=0, le=10**9)] = 0,
-                   limit: Annotated[int, Query(ge=1, le=TAXA_AT_ONCE)] = 100,
-                   model: Annotated[str, Query(max_length=200)] = "") -> Response:  # fmt: skip
+    async def taxa(
+        self,
+        request: Request,
+        rank: schemas.Rank | None = None,
+        name: Annotated[str, Query(max_length=200, description="beginning of the name")] = "",
+        offset: Annotated[int, Query(ge=0, le=10**9)] = 0,
+        limit: Annotated[int, Query(ge=1, le=TAXA_AT_ONCE)] = 100,
+        model: Annotated[str, Query(max_length=200)] = "",
+    ) -> Response:
         """Taxa that answers may name."""
         self.check_token(request)
         spec, taxa = await self.service.taxa(model)
         start = name.lower()
         found = [
-            taxon for taxon in taxa
+            taxon
+            for taxon in taxa
             if (rank is None or taxon["rank"] == rank) and taxon["name"].lower().startswith(start)
-        ]  # fmt: skip
+        ]
         value = {"model": spec.id, "total": len(found), "taxa": found[offset : offset + limit]}
         return Response(to_json(value), media_type=JSON)
 
@@ -156,9 +172,12 @@ class _Routes:
         self.check_token(request)
         settings = self.service.settings
         limits = {
-            "max_body_bytes": self.service.max_body, "max_queries": settings.max_queries, "max_images": MAX_IMAGES,
-            "max_letters": MAX_LETTERS, "max_in_flight": settings.max_in_flight,
-        }  # fmt: skip
+            "max_body_bytes": self.service.max_body,
+            "max_queries": settings.max_queries,
+            "max_images": MAX_IMAGES,
+            "max_letters": MAX_LETTERS,
+            "max_in_flight": settings.max_in_flight,
+        }
         value = {"card": await self.service.card(model), "models": self.service.served(), "limits": limits}
         return Response(to_json(value), media_type=JSON)
 
@@ -217,12 +236,19 @@ def make_app(service: Service, page: Path = PAGE) -> FastAPI:
     return app
 
 
-def _add(app: FastAPI, method: str, path: str, route: Callable[..., Awaitable[Response]], shape: type[BaseModel],
-         refusals: dict[int | str, dict[str, Any]]) -> None:  # fmt: skip
+def _add(
+    app: FastAPI,
+    method: str,
+    path: str,
+    route: Callable[..., Awaitable[Response]],
+    shape: type[BaseModel],
+    refusals: dict[int | str, dict[str, Any]],
+) -> None:
     """The route's docstring goes into the document."""
     responses = {200: {"model": shape, "description": "the answer"}, **refusals}
-    app.add_api_route(path, route, methods=[method], responses=responses, response_class=JSONResponse,
-                      response_model=None)  # fmt: skip
+    app.add_api_route(
+        path, route, methods=[method], responses=responses, response_class=JSONResponse, response_model=None
+    )
 
 
 def _show(app: FastAPI, path: str, file: Path) -> None:
@@ -281,8 +307,9 @@ async def _tell(request: Request, error: Exception) -> Response:
         told = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()[:5])
         error = Refused(422, told, "parameters as /openapi.json describes them")
     elif isinstance(error, HTTPException):
-        error = Refused(error.status_code, str(error.detail), "paths and methods as /openapi.json describes them",
-                        error.headers)  # fmt: skip
+        error = Refused(
+            error.status_code, str(error.detail), "paths and methods as /openapi.json describes them", error.headers
+        )
     elif not isinstance(error, Refused):
         error = Refused(500, f"fault of the service: {type(error).__name__}", "please report it")
     value = {"error": {"what": error.what, "allowed": error.allowed}, "key": None}

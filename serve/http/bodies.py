@@ -26,8 +26,9 @@ class Refused(Exception):
 
 def overloaded(what: str) -> Refused:
     """The answer to a request that this service has no room for now."""
-    return Refused(503, what, "the same request again, after the seconds of Retry-After",
-                   {"Retry-After": str(RETRY_AFTER_S)})  # fmt: skip
+    return Refused(
+        503, what, "the same request again, after the seconds of Retry-After", {"Retry-After": str(RETRY_AFTER_S)}
+    )
 
 
 class Admission:

@@ -16,10 +16,12 @@ class Metrics:
 
     def __init__(self, admission: Admission) -> None:
         self.registry = CollectorRegistry()
-        self.requests = Counter("taxafuse_requests", "requests by route and status", ["route", "status"],
-                                registry=self.registry)  # fmt: skip
-        self.seconds = Histogram("taxafuse_request_seconds", "from the first byte to the answer", ["route"],
-                                 registry=self.registry)  # fmt: skip
+        self.requests = Counter(
+            "taxafuse_requests", "requests by route and status", ["route", "status"], registry=self.registry
+        )
+        self.seconds = Histogram(
+            "taxafuse_request_seconds", "from the first byte to the answer", ["route"], registry=self.registry
+        )
         self._labelled = cache(  # looking labels up takes longer than counting
             lambda route, status: (self.requests.labels(route, str(status)), self.seconds.labels(route))
         )

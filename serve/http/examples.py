@@ -97,12 +97,20 @@ def _of_library(folder: Path, taxonomy: Taxonomy) -> tuple[Example, ...]:
     shuffled = "".join(rng.permutation(list(whole)).tolist())
     return (
         _example("A whole barcode", f"{first}, {country}; in the library", whole, None),
-        _example(f"A fragment of {_FRAGMENT} letters", f"{second}, on the other strand",
-                 reverse_complement(degrade.window_at(part, _FRAGMENT, 0.5)), None),
-        _example("A damaged barcode", f"{third}, with errors and letters lost",
-                 degrade.degrade_barcode(poor, rng, severity=4.0), None),
+        _example(
+            f"A fragment of {_FRAGMENT} letters",
+            f"{second}, on the other strand",
+            reverse_complement(degrade.window_at(part, _FRAGMENT, 0.5)),
+            None,
+        ),
+        _example(
+            "A damaged barcode",
+            f"{third}, with errors and letters lost",
+            degrade.degrade_barcode(poor, rng, severity=4.0),
+            None,
+        ),
         _example("No barcode at all", "the letters of the first one, shuffled", shuffled, None),
-    )  # fmt: skip
+    )
 
 
 def _example(title: str, told: str, dna: str | None, image: str | None) -> Example:

@@ -122,9 +122,13 @@ class ModelHost:
             log.info("loading %s from %s", spec.id, spec.path)
             path = located(spec, self.settings)
             return Predictor.load(
-                path, library=library_of(path, self.settings) or None, device=self.settings.device, name=spec.name,
-                version=spec.version, threads=self.settings.threads,
-            )  # fmt: skip
+                path,
+                library=library_of(path, self.settings) or None,
+                device=self.settings.device,
+                name=spec.name,
+                version=spec.version,
+                threads=self.settings.threads,
+            )
 
         model = _Model(await asyncio.to_thread(work), self._compute, self.settings.max_batch)
         gc.set_threshold(*COLLECT)

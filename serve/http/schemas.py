@@ -41,8 +41,9 @@ class _Asking(_Strict):
 class _Options(_Asking):
     threshold: Share = Field(THRESHOLD, description="the answer is the deepest rank whose probability reaches it")
     ranks: list[Rank] = Field([*RANKS], min_length=1, max_length=len(RANKS), description="to answer at")
-    subset: list[Name] | None = Field(None, min_length=1, max_length=MAX_NAMES,
-                                      description="names of taxa, of any rank, among which to choose")  # fmt: skip
+    subset: list[Name] | None = Field(
+        None, min_length=1, max_length=MAX_NAMES, description="names of taxa, of any rank, among which to choose"
+    )
     top: int = Field(TOP, ge=1, le=MAX_TOP, description="taxa told per rank")
 
     def options(self) -> Options:

@@ -37,8 +37,14 @@ class Service:
             None = there is only this one.
     """
 
-    def __init__(self, settings: Settings, directory: Directory, host: ModelHost, token: str = "",
-                 everyone: Callable[..., Awaitable[list[Any]]] | None = None) -> None:  # fmt: skip
+    def __init__(
+        self,
+        settings: Settings,
+        directory: Directory,
+        host: ModelHost,
+        token: str = "",
+        everyone: Callable[..., Awaitable[list[Any]]] | None = None,
+    ) -> None:
         self.settings, self.directory, self.host, self.token = settings, directory, host, token
         self._everyone = everyone or self._alone
         self.max_body = settings.max_body_mib << 20
@@ -106,8 +112,11 @@ class Service:
                 directory = await asyncio.to_thread(read_directory, self.settings)
                 await self.share(directory)
             except Exception as error:
-                raise Refused(409, f"reload: {str(error).strip()[:500]}; nothing was changed",
-                              "addresses of models that can be loaded") from None  # fmt: skip
+                raise Refused(
+                    409,
+                    f"reload: {str(error).strip()[:500]}; nothing was changed",
+                    "addresses of models that can be loaded",
+                ) from None
         return [spec.id for spec in directory.specs if spec.id not in before]
 
     async def share(self, directory: Directory) -> None:

@@ -62,19 +62,28 @@ def model_card(loaded: checkpoint.Checkpoint, card: dict[str, Any], folder: Path
         evaluation: what `train.evaluate` wrote, None = not measured.
     """
     sizes = zip(loaded.taxonomy.names, RANKS, strict=True)
-    more = {"calibration.json": "rules that make scores into probabilities", "tokenizer.json": "of the barcodes",
-            "library/": "reference library: known barcodes and names"}  # fmt: skip
+    more = {
+        "calibration.json": "rules that make scores into probabilities",
+        "tokenizer.json": "of the barcodes",
+        "library/": "reference library: known barcodes and names",
+    }
     there = {name: told for name, told in more.items() if (folder / name.rstrip("/")).exists()}
     body = _BODY.format(
-        name=card["name"], folder=folder.name, step=card["step"], code=card["code_version"], licence=card["licence"],
+        name=card["name"],
+        folder=folder.name,
+        step=card["step"],
+        code=card["code_version"],
+        licence=card["licence"],
         parameters=sum(value.numel() for value in loaded.model.parameters()),
         data=", ".join(Path(place).name for place in loaded.config.data.shards) or "specimens that are not named here",
         taxa=", ".join(f"{len(names):,} {rank} names" for names, rank in sizes),
         calibrated=_calibrated(card),
-        library=f', library="{folder.name}/library"' if "library/" in there else "", weights=card["weights_sha256"],
-        more="".join(f"| `{name}` | {told} |\n" for name, told in there.items()), taxonomy=card["taxonomy_sha256"],
+        library=f', library="{folder.name}/library"' if "library/" in there else "",
+        weights=card["weights_sha256"],
+        more="".join(f"| `{name}` | {told} |\n" for name, told in there.items()),
+        taxonomy=card["taxonomy_sha256"],
         tables=_tables(evaluation),
-    )  # fmt: skip
+    )
     return f"---\n{_metadata(card, evaluation)}---\n\n{body}"
 
 
@@ -103,13 +112,24 @@ def _metadata(card: dict[str, Any], evaluation: Path | None) -> str:
     split = next((name.partition("/")[0] for name in values if name.endswith("/clean/species/top1")), "")
     found = {told: values.get(f"{split}/{query}/clean/species/top1") for query, told in _QUERIES.items()}
     if any(value is not None for value in found.values()):
-        lines += ["model-index:", f"- name: {json.dumps(card['name'])}", "  results:", "  - task:",
-                  "      type: image-classification", "    dataset:", f"      name: {json.dumps(split)}",
-                  "      type: taxafuse-shards", "    metrics:"]  # fmt: skip
+        lines += [
+            "model-index:",
+            f"- name: {json.dumps(card['name'])}",
+            "  results:",
+            "  - task:",
+            "      type: image-classification",
+            "    dataset:",
+            f"      name: {json.dumps(split)}",
+            "      type: taxafuse-shards",
+            "    metrics:",
+        ]
         for told, value in found.items():
             if value is not None:
-                lines += ["    - type: accuracy", f"      name: {json.dumps(f'species top-1, {told}')}",
-                          f"      value: {value:.4f}"]  # fmt: skip
+                lines += [
+                    "    - type: accuracy",
+                    f"      name: {json.dumps(f'species top-1, {told}')}",
+                    f"      value: {value:.4f}",
+                ]
     return "\n".join(lines) + "\n"
 
 

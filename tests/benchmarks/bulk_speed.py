@@ -105,9 +105,22 @@ def make_queries(shards: Path, count: int) -> list[str]:
 
 def bulk(options: argparse.Namespace, queries: Path, out: Path) -> Cost:
     """Our command."""
-    command = [sys.executable, "-m", "serve.bulk", str(queries), "--checkpoint", options.checkpoint,
-               "--library", str(options.library), "--out", str(out), "--workers", str(options.threads),
-               "--threads", "1"]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "serve.bulk",
+        str(queries),
+        "--checkpoint",
+        options.checkpoint,
+        "--library",
+        str(options.library),
+        "--out",
+        str(out),
+        "--workers",
+        str(options.threads),
+        "--threads",
+        "1",
+    ]
     state = out.with_name(out.name + UNFINISHED)
 
     def done() -> float:
@@ -137,8 +150,11 @@ def vsearch(folder: Path, queries: Sequence[str], library: Library, options: arg
         return cost, cost.seconds
     loading, cost = run(queries[:1]), run(queries[:count])
     each = (cost.seconds - loading.seconds) / count
-    print(f"VSEARCH: {count:,} queries in {cost.seconds:.1f} s, one in {loading.seconds:.1f} s: {1000 * each:.2f} ms "
-          "each; the time for all is reckoned", flush=True)  # fmt: skip
+    print(
+        f"VSEARCH: {count:,} queries in {cost.seconds:.1f} s, one in {loading.seconds:.1f} s: {1000 * each:.2f} ms "
+        "each; the time for all is reckoned",
+        flush=True,
+    )
     return cost, loading.seconds + each * len(queries)
 
 
@@ -160,17 +176,24 @@ def main() -> None:
         table = pq.read_table(folder / "result.parquet", columns=["key", "error", "name"])
         assert table["key"].to_pylist() == [f"q{row}" for row in range(len(queries))]
         named = len(table) - table["name"].null_count
-        print(f"{len(queries):,} different barcodes, {options.threads} threads; {named:,} named, "
-              f"{len(table) - table['error'].null_count:,} errors", flush=True)  # fmt: skip
+        print(
+            f"{len(queries):,} different barcodes, {options.threads} threads; {named:,} named, "
+            f"{len(table) - table['error'].null_count:,} errors",
+            flush=True,
+        )
         rows = [("serve.bulk", ours, ours.seconds)]
         if not options.no_vsearch and shutil.which("vsearch"):
             rows.append(("VSEARCH top hit", *vsearch(folder, queries, Library.load(options.library), options)))
     print("\n| | wall, s | ms a barcode | CPU, s | anonymous, MiB | mapped, MiB |\n|---|---:|---:|---:|---:|---:|")
     for name, cost, seconds in rows:
-        print(f"| {name} | {seconds:,.1f} | {1000 * seconds / len(queries):.2f} | {sum(cost.cpu.values()):,.0f} | "
-              f"{cost.anonymous / MIB:,.0f} | {cost.mapped / MIB:,.0f} |")  # fmt: skip
-    print("\nanonymous MiB of serve.bulk when so many % of the tasks were done: "
-          + ", ".join(f"{percent}: {held / MIB:,.0f}" for percent, held in sorted(ours.at.items())))  # fmt: skip
+        print(
+            f"| {name} | {seconds:,.1f} | {1000 * seconds / len(queries):.2f} | {sum(cost.cpu.values()):,.0f} | "
+            f"{cost.anonymous / MIB:,.0f} | {cost.mapped / MIB:,.0f} |"
+        )
+    print(
+        "\nanonymous MiB of serve.bulk when so many % of the tasks were done: "
+        + ", ".join(f"{percent}: {held / MIB:,.0f}" for percent, held in sorted(ours.at.items()))
+    )
     ratio = rows[-1][2] / ours.seconds if len(rows) > 1 else math.nan
     print(f"VSEARCH's time / ours: {ratio:.2f}; {os.cpu_count()} cores")
 

@@ -91,9 +91,13 @@ def runs(options: argparse.Namespace, shards: dict[str, Path]) -> Iterator[tuple
             if (seed, case) not in done:
                 layout, window, partners = case
                 settings = [
-                    f"data.shards={shards[layout]}", f"data.window={window}", f"data.partners={partners}".lower(),
-                    f"run.seed={seed}", f"run.epochs={options.epochs}", f"run.global_batch_size={options.batch}",
-                ]  # fmt: skip
+                    f"data.shards={shards[layout]}",
+                    f"data.window={window}",
+                    f"data.partners={partners}".lower(),
+                    f"run.seed={seed}",
+                    f"run.epochs={options.epochs}",
+                    f"run.global_batch_size={options.batch}",
+                ]
                 done[seed, case] = accuracy(override(make("bold"), settings))
                 with store.open("a") as file:
                     file.write(json.dumps([seed, case, done[seed, case]]) + "\n")

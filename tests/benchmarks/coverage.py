@@ -63,8 +63,9 @@ def families(labels: np.ndarray, batches: np.ndarray) -> float:
     return float(((np.diff(column, axis=1, prepend=-1) != 0) & (column >= 0)).sum(axis=1).mean())
 
 
-def measure(labels: np.ndarray, name: tuple[str, int, str, str], order: Callable[[int], np.ndarray],
-            epochs: int) -> Row:  # fmt: skip
+def measure(
+    labels: np.ndarray, name: tuple[str, int, str, str], order: Callable[[int], np.ndarray], epochs: int
+) -> Row:
     """Measure `order(epoch)` [steps, B] over some epochs."""
     shares, counts = [], []
     met, visited = np.zeros(labels.shape, dtype=bool), np.zeros(len(labels), dtype=bool)

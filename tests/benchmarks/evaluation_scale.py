@@ -86,8 +86,13 @@ def peak_gib() -> float:
 def rank(model: Tower, taxonomy: Taxonomy, encoded: Encoded, ranked: int, asked: tuple[str, str]) -> measure.Rankings:
     """One query in earnest, copies for the others."""
     scorer = Scorer(model, taxonomy, model.tokenizer)
-    some = Encoded(encoded.keys[:ranked], encoded.labels[:ranked], encoded.has_image[:ranked],
-                   encoded.has_dna[:ranked], encoded.features)  # fmt: skip
+    some = Encoded(
+        encoded.keys[:ranked],
+        encoded.labels[:ranked],
+        encoded.has_image[:ranked],
+        encoded.has_dna[:ranked],
+        encoded.features,
+    )
     found = measure.rank_queries(model, scorer, some, (asked,))
     result: measure.Rankings = {}
     for scoring in SCORINGS:
@@ -129,8 +134,11 @@ def main() -> None:
     began = time.perf_counter()
     rankings = rank(Tower(options.dimensions), taxonomy, encoded, options.ranked, asked)
     seconds = time.perf_counter() - began
-    print(f"ranked {options.ranked:,} x {options.species:,} species, both scorings: {seconds:.0f} s, peak "
-          f"{peak_gib():.2f} GiB", flush=True)  # fmt: skip
+    print(
+        f"ranked {options.ranked:,} x {options.species:,} species, both scorings: {seconds:.0f} s, peak "
+        f"{peak_gib():.2f} GiB",
+        flush=True,
+    )
 
     began = time.perf_counter()
     novel = np.random.default_rng(1).random(options.queries) < 0.5

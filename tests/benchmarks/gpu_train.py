@@ -211,8 +211,10 @@ def beside_the_release(options: argparse.Namespace, session: "Session", batch: "
             theirs.seconds.clear()
         release_step.our_step(session.model, session.optimizer, moved, session.config.loss, ours, bf16=bf16)
         release.step(given)
-    ours_ms, theirs_ms = ({part: 1000 * value / options.release_steps for part, value in clock.seconds.items()}
-                          for clock in (ours, theirs))  # fmt: skip
+    ours_ms, theirs_ms = (
+        {part: 1000 * value / options.release_steps for part, value in clock.seconds.items()}
+        for clock in (ours, theirs)
+    )
     print(f"| part, B = {options.batch} | ours, ms | release (float32), ms |\n|---|---:|---:|")
     for part in ("towers", "losses", "masks", "optimizer"):
         print(f"| {part} | {ours_ms.get(part, 0.0):.1f} | {theirs_ms.get(part, 0.0):.1f} |")

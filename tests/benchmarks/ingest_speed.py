@@ -204,8 +204,10 @@ def measure_memory(table: Path, scratch: Path) -> None:
     with tempfile.TemporaryDirectory(dir=scratch) as out:
         report = ingest(open_dataset("table", [table]), out, IngestOptions(overwrite=True))
     seconds, peak = time.perf_counter() - start, status("VmHWM")
-    print(f"{report['written']['specimens']} specimens in {seconds:.0f} s; driver's peak {peak / 1024:.0f} MiB, of it "
-          f"anonymous {anonymous[0] / 1024:.0f} MiB; {before / 1024:.0f} MiB before (imports)")  # fmt: skip
+    print(
+        f"{report['written']['specimens']} specimens in {seconds:.0f} s; driver's peak {peak / 1024:.0f} MiB, of it "
+        f"anonymous {anonymous[0] / 1024:.0f} MiB; {before / 1024:.0f} MiB before (imports)"
+    )
 
 
 def status(name: str) -> int:

@@ -24,11 +24,25 @@ sys.path[:] = [str(ROOT)] + [p for p in sys.path if Path(p).resolve() != ROOT / 
 from tests.train.faults import Training, keys_of_epochs, weights_hash  # noqa: E402
 
 DRILL = (  # workers, what is killed, how often in one run
-    (1, "train worker", 1), (1, "data worker", 1), (1, "controller", 1), (1, "driver", 1), (1, "head", 1),
-    (2, "train worker", 2), (2, "data worker", 1), (2, "controller", 1), (2, "driver", 1), (2, "head", 1),
-    (2, "train worker SIGTERM", 1), (2, "driver SIGTERM", 1), (1, "train worker", 3), (1, "driver", 2),
-    (4, "train worker", 1), (4, "data worker", 1), (4, "controller", 1), (4, "driver", 1),
-)  # fmt: skip
+    (1, "train worker", 1),
+    (1, "data worker", 1),
+    (1, "controller", 1),
+    (1, "driver", 1),
+    (1, "head", 1),
+    (2, "train worker", 2),
+    (2, "data worker", 1),
+    (2, "controller", 1),
+    (2, "driver", 1),
+    (2, "head", 1),
+    (2, "train worker SIGTERM", 1),
+    (2, "driver SIGTERM", 1),
+    (1, "train worker", 3),
+    (1, "driver", 2),
+    (4, "train worker", 1),
+    (4, "data worker", 1),
+    (4, "controller", 1),
+    (4, "driver", 1),
+)
 SPECIMENS, EPOCHS = 600, 5
 
 
@@ -109,13 +123,21 @@ def strike(out: Path, number: int, seed: int) -> dict[str, Any]:
         training.destroy()
     folder = training.folder
     return {
-        "number": number, "seed": seed, "workers": workers, "killed": what, "at": killed, "steps": total,
+        "number": number,
+        "seed": seed,
+        "workers": workers,
+        "killed": what,
+        "at": killed,
+        "steps": total,
         "resumed": [int(step) for step in re.findall(r"resumed at step (\d+)", log)],
         "by itself": len(re.findall(r"going on from the last checkpoint", log)),
-        "hash": weights_hash(folder), "reference": weights_hash(whole), "difference": difference(folder, whole),
+        "hash": weights_hash(folder),
+        "reference": weights_hash(whole),
+        "difference": difference(folder, whole),
         "keys": keys_of_epochs(folder, epoch) == keys_of_epochs(whole, epoch),
-        "orphans": len(list((folder / "checkpoints").glob("part-*"))), "seconds": round(time.monotonic() - started),
-    }  # fmt: skip
+        "orphans": len(list((folder / "checkpoints").glob("part-*"))),
+        "seconds": round(time.monotonic() - started),
+    }
 
 
 def _until_resumed(training: Training, seen: int) -> None:

@@ -63,12 +63,16 @@ def write_shards(folder: Path, photos: Path | None, specimens: int) -> float:
     for number, first in enumerate(range(0, specimens, PER_SHARD)):
         rows = [
             Specimen(
-                id=f"S{i:07d}", image=files[i % len(files)], barcode="".join(rng.choice(letters, 658)),
-                barcode_length=658, names=("Diptera", "Chironomidae", f"G{i % 40}", f"G{i % 40} s{i % 400}"),
-                split="train", bin_uri=f"BOLD:{i % 500}",
+                id=f"S{i:07d}",
+                image=files[i % len(files)],
+                barcode="".join(rng.choice(letters, 658)),
+                barcode_length=658,
+                names=("Diptera", "Chironomidae", f"G{i % 40}", f"G{i % 40} s{i % 400}"),
+                split="train",
+                bin_uri=f"BOLD:{i % 500}",
             )
             for i in range(first, first + PER_SHARD)
-        ]  # fmt: skip
+        ]
         tables.append(write_shard(folder / shard_name(number), rows).index)
     pq.write_table(pa.concat_tables(tables), folder / "index.parquet")
     return sum(map(len, files)) / len(files) / 1e3
@@ -85,8 +89,14 @@ def ours(folder: Path, batch_size: int, store: int) -> Iterator[Any]:
 
     from engine.batches.pipeline import cpu_budget, training_batches
 
-    ray.init(address="local", num_cpus=2, object_store_memory=store, include_dashboard=False, log_to_driver=False,
-             logging_level="ERROR")  # fmt: skip
+    ray.init(
+        address="local",
+        num_cpus=2,
+        object_store_memory=store,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+    )
     specimens = opened(folder)
     plan = Plan(labels=specimens.labels, seed=SEED, global_batch_size=batch_size)
     budget = cpu_budget(ray.cluster_resources(), 1, 0.01)
@@ -155,8 +165,13 @@ def _open_clip(folder: Path, batch_size: int, augmentation: dict[str, Any]) -> I
                 view.append(transform(image))
         sequences = barcodes.orient_batch([barcodes.clean(raw.decode("ascii")) for raw in raws])
         tokens = torch.from_numpy(tokenizer.encode(sequences).astype(np.int64))
-        return {"keys": list(keys), "image": torch.stack(views[0]), "image_view2": torch.stack(views[1]),
-                "dna_tokens": tokens, "dna_mask": tokens != 0}  # fmt: skip
+        return {
+            "keys": list(keys),
+            "image": torch.stack(views[0]),
+            "image_view2": torch.stack(views[1]),
+            "dna_tokens": tokens,
+            "dna_mask": tokens != 0,
+        }
 
     yield from _loader(folder, batch_size, prepared)
 
@@ -315,8 +330,10 @@ def main() -> None:
             for name in random.Random(number + len(results["ours"])).sample(
                 options.contestants, len(options.contestants)
             ):
-                flags = [f"--{key.replace('_', '-')}={getattr(options, key)}"
-                         for key in ("batch_size", "warm_up", "seconds", "store_mb")]  # fmt: skip
+                flags = [
+                    f"--{key.replace('_', '-')}={getattr(options, key)}"
+                    for key in ("batch_size", "warm_up", "seconds", "store_mb")
+                ]
                 command = [sys.executable, "-m", "tests.benchmarks.loader_speed", "--run", name, "--shards", folder]
                 done = subprocess.run([*command, *flags], stdout=subprocess.PIPE, text=True, check=True)
                 results.setdefault(name, []).append(json.loads(done.stdout.splitlines()[-1]))

@@ -137,8 +137,10 @@ def main() -> None:
             calibration = with_combination(calibration, Combination(*options.combination))
         predictor = Predictor(bare.model, bare.data, bare.scorer, calibration=calibration, library=library)
         predictor.threads = options.threads
-    print(f"{len(task.queries.barcodes)} queries, {len(np.unique(task.groups))} groups, {task.novel.mean():.1%} novel; "
-          f"{len(task.references.barcodes)} references, {library.num_haplotypes} different")  # fmt: skip
+    print(
+        f"{len(task.queries.barcodes)} queries, {len(np.unique(task.groups))} groups, {task.novel.mean():.1%} novel; "
+        f"{len(task.references.barcodes)} references, {library.num_haplotypes} different"
+    )
     found: dict[str, dict[str, np.ndarray]] = {}
     for condition in options.conditions:
         asked = damaged(task.queries, condition)

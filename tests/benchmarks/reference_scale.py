@@ -54,8 +54,11 @@ def timed_library(library: Library, task: Task, threads: int) -> np.ndarray:
     start, cpu = time.perf_counter(), time.process_time()
     labels = library_labels(library, task, [clean(sequence) for sequence in raw], threads)
     wall, busy = time.perf_counter() - start, time.process_time() - cpu
-    print(f"library: {1000 * wall / len(raw):.2f} ms a query ({1000 * busy / len(raw):.2f} of CPU), {threads} threads; "
-          f"{held(library):,.0f} MiB of arrays and records", flush=True)  # fmt: skip
+    print(
+        f"library: {1000 * wall / len(raw):.2f} ms a query ({1000 * busy / len(raw):.2f} of CPU), {threads} threads; "
+        f"{held(library):,.0f} MiB of arrays and records",
+        flush=True,
+    )
     return labels
 
 
@@ -81,9 +84,13 @@ def main() -> None:
     found = {"library": timed_library(library, task, options.threads)}
     for tool in options.tools:
         run = run_tools(
-            task.queries.barcodes, task.references.barcodes, task.reference_labels, [tool], options.threads,
+            task.queries.barcodes,
+            task.references.barcodes,
+            task.reference_labels,
+            [tool],
+            options.threads,
             timed=not options.untimed,
-        )[tool]  # fmt: skip
+        )[tool]
         each, busy = (1000 * value / len(task.queries.barcodes) for value in (run.seconds, run.cpu_seconds))
         cost = (
             f"{each:.2f} ms a query ({busy:.2f} of CPU), loading {run.load_seconds:.0f} s, {run.memory / _MIB:,.0f} MiB"

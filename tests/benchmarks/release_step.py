@@ -53,8 +53,16 @@ class Clock:
         self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - started
 
 
-def our_step(model: Trimodal, optimizer: torch.optim.Optimizer, batch: Mapping[str, Any], loss: LossConfig,
-             clock: Clock, *, bf16: bool = False, clip_norm: float = 1.0) -> None:  # fmt: skip
+def our_step(
+    model: Trimodal,
+    optimizer: torch.optim.Optimizer,
+    batch: Mapping[str, Any],
+    loss: LossConfig,
+    clock: Clock,
+    *,
+    bf16: bool = False,
+    clip_norm: float = 1.0,
+) -> None:
     """One step of ours: towers, losses, optimizer."""
     with clock("towers"), torch.autocast(clock.device.type, torch.bfloat16, enabled=bf16):
         features = model(batch)

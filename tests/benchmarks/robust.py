@@ -38,8 +38,11 @@ from train.models.trimodal import Trimodal, caption_tokenizer
 from train.recipes import as_clibd, as_clibd_hir, as_robust, make
 
 METHODS: dict[str, Callable[[Config], Config]] = {
-    "clibd": as_clibd, "hir": as_clibd_hir, "fuse": lambda config: config, "robust": as_robust,
-}  # fmt: skip
+    "clibd": as_clibd,
+    "hir": as_clibd_hir,
+    "fuse": lambda config: config,
+    "robust": as_robust,
+}
 BARCODES = [f"severity={severity}" for severity in (1, 2, 4)] + [f"fragment={length}" for length in (100, 150, 200)]
 KERNELS = (7, 15, 31)
 RESAMPLES = 2000
@@ -151,8 +154,10 @@ def compare(found: dict[str, list[dict[str, np.ndarray]]], query: str, group: np
         point, draws = values.mean(axis=0), bootstrap(values, group[known])
         gap = shown(point[2] - point[0], draws[:, 2] - draws[:, 0])
         ratio = shown(point[3] / point[1], draws[:, 3] / draws[:, 1], 1)
-        print(f"| {name} | {100 * point[0]:.2f} | {100 * point[2]:.2f} | {gap} | {shown(point[1], draws[:, 1])}"
-              f" | {shown(point[3], draws[:, 3])} | {ratio} |")  # fmt: skip
+        print(
+            f"| {name} | {100 * point[0]:.2f} | {100 * point[2]:.2f} | {gap} | {shown(point[1], draws[:, 1])}"
+            f" | {shown(point[3], draws[:, 3])} | {ratio} |"
+        )
 
 
 def table(options: argparse.Namespace) -> None:

@@ -118,12 +118,25 @@ def measure_train(network: Network, out: Path, nodes: int, cpus: float) -> float
     try:
         cluster.start()
         run = ClusterTraining(
-            cluster, out / "shards", out / "runs", f"train-{nodes}-{time.monotonic_ns()}", "run.epochs=30",
-            f"run.num_workers={nodes}", f"run.global_batch_size={TRAIN_BATCH}", "data.image_size=64",
-            "model.dna=kmer_transformer", "model.dna_width=256", "model.dna_depth=2", "data.kmer_stride=4",
-            "run.checkpoint_steps=0", "run.checkpoint_every=100",
-            "run.validate_every=100", "run.log_every=1000", "data.rows_per_task=64", "run.threads=1",
-        )  # fmt: skip
+            cluster,
+            out / "shards",
+            out / "runs",
+            f"train-{nodes}-{time.monotonic_ns()}",
+            "run.epochs=30",
+            f"run.num_workers={nodes}",
+            f"run.global_batch_size={TRAIN_BATCH}",
+            "data.image_size=64",
+            "model.dna=kmer_transformer",
+            "model.dna_width=256",
+            "model.dna_depth=2",
+            "data.kmer_stride=4",
+            "run.checkpoint_steps=0",
+            "run.checkpoint_every=100",
+            "run.validate_every=100",
+            "run.log_every=1000",
+            "data.rows_per_task=64",
+            "run.threads=1",
+        )
         run.wait_for(3)
         for name in names:
             cluster.machines[name].quota(cpus)

@@ -116,9 +116,12 @@ def inputs(options: argparse.Namespace) -> Inputs:
     batches = [bodies[first : first + BATCH] for first in range(0, len(bodies) - BATCH + 1, BATCH)]
     form = b'--b\r\nContent-Disposition: form-data; name="image"; filename="a.jpg"\r\n\r\n' + photo + b"\r\n--b--\r\n"
     return Inputs(
-        queries, Query("photo", (photo,)), [json.dumps(body).encode() for body in bodies],
-        [json.dumps({"queries": one}).encode() for one in batches], form,
-    )  # fmt: skip
+        queries,
+        Query("photo", (photo,)),
+        [json.dumps(body).encode() for body in bodies],
+        [json.dumps({"queries": one}).encode() for one in batches],
+        form,
+    )
 
 
 async def clients(
@@ -270,8 +273,11 @@ def verdicts(rounds: list[dict[str, dict[str, float]]]) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, text in (("checkpoint", "a run's folder"), ("barcodes", "parquet with columns barcode and split"),
-                       ("photos", "folder of JPEGs")):  # fmt: skip
+    for name, text in (
+        ("checkpoint", "a run's folder"),
+        ("barcodes", "parquet with columns barcode and split"),
+        ("photos", "folder of JPEGs"),
+    ):
         parser.add_argument(f"--{name}", required=True, help=text)
     parser.add_argument("--library", default="")
     parser.add_argument("--ray-proxy", action="store_true", help="Ray Serve's own proxy before the replicas")

@@ -64,8 +64,9 @@ class OurData:
 class ReleaseData:
     """The same specimens through the release's dataset and the collation of its loader."""
 
-    def __init__(self, module: Any, index: pa.Table, taxonomy: Taxonomy, config: Config, tokenizer: Any,
-                 folder: Path) -> None:  # fmt: skip
+    def __init__(
+        self, module: Any, index: pa.Table, taxonomy: Taxonomy, config: Config, tokenizer: Any, folder: Path
+    ) -> None:
         import h5py
         import pandas as pd
 
@@ -86,9 +87,14 @@ class ReleaseData:
         size = config.data.image_size
         preprocess = open_clip.image_transform(size, is_train=False)
         self.dataset = module.BIOSCANHierarchicalDataset(
-            folder / "rows.csv", folder / "photos.hdf5", module.TwoCropTransform(preprocess), "image_file", "taxonomy",
-            "nucraw", tokenizer,
-        )  # fmt: skip
+            folder / "rows.csv",
+            folder / "photos.hdf5",
+            module.TwoCropTransform(preprocess),
+            "image_file",
+            "taxonomy",
+            "nucraw",
+            tokenizer,
+        )
         self.rows = list(range(len(index)))
 
     def __call__(self) -> list[Any]:
@@ -97,11 +103,21 @@ class ReleaseData:
 
 def rounds(options: argparse.Namespace, folder: Path) -> Iterator[tuple[dict[str, float], dict[str, float]]]:
     """Seconds of every part of one step of ours and of the release's, round by round."""
-    config = override(Config(), [
-        f"model.image_text={options.image_text}", f"data.image_size={options.image_size}", "model.dna=dnabert2",
-        f"model.dna_width={options.dna_width}", f"model.dna_depth={options.dna_depth}", "model.dna_heads=6",
-        "model.dropout=0", "data.kmer=5", "data.kmer_stride=5", "loss.representatives=one_per_label",
-    ])  # fmt: skip
+    config = override(
+        Config(),
+        [
+            f"model.image_text={options.image_text}",
+            f"data.image_size={options.image_size}",
+            "model.dna=dnabert2",
+            f"model.dna_width={options.dna_width}",
+            f"model.dna_depth={options.dna_depth}",
+            "model.dna_heads=6",
+            "model.dropout=0",
+            "data.kmer=5",
+            "data.kmer_stride=5",
+            "loss.representatives=one_per_label",
+        ],
+    )
     index, taxonomy = specimens_of(options.shards, options.batch)
     torch.manual_seed(0)
     model = build(config, taxonomy).train()

@@ -84,11 +84,18 @@ def main() -> int:
     together = time.perf_counter() - started
     states = [entry.state for entry in sweep.ledger.search()]
     assert states == ["finished"] * options.trials, states
-    print(json.dumps({
-        "distributed": options.distributed, "trials": options.trials, "plain_s": [round(s, 1) for s in alone],
-        "sweep_s": round(together, 1), "overhead_share": round(together / sum(alone) - 1, 3),
-        "overhead_s_per_trial": round((together - sum(alone)) / options.trials, 1),
-    }))  # fmt: skip
+    print(
+        json.dumps(
+            {
+                "distributed": options.distributed,
+                "trials": options.trials,
+                "plain_s": [round(s, 1) for s in alone],
+                "sweep_s": round(together, 1),
+                "overhead_share": round(together / sum(alone) - 1, 3),
+                "overhead_s_per_trial": round((together - sum(alone)) / options.trials, 1),
+            }
+        )
+    )
     return 0
 
 

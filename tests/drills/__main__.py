@@ -62,8 +62,9 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m tests.drills", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.drills", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=Path("drills"), help="a folder that is emptied (default: drills)")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="some of the drills (see --list)")
     parser.add_argument("--list", action="store_true", help="names of the drills, and stop")
@@ -111,8 +112,14 @@ def main() -> int:
             except Exception as error:  # whatever breaks: the other drills and the table must come
                 observed, held = " ".join(f"{type(error).__name__}: {error}".split())[-600:], False
                 bench.clear()
-            row = {"drill": name, "what": drill.what, "expected": drill.expected, "observed": observed, "held": held,
-                   "seconds": round(time.monotonic() - started)}  # fmt: skip
+            row = {
+                "drill": name,
+                "what": drill.what,
+                "expected": drill.expected,
+                "observed": observed,
+                "held": held,
+                "seconds": round(time.monotonic() - started),
+            }
             rows.append(row)
             with file.open("a") as kept:
                 kept.write(json.dumps(row) + "\n")

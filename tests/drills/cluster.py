@@ -41,8 +41,14 @@ def authenticate(folder: Path) -> None:
 class Cluster:
     """A head that computes nothing, and the nodes of a shape (as SHAPE)."""
 
-    def __init__(self, network: Network, services: Services | None, logs: Path, shape: dict[str, tuple[int, str]],
-                 store_bytes: int = STORE_BYTES) -> None:  # fmt: skip
+    def __init__(
+        self,
+        network: Network,
+        services: Services | None,
+        logs: Path,
+        shape: dict[str, tuple[int, str]],
+        store_bytes: int = STORE_BYTES,
+    ) -> None:
         """Without services the head keeps its state to itself."""
         self.services, self.logs, self.shape, self.store_bytes = services, logs, shape, store_bytes
         self.temporary = Path(tempfile.mkdtemp(prefix="tf"))  # short: sockets lie below it
@@ -50,13 +56,22 @@ class Cluster:
         self.machines = {name: network.machine(name) for name in ("head", *shape)}
         self._network, self._starts = network, 0
         logs.mkdir(parents=True, exist_ok=True)
-        self.environment = os.environ | KEYS | front.CLUSTER | {
-            "PATH": f"{BIN}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1",
-            "PYTHONDONTWRITEBYTECODE": "1", "RAY_DISABLE_IMPORT_WARNING": "1", "RAY_USAGE_STATS_ENABLED": "0",
-            "RAY_external_storage_namespace": self.namespace,
-            "RAY_JOB_STOP_WAIT_TIME_S": "60",  # Ray's 3 s are too short for a commit and a word to MLflow
-            "GLOO_SOCKET_IFNAME": "eth0",  # a namespace shares the name of the host, which is another address
-        }  # fmt: skip
+        self.environment = (
+            os.environ
+            | KEYS
+            | front.CLUSTER
+            | {
+                "PATH": f"{BIN}:{os.environ['PATH']}",
+                "PYTHONPATH": str(ROOT),
+                "OMP_NUM_THREADS": "1",
+                "PYTHONDONTWRITEBYTECODE": "1",
+                "RAY_DISABLE_IMPORT_WARNING": "1",
+                "RAY_USAGE_STATS_ENABLED": "0",
+                "RAY_external_storage_namespace": self.namespace,
+                "RAY_JOB_STOP_WAIT_TIME_S": "60",  # Ray's 3 s are too short for a commit and a word to MLflow
+                "GLOO_SOCKET_IFNAME": "eth0",  # a namespace shares the name of the host, which is another address
+            }
+        )
 
     @property
     def head(self) -> Machine:
@@ -78,9 +93,17 @@ class Cluster:
 
     def _ray(self, machine: Machine, *options: str, **environment: str) -> None:
         self._starts += 1
-        command = [str(BIN / "ray"), "start", "--block", f"--node-ip-address={machine.address}",
-                   f"--object-store-memory={self.store_bytes}", f"--temp-dir={self.temporary}/{self._starts}",
-                   "--disable-usage-stats", "--metrics-export-port=8080", *options]  # fmt: skip
+        command = [
+            str(BIN / "ray"),
+            "start",
+            "--block",
+            f"--node-ip-address={machine.address}",
+            f"--object-store-memory={self.store_bytes}",
+            f"--temp-dir={self.temporary}/{self._starts}",
+            "--disable-usage-stats",
+            "--metrics-export-port=8080",
+            *options,
+        ]
         machine.start(command, self.logs / f"{machine.name}.log", self.environment | environment)
 
     def start_head(self) -> None:
@@ -153,10 +176,20 @@ class ClusterTraining:
         self.cluster, self.storage, self.name = cluster, storage, name
         self.folder, self.logfile = storage / name, cluster.logs / f"job-{name}.log"
         self.settings = [
-            *SETTINGS, *LONG, f"data.shards={shards}", f"run.storage={storage}", f"run.name={name}",
-            f"run.epochs={EPOCHS}", "run.num_workers=2", "run.worker_resource=train", "run.max_failures=5",
-            "run.experiment=drills", f"run.log_every={LOG_EVERY}", *self._tracking(), *settings,
-        ]  # fmt: skip
+            *SETTINGS,
+            *LONG,
+            f"data.shards={shards}",
+            f"run.storage={storage}",
+            f"run.name={name}",
+            f"run.epochs={EPOCHS}",
+            "run.num_workers=2",
+            "run.worker_resource=train",
+            "run.max_failures=5",
+            "run.experiment=drills",
+            f"run.log_every={LOG_EVERY}",
+            *self._tracking(),
+            *settings,
+        ]
         self.id = self._submit("--recipe", "quickstart")
 
     def _tracking(self) -> list[str]:

@@ -90,12 +90,33 @@ def sweep(bench: Bench) -> str:
     """`ray job submit --working-dir .` of a sweep, as the README has it."""
     cluster, name = bench.cluster(), "sweep"
     shutil.rmtree(bench.folder / "runs" / name, ignore_errors=True)
-    settings = [*SETTINGS, f"data.shards={bench.shards}", f"run.storage={bench.folder / 'runs'}", "run.epochs=2",
-                "run.validate_every=1", "run.tracking=mlflow", f"run.tracking_uri={bench.services.mlflow_uri}",
-                "run.experiment=sweeps"]  # fmt: skip
-    command = [str(BIN / "ray"), "job", "submit", f"--address={cluster.dashboard}", "--working-dir", str(ROOT), "--",
-               "python", "tune/main.py", "--recipe", "quickstart", "--trials=2", "--seeds=1", f"--name={name}",
-               *(part for setting in settings for part in ("--set", setting))]  # fmt: skip
+    settings = [
+        *SETTINGS,
+        f"data.shards={bench.shards}",
+        f"run.storage={bench.folder / 'runs'}",
+        "run.epochs=2",
+        "run.validate_every=1",
+        "run.tracking=mlflow",
+        f"run.tracking_uri={bench.services.mlflow_uri}",
+        "run.experiment=sweeps",
+    ]
+    command = [
+        str(BIN / "ray"),
+        "job",
+        "submit",
+        f"--address={cluster.dashboard}",
+        "--working-dir",
+        str(ROOT),
+        "--",
+        "python",
+        "tune/main.py",
+        "--recipe",
+        "quickstart",
+        "--trials=2",
+        "--seeds=1",
+        f"--name={name}",
+        *(part for setting in settings for part in ("--set", setting)),
+    ]
     with (cluster.logs / "job-sweep.log").open("wb") as log:
         done = subprocess.run(command, stdout=log, stderr=log, env=cluster.environment, check=False)
     assert done.returncode == 0, (cluster.logs / "job-sweep.log").read_text()[-2000:]
@@ -329,16 +350,25 @@ DRILLS = {
     "train-node": Drill("a train node, kill -9; another after 5 s", ITSELF, train_node),
     "data-node": Drill("the data node, kill -9; another after 5 s", ITSELF, data_node),
     "network": Drill("a train node's network for 30 s", f"waits or goes on by itself; {TOLERANCE}", network_cut),
-    "mlflow": Drill("the MLflow server, kill -9, for 15 s", f"training goes on; {TOLERANCE}; no number lost",
-                    mlflow_server),
+    "mlflow": Drill(
+        "the MLflow server, kill -9, for 15 s", f"training goes on; {TOLERANCE}; no number lost", mlflow_server
+    ),
     "preemption": Drill("SIGTERM to a train node, SIGKILL 10 s later", ITSELF, preemption),
-    "job-stop": Drill("SIGTERM to the driver (ray job stop)", f"a commit of the step at hand, MLflow KILLED, then "
-                      f"--resume: {TOLERANCE}", job_stop),
-    "disk": Drill("the disk of run.storage fills up", f"FAILED, MLflow FAILED; with room again --resume: {TOLERANCE}",
-                  disk_full),
-    "head": Drill("the head, kill -9, with Redis", "the driver dies with its machine; nodes come back to the new head; "
-                  f"--resume: {TOLERANCE}", head),
+    "job-stop": Drill(
+        "SIGTERM to the driver (ray job stop)",
+        f"a commit of the step at hand, MLflow KILLED, then --resume: {TOLERANCE}",
+        job_stop,
+    ),
+    "disk": Drill(
+        "the disk of run.storage fills up", f"FAILED, MLflow FAILED; with room again --resume: {TOLERANCE}", disk_full
+    ),
+    "head": Drill(
+        "the head, kill -9, with Redis",
+        f"the driver dies with its machine; nodes come back to the new head; --resume: {TOLERANCE}",
+        head,
+    ),
     "replica-node": Drill("a node with a replica, kill -9", f"answers again within {SERVICE_S:.0f} s", replica_node),
-    "service-head": Drill("the head under a service, kill -9, with Redis", f"answers again within {SERVICE_S:.0f} s",
-                          head_of_service),
-}  # fmt: skip
+    "service-head": Drill(
+        "the head under a service, kill -9, with Redis", f"answers again within {SERVICE_S:.0f} s", head_of_service
+    ),
+}

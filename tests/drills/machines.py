@@ -44,9 +44,11 @@ class Machine:
         ip("link", "add", self.outside, "type", "veth", "peer", "name", "eth0", "netns", self.namespace)
         ip("link", "set", self.outside, "master", network.bridge, "up")
         for words in (
-            f"addr add {self.address}/24 dev eth0", "link set eth0 up", "link set lo up",
+            f"addr add {self.address}/24 dev eth0",
+            "link set eth0 up",
+            "link set lo up",
             f"route add default via 10.{network.net}.0.1",
-        ):  # fmt: skip
+        ):
             ip("-n", self.namespace, *words.split())
 
     def quota(self, cpus: float) -> None:

@@ -68,15 +68,47 @@ class Services:
         shutil.chown(data, "postgres", "postgres")
         as_postgres = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"]
         program = postgresql()
-        subprocess.run([*as_postgres, program / "initdb", "-D", data, "-U", "mlflow", "-A", "trust", "-N"],
-                       check=True, capture_output=True, cwd="/")  # fmt: skip
+        subprocess.run(
+            [*as_postgres, program / "initdb", "-D", data, "-U", "mlflow", "-A", "trust", "-N"],
+            check=True,
+            capture_output=True,
+            cwd="/",
+        )
         with (data / "pg_hba.conf").open("a") as rules:
             rules.write(f"host all mlflow {self.address}/24 trust\n")
-        self._start("database", [str(program / "postgres"), "-D", str(data), "-h", self.address, "-p",
-                                 str(PORTS["database"]), "-k", str(data), "-F"], user="postgres")  # fmt: skip
+        self._start(
+            "database",
+            [
+                str(program / "postgres"),
+                "-D",
+                str(data),
+                "-h",
+                self.address,
+                "-p",
+                str(PORTS["database"]),
+                "-k",
+                str(data),
+                "-F",
+            ],
+            user="postgres",
+        )
         self._start("store", [str(BIN / "moto_server"), "-H", self.address, "-p", str(PORTS["store"])])
-        self._start("redis", ["redis-server", "--bind", self.address, "--port", str(PORTS["redis"]), "--requirepass",
-                              REDIS_PASSWORD, "--save", "", "--dir", str(self.folder)])  # fmt: skip
+        self._start(
+            "redis",
+            [
+                "redis-server",
+                "--bind",
+                self.address,
+                "--port",
+                str(PORTS["redis"]),
+                "--requirepass",
+                REDIS_PASSWORD,
+                "--save",
+                "",
+                "--dir",
+                str(self.folder),
+            ],
+        )
         self._prepare()
         self.start_mlflow()
 
@@ -87,9 +119,12 @@ class Services:
 
         until(lambda: answers(f"http://{self.address}:{PORTS['store']}/moto-api/"), "the S3 server", 60)
         store = boto3.client(
-            "s3", endpoint_url=f"http://{self.address}:{PORTS['store']}", region_name="us-east-1",
-            aws_access_key_id="drill", aws_secret_access_key="drill",
-        )  # fmt: skip
+            "s3",
+            endpoint_url=f"http://{self.address}:{PORTS['store']}",
+            region_name="us-east-1",
+            aws_access_key_id="drill",
+            aws_secret_access_key="drill",
+        )
         store.create_bucket(Bucket="mlflow")
 
         def connected() -> bool:
@@ -110,12 +145,21 @@ class Services:
         """Start the server as infra/mlflow/compose.yaml does."""
         self._start(
             "mlflow",
-            [str(BIN / "mlflow"), "server", f"--host={self.address}", f"--port={PORTS['mlflow']}", "--workers=1",
-             f"--backend-store-uri=postgresql+psycopg2://mlflow@{self.address}:{PORTS['database']}/mlflow",
-             "--serve-artifacts", "--artifacts-destination=s3://mlflow", "--allowed-hosts=10.*"],
+            [
+                str(BIN / "mlflow"),
+                "server",
+                f"--host={self.address}",
+                f"--port={PORTS['mlflow']}",
+                "--workers=1",
+                f"--backend-store-uri=postgresql+psycopg2://mlflow@{self.address}:{PORTS['database']}/mlflow",
+                "--serve-artifacts",
+                "--artifacts-destination=s3://mlflow",
+                "--allowed-hosts=10.*",
+            ],
             MLFLOW_S3_ENDPOINT_URL=f"http://{self.address}:{PORTS['store']}",
-            PATH=f"{BIN}:{os.environ['PATH']}", **KEYS,
-        )  # fmt: skip
+            PATH=f"{BIN}:{os.environ['PATH']}",
+            **KEYS,
+        )
         if wait:
             until(lambda: answers(f"{self.mlflow_uri}/health"), "the MLflow server", 120)
 

@@ -75,8 +75,13 @@ def copy(root: Path, workdir: str, rest: str) -> None:
     ignore = DOCKERFILE.with_name(DOCKERFILE.name + ".dockerignore").read_text().splitlines()
     allowed = [line[1:] for line in ignore if line.startswith("!")]
     chosen = allowed if names == ["."] else names
-    listed = subprocess.run(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", *chosen], cwd=ROOT,
-                            check=True, capture_output=True, text=True).stdout  # fmt: skip
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", *chosen],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
     folder = Path(f"{root}{target if target.startswith('/') else f'{workdir}/{target}'}")
     for name in filter(None, listed.split("\0")):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)

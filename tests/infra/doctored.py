@@ -22,8 +22,17 @@ def main() -> None:
         cluster = Cluster(network, None, out / "logs", {"one": (1, ""), "two": (1, "")}).start()
         try:
             settings = [f"data.shards={shards}", f"run.storage={out}/runs", "run.tracking=none"]
-            command = ["ip", "netns", "exec", cluster.machines["one"].namespace, sys.executable, "-m", "infra.doctor",
-                       "--json", *(part for setting in settings for part in ("--set", setting))]  # fmt: skip
+            command = [
+                "ip",
+                "netns",
+                "exec",
+                cluster.machines["one"].namespace,
+                sys.executable,
+                "-m",
+                "infra.doctor",
+                "--json",
+                *(part for setting in settings for part in ("--set", setting)),
+            ]
             known = cluster.environment | {"RAY_ADDRESS": f"{cluster.head.address}:6379"}
             stranger = {key: value for key, value in known.items() if "TOKEN" not in key} | {"HOME": "/nonexistent"}
             told = []

@@ -92,8 +92,15 @@ def measure() -> None:
     shards, storage = sys.argv[1:3]
     config = small_config(shards, f"run.storage={storage}", "run.name=job", "run.epochs=2", "run.log_every=1")
     often = {"metrics_report_interval_ms": 1000}
-    ray.init(address="local", num_cpus=2, object_store_memory=300 * 1024**2, log_to_driver=False,
-             logging_level="ERROR", include_dashboard=True, _system_config=often)  # fmt: skip
+    ray.init(
+        address="local",
+        num_cpus=2,
+        object_store_memory=300 * 1024**2,
+        log_to_driver=False,
+        logging_level="ERROR",
+        include_dashboard=True,
+        _system_config=often,
+    )
     scraper = Scraper(f"http://127.0.0.1:{ray.nodes()[0]['MetricsExportPort']}/metrics")
     run_service(train(config).model)
     scraper.wait(set(json.loads(sys.argv[3])))

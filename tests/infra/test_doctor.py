@@ -167,9 +167,12 @@ def test_the_nodes_of_a_cluster(ray_session: None, simulated_shards: Path, tmp_p
     marker = tmp_path / "marker"
     marker.touch()
     request = Request(
-        versions=checks.own_versions(), shards=(str(simulated_shards),), storage=str(tmp_path), marker=str(marker),
+        versions=checks.own_versions(),
+        shards=(str(simulated_shards),),
+        storage=str(tmp_path),
+        marker=str(marker),
         tracking_uri=f"sqlite:///{tmp_path}/mlflow.db",
-    )  # fmt: skip
+    )
     found = doctor.cluster(request, config, all_reduce=False)
     assert [finding for finding in found if finding.status == "problem"] == []
     assert {finding.check for finding in found} >= {"versions", "shared memory", "disk", "shards", "storage", "CPUs"}

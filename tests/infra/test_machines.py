@@ -53,8 +53,11 @@ def test_a_quota_holds(network: Network, tmp_path: Path) -> None:
     if not (CGROUPS / "cpu.cfs_quota_us").exists():
         pytest.skip("no network namespaces")  # nor quotas: cgroups v1 are not mounted here
     machine = network.machine("slow")
-    shell = machine.start(["sh", "-c", "while true; do sh -c 'n=0; while [ $n -lt 2000 ]; do n=$((n+1)); done'; done"],
-                          tmp_path / "log", dict(os.environ))  # fmt: skip
+    shell = machine.start(
+        ["sh", "-c", "while true; do sh -c 'n=0; while [ $n -lt 2000 ]; do n=$((n+1)); done'; done"],
+        tmp_path / "log",
+        dict(os.environ),
+    )
     until(machine.pids, "the shell", 20)
     machine.quota(0.1)
 
@@ -89,9 +92,14 @@ def test_nothing_is_left(tmp_path: Path) -> None:
 def test_the_doctor_of_a_cluster(network: Network, simulated_shards: Path, tmp_path: Path) -> None:
     """Head and two nodes with a token; every node is looked at, a sum goes over all of them; without it no entry."""
     ran = subprocess.run(
-        [sys.executable, ROOT / "tests/infra/doctored.py", simulated_shards, tmp_path], cwd=ROOT, capture_output=True,
-        text=True, check=False, timeout=280, env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+        [sys.executable, ROOT / "tests/infra/doctored.py", simulated_shards, tmp_path],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=280,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
     assert ran.returncode == 0, ran.stderr[-3000:]
     (code, out, said), (refused, _, why) = json.loads(ran.stdout.splitlines()[-1])
     found = json.loads(out)

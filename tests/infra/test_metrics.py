@@ -25,9 +25,13 @@ def test_the_dashboard_draws_what_is_exported(simulated_shards: Path, tmp_path: 
     wanted = drawn()
     done = subprocess.run(
         [sys.executable, ROOT / "tests/infra/exporting.py", simulated_shards, tmp_path, json.dumps(sorted(wanted))],
-        capture_output=True, text=True, timeout=400, check=False, cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+        cwd=ROOT,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     exported = set(json.loads(done.stdout.splitlines()[-1]))
     assert wanted - exported == set()

@@ -35,9 +35,23 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
     listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", *PACKAGES, "pyproject.toml", "LICENSE",
-         "README.md"], cwd=ROOT, capture_output=True, text=True, check=True,
-    ).stdout  # fmt: skip
+        [
+            "git",
+            "ls-files",
+            "-z",
+            "--cached",
+            "--others",
+            "--exclude-standard",
+            *PACKAGES,
+            "pyproject.toml",
+            "LICENSE",
+            "README.md",
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
     for name in filter(None, listed.split("\0")):
         (source / name).parent.mkdir(parents=True, exist_ok=True)
         (source / name).write_bytes((ROOT / name).read_bytes())
@@ -63,10 +77,13 @@ def test_the_wheel_holds_every_file(installed: Path) -> None:
 
 
 COMMANDS = {  # module -> arguments, a word of what it prints
-    "engine.main": (["--help"], "ingest"), "train.main": (["--dry-run"], "quickstart"),
-    "tune.main": (["--help"], "--trials"), "serve.main": (["--help"], "--checkpoint"),
-    "infra.capacity": ([], "specimens/s"), "infra.doctor": (["--help"], "--wait-for-nodes"),
-}  # fmt: skip
+    "engine.main": (["--help"], "ingest"),
+    "train.main": (["--dry-run"], "quickstart"),
+    "tune.main": (["--help"], "--trials"),
+    "serve.main": (["--help"], "--checkpoint"),
+    "infra.capacity": ([], "specimens/s"),
+    "infra.doctor": (["--help"], "--wait-for-nodes"),
+}
 
 
 def test_commands_run_outside_the_repository(installed: Path, tmp_path: Path) -> None:
@@ -84,9 +101,13 @@ def test_commands_run_outside_the_repository(installed: Path, tmp_path: Path) ->
         "print(json.dumps(shown))\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program, json.dumps(COMMANDS)], cwd=tmp_path, capture_output=True, text=True,
-        env=os.environ | {"PYTHONPATH": str(installed / "site")}, check=False,
-    )  # fmt: skip
+        [sys.executable, "-c", program, json.dumps(COMMANDS)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(installed / "site")},
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     shown = json.loads(done.stdout.splitlines()[-1])
     assert all(word in shown[module] for module, (_, word) in COMMANDS.items())
@@ -100,9 +121,13 @@ def test_the_installed_code_knows_its_version_and_files(installed: Path, tmp_pat
         "(r.files('train') / 'models' / 'taxafuse-tiny.json').is_file()]))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(installed / "site")},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(installed / "site")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     file, version, page, tower = json.loads(done.stdout)
     assert Path(file).is_relative_to(installed / "site") and version == VERSION and page and tower

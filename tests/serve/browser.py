@@ -11,8 +11,16 @@ from typing import Any
 from websockets.sync.client import connect
 
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
-_FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars",
-          "--no-first-run", "--disable-background-networking", "--remote-debugging-port=0")  # fmt: skip
+_FLAGS = (
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--hide-scrollbars",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--remote-debugging-port=0",
+)
 _KEYS = {"Tab": 9, "Enter": 13, " ": 32, "ArrowLeft": 37, "ArrowRight": 39}
 
 
@@ -31,8 +39,9 @@ class Browser:
         self._number = 0
         self._process = subprocess.Popen(
             [path, *_FLAGS, f"--user-data-dir={folder}", "about:blank"],
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
         told = folder / "DevToolsActivePort"
         self._until(lambda: told.is_file() and len(told.read_text().splitlines()) == 2)
         port, place = told.read_text().splitlines()
@@ -67,10 +76,17 @@ class Browser:
 
     def size(self, width: int, height: int, *, phone: bool = False, dark: bool = False) -> None:
         """Of the window; a phone has a touch screen of twice the density."""
-        self("Emulation.setDeviceMetricsOverride", width=width, height=height, mobile=phone,
-             deviceScaleFactor=2 if phone else 1)  # fmt: skip
-        media = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"},
-                 {"name": "prefers-reduced-motion", "value": "reduce"}]  # fmt: skip
+        self(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            mobile=phone,
+            deviceScaleFactor=2 if phone else 1,
+        )
+        media = [
+            {"name": "prefers-color-scheme", "value": "dark" if dark else "light"},
+            {"name": "prefers-reduced-motion", "value": "reduce"},
+        ]
         self("Emulation.setEmulatedMedia", features=media)
 
     def open(self, url: str) -> None:

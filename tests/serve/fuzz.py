@@ -20,8 +20,15 @@ REFUSALS = {400, 404, 413, 415, 422}
 PATIENCE_S = 60  # a request that takes longer hangs
 PATHS = ("/v1/identify", "/v1/identify:batch", "/v1/embed")
 NAMES = (
-    "../../etc/passwd", "/etc/shadow", "C:\\windows\\win.ini", "a\0b", "%2e%2e%2f", "\u202e", "x" * 5000, "\ud7ff",
-)  # fmt: skip
+    "../../etc/passwd",
+    "/etc/shadow",
+    "C:\\windows\\win.ini",
+    "a\0b",
+    "%2e%2e%2f",
+    "\u202e",
+    "x" * 5000,
+    "\ud7ff",
+)
 _TYPES = (None, True, -1, 0, 1e308, 2**80, "", "\0", [], {}, [[]], {"a": {}}, "NaN", ["x"] * 40, [None], -0.0)
 
 
@@ -176,10 +183,18 @@ class Fuzzer:
 
     def draw_broken_json(self, path: str) -> Attack:
         bodies = (
-            b"[" * 100_000, b'{"dna":' * 50_000, b'{"dna": NaN}', b'{"key": "\\ud800", "dna": "A"}', b"\xff\xfe{}",
-            b'{"threshold": 1e99999, "dna": "A"}', b'{"top": ' + b"9" * 10_000 + b"}", b'{"dna":"A","dna":5}',
-            b"null", b'"' + b"\\u0000" * 10_000 + b'"', b"",
-        )  # fmt: skip
+            b"[" * 100_000,
+            b'{"dna":' * 50_000,
+            b'{"dna": NaN}',
+            b'{"key": "\\ud800", "dna": "A"}',
+            b"\xff\xfe{}",
+            b'{"threshold": 1e99999, "dna": "A"}',
+            b'{"top": ' + b"9" * 10_000 + b"}",
+            b'{"dna":"A","dna":5}',
+            b"null",
+            b'"' + b"\\u0000" * 10_000 + b'"',
+            b"",
+        )
         return Attack("broken json", path, JSON, self.random.choice(bodies))
 
     def draw_base64(self, path: str) -> Attack:

@@ -120,8 +120,10 @@ def test_a_registered_model_holds_no_pickle_and_asks_for_what_it_imports(
     found = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     owners = metadata.packages_distributions()
     imported = {name for module in json.loads(found.stdout.splitlines()[-1]) for name in owners.get(module, ())}
-    declared = {name.partition(">")[0].partition("=")[0].partition("!")[0].partition("[")[0].strip()
-                for name in project_dependencies()}  # fmt: skip
+    declared = {
+        name.partition(">")[0].partition("=")[0].partition("!")[0].partition("[")[0].strip()
+        for name in project_dependencies()
+    }
     missing = {plain(name) for name in imported} & {plain(name) for name in declared} - {plain(name) for name in asked}
     assert not missing
 

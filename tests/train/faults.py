@@ -77,9 +77,13 @@ class Training:
         self._log = (storage / "log.txt").open("ab")
         self._first = self._log.tell()
         self.process = subprocess.Popen(
-            command, cwd=ROOT, stdout=self._log, stderr=self._log, start_new_session=True,
+            command,
+            cwd=ROOT,
+            stdout=self._log,
+            stderr=self._log,
+            start_new_session=True,
             env=os.environ | {"PYTHONPATH": str(ROOT), "RAY_ADDRESS": "local"},  # not a cluster that runs here already
-        )  # fmt: skip
+        )
 
     @property
     def log(self) -> str:

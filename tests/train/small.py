@@ -10,10 +10,20 @@ from train.config import Config, override
 from train.learning.loop import Session
 
 SETTINGS = (
-    "data.image_size=32", "model.embed_dim=32", "model.dna_width=64", "model.dna_depth=1", "model.dropout=0",
-    "data.kmer=4", "run.global_batch_size=32", "run.epochs=4", "run.validate_every=4", "run.tracking=none",
-    "eval.bootstrap=20", "optim.max_lr=1e-3", "run.threads=1",
-)  # fmt: skip
+    "data.image_size=32",
+    "model.embed_dim=32",
+    "model.dna_width=64",
+    "model.dna_depth=1",
+    "model.dropout=0",
+    "data.kmer=4",
+    "run.global_batch_size=32",
+    "run.epochs=4",
+    "run.validate_every=4",
+    "run.tracking=none",
+    "eval.bootstrap=20",
+    "optim.max_lr=1e-3",
+    "run.threads=1",
+)
 
 
 def small_config(shards: Path | str, *assignments: str) -> Config:

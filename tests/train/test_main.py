@@ -40,9 +40,13 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     ],
 )
 def test_mistakes(
-    arguments: list[str], parts: list[str], simulated_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    parts: list[str],
+    simulated_shards: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
     ray_session: None,
-) -> None:  # fmt: skip
+) -> None:
     settings = [f"run.storage={tmp_path}", f"data.shards={simulated_shards}", "run.global_batch_size=64"]
     settings = [part for setting in settings for part in ("--set", setting)]
     message = refused(capsys, *settings, *arguments)
@@ -78,8 +82,12 @@ def test_mistakes_are_told_before_ray_starts(simulated_shards: Path, tmp_path: P
     arguments = [part for setting in settings for part in ("--set", setting)]
     done = subprocess.run(
         [sys.executable, "train/main.py", *arguments],
-        cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: shards: got") and "000000.tar, which is missing" in line

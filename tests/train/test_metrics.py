@@ -70,8 +70,15 @@ def test_macro_interval_equals_a_plain_bootstrap_loop() -> None:
     for _ in range(120):
         chosen = names[generator.integers(0, len(names), len(names))]
         rows = np.concatenate([np.flatnonzero((groups == name) & (classes >= 0)) for name in chosen])
-        drawn.append(recall_score(classes[rows], np.where(correct[rows], classes[rows], 9), average=None,
-                                  labels=np.unique(classes[rows]), zero_division=0).mean())  # fmt: skip
+        drawn.append(
+            recall_score(
+                classes[rows],
+                np.where(correct[rows], classes[rows], 9),
+                average=None,
+                labels=np.unique(classes[rows]),
+                zero_division=0,
+            ).mean()
+        )
     np.testing.assert_allclose(found, np.percentile(drawn, [2.5, 97.5]), atol=1e-6)
     assert np.isnan(metrics.macro_interval(correct, np.full(70, -1), groups, resamples=5)).all()
 

@@ -25,9 +25,17 @@ def shrunk(config: Config, shards: Path, folder: Path) -> Config:
         write_folder(folder / "vit", SHRUNK_VIT)
         model = replace(model, image_text=f"local-dir:{folder / 'vit'}")
     run = replace(
-        config.run, name="small", storage=str(folder), epochs=2, fusion_epochs=1, global_batch_size=32,
-        micro_batch_size=min(16, config.run.micro_batch_size), num_workers=0, use_gpu=False, tracking="none",
-    )  # fmt: skip
+        config.run,
+        name="small",
+        storage=str(folder),
+        epochs=2,
+        fusion_epochs=1,
+        global_batch_size=32,
+        micro_batch_size=min(16, config.run.micro_batch_size),
+        num_workers=0,
+        use_gpu=False,
+        tracking="none",
+    )
     return replace(config, data=data, model=model, run=run)
 
 

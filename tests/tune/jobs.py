@@ -49,8 +49,14 @@ def distributed(shards: str, storage: str) -> dict[str, Any]:
 
     from tune.ledger import Entry
 
-    ray.init(address="local", num_cpus=2, object_store_memory=STORE, include_dashboard=False, log_to_driver=False,
-             logging_level="ERROR")  # fmt: skip
+    ray.init(
+        address="local",
+        num_cpus=2,
+        object_store_memory=STORE,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+    )
     settings = ("run.num_workers=2", "run.epochs=6", "run.validate_every=2", "run.tracking=mlflow")
     sweep = sweep_of(shards, storage, *settings, space="slow_learners", trials=2, seeds=1)
     sweep.start()

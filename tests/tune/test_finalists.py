@@ -14,9 +14,15 @@ def tried(number: int, score: float, state: str = "finished", epoch: int = 9) ->
 def final(number: int, seed: int, test: float | None, val: float = 0.5) -> Entry:
     values = {"loss.hierarchy_weight": number / 10, "loss.temperature": 0.07}
     return Entry(
-        number, values, seed, final=True, state="finished" if test else "failed", history=[(9, val)] if test else [],
-        test=test, reason="" if test else "loss is nan",
-    )  # fmt: skip
+        number,
+        values,
+        seed,
+        final=True,
+        state="finished" if test else "failed",
+        history=[(9, val)] if test else [],
+        test=test,
+        reason="" if test else "loss is nan",
+    )
 
 
 def finals(**tests: list[float | None]) -> list[Entry]:
@@ -70,8 +76,10 @@ def test_flat_is_called_flat() -> None:
     search = [tried(0, 0.40), tried(1, 0.41), tried(2, 0.42)]
     noisy = [final(0, seed, 0.5, val) for seed, val in ((1, 0.40), (2, 0.42), (3, 0.44))]
     assert seed_noise(noisy) == pytest.approx(0.02)
-    assert "2.0 points apart on val; another seed alone moves a score by 2.0 (standard deviation): the surface is " \
-        "flat" in verdict(search, noisy)  # fmt: skip
+    assert (
+        "2.0 points apart on val; another seed alone moves a score by 2.0 (standard deviation): the surface is "
+        "flat" in verdict(search, noisy)
+    )
     steady = [final(0, seed, 0.5, val) for seed, val in ((1, 0.400), (2, 0.401), (3, 0.402))]
     assert "more than seeds explain" in verdict(search, steady)
 

@@ -30,8 +30,15 @@ def run(halving: Halving, number: int, quality: float) -> Entry:
 
 def test_first_rung() -> None:
     assert [first_rung(*case) for case in ((9, 1), (9, 3), (80, 20), (80, 1), (10, 5), (4, 4), (14, 7), (3, 2))] == [
-        2, 3, 20, 10, 5, 4, 7, 2
-    ]  # fmt: skip
+        2,
+        3,
+        20,
+        10,
+        5,
+        4,
+        7,
+        2,
+    ]
 
 
 def test_most_of_16_are_stopped_early_and_the_best_is_not() -> None:
@@ -80,10 +87,11 @@ def test_the_feed_keeps_to_its_number_and_tells_every_end_once() -> None:
     ends: list[tuple[int, bool]] = []
     seen: list[tuple[int, float]] = []
     feed = Feed(
-        lambda: ((one := waiting.pop(0)), {"number": one.number}) if waiting else None, 2,
+        lambda: ((one := waiting.pop(0)), {"number": one.number}) if waiting else None,
+        2,
         lambda entry, result: seen.append((entry.number, result["score"])),
         lambda entry, died: ends.append((entry.number, died)),
-    )  # fmt: skip
+    )
     assert [feed.suggest(f"t{i}") for i in range(3)] == [{"number": 0}, {"number": 1}, None]
     feed.on_trial_result("t0", {"score": 0.5})
     feed.on_trial_complete("t0", {"score": 0.6})

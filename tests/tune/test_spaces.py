@@ -51,9 +51,13 @@ def test_keys_are_those_of_training(name: str) -> None:
 def test_what_wide_adds() -> None:
     added = set(find("wide", Config())) - set(find("pair", Config()))
     assert added == {
-        "loss.hierarchy_temperature", "loss.learn_temperature", "loss.fusion_weight", "optim.max_lr",
-        "data.robust.dna", "data.robust.image",
-    }  # fmt: skip
+        "loss.hierarchy_temperature",
+        "loss.learn_temperature",
+        "loss.fusion_weight",
+        "optim.max_lr",
+        "data.robust.dna",
+        "data.robust.image",
+    }
 
 
 @pytest.mark.parametrize(

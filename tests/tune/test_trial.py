@@ -16,9 +16,13 @@ from train.run import commits
 from tune.trial import Task, Trial, on_split, score_of
 
 METRICS = {
-    "val/dna/clean/order/top1": 0.9, "val/dna/clean/order/rows": 40.0, "val/dna/noisy/order/top1": 0.5,
-    "val/fused/noisy_both/species/top1": 0.1, "test/dna/clean/order/top1": 0.7, "loss/total": 3.0,
-}  # fmt: skip
+    "val/dna/clean/order/top1": 0.9,
+    "val/dna/clean/order/rows": 40.0,
+    "val/dna/noisy/order/top1": 0.5,
+    "val/fused/noisy_both/species/top1": 0.1,
+    "test/dna/clean/order/top1": 0.7,
+    "loss/total": 3.0,
+}
 
 
 def test_scores() -> None:
@@ -30,9 +34,16 @@ def test_scores() -> None:
 
 def task_of(config: Config, **changes: Any) -> dict[str, Any]:
     task = Task(
-        name=config.run.name, number=1, config=json.dumps(to_dict(config)), run_id="", metric="val/*/top1", final=False,
-        distributed=False, budget=None, threads=1,
-    )  # fmt: skip
+        name=config.run.name,
+        number=1,
+        config=json.dumps(to_dict(config)),
+        run_id="",
+        metric="val/*/top1",
+        final=False,
+        distributed=False,
+        budget=None,
+        threads=1,
+    )
     return dataclasses.asdict(dataclasses.replace(task, **changes))
 
 

@@ -13,8 +13,12 @@ PATIENCE_S = 400  # a machine may be busy with other things; what is looked for 
 def job(name: str, shards: Path, storage: Path) -> tuple[dict[str, Any], str]:
     done = subprocess.run(
         [sys.executable, str(ROOT / "tests" / "tune" / "jobs.py"), name, str(shards), str(storage)],
-        cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S, check=False,
-    )  # fmt: skip
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1]), done.stderr
 

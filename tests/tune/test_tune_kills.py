@@ -70,8 +70,10 @@ def test_a_killed_trial_and_a_killed_driver(simulated_shards: Path, tmp_path: Pa
     asked = ("--name", "s", "--search", "random", "--trials", str(TRIALS), "--seeds", "1", "--no-early-stopping")
     first = Sweeping(simulated_shards, tmp_path, *asked)
     try:
-        until(lambda: first.process.poll() is not None or any(e["history"] for e in entries(first.folder).values()),
-              "a validation")  # fmt: skip
+        until(
+            lambda: first.process.poll() is not None or any(e["history"] for e in entries(first.folder).values()),
+            "a validation",
+        )
         os.kill(until(first.trials, "a trial")[0], signal.SIGKILL)
         until(lambda: first.process.poll() is not None or len(first.ended()) >= 2, "two trials that have ended")
         assert first.process.poll() is None, first.log[-2000:]

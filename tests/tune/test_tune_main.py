@@ -50,9 +50,14 @@ def small(shards: Path, storage: Path, *more: str) -> list[str]:
     ],
 )
 def test_mistakes(
-    arguments: list[str], parts: list[str], simulated_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch, ray_session: None,
-) -> None:  # fmt: skip
+    arguments: list[str],
+    parts: list[str],
+    simulated_shards: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    ray_session: None,
+) -> None:
     monkeypatch.setattr("tests.train.test_main.main", main)
     monkeypatch.setitem(spaces.SPACES, "empty", lambda: {})
     monkeypatch.setitem(spaces.SPACES, "unknown_key", lambda: {"loss.colour": Uniform(low=0, high=1)})
@@ -61,8 +66,9 @@ def test_mistakes(
     assert all(part in message for part in parts), message
 
 
-def test_no_val_split(simulated_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
-                      monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_no_val_split(
+    simulated_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("tests.train.test_main.main", main)
     shards = tmp_path / "shards"
     shutil.copytree(simulated_shards, shards)
@@ -91,8 +97,12 @@ def test_as_a_script_before_ray_starts() -> None:
     """Its own folder must not be first on the path; the line is all there is on stderr."""
     done = subprocess.run(
         [sys.executable, "tune/main.py", "--recipe", "bold", "--space", "nope"],
-        cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "error: unknown space 'nope'; spaces: pair, wide\n"
     shown = subprocess.run(

@@ -18,9 +18,22 @@ MAX_MISMATCHES = 6  # of a primer's 23 to 30 letters
 SHORTEST = 0.9  # share of a part that a barcode must hold
 
 _IUPAC = {
-    "A": "A", "C": "C", "G": "G", "T": "T", "R": "AG", "Y": "CT", "S": "CG", "W": "AT", "K": "GT", "M": "AC",
-    "B": "CGT", "D": "AGT", "H": "ACT", "V": "ACG", "N": "ACGT",
-}  # fmt: skip
+    "A": "A",
+    "C": "C",
+    "G": "G",
+    "T": "T",
+    "R": "AG",
+    "Y": "CT",
+    "S": "CG",
+    "W": "AT",
+    "K": "GT",
+    "M": "AC",
+    "B": "CGT",
+    "D": "AGT",
+    "H": "ACT",
+    "V": "ACG",
+    "N": "ACGT",
+}
 _BIT = {letter: 1 << place for place, letter in enumerate("ACGT")}
 _BITS = np.zeros(256, dtype=np.uint8)
 for _letter, _number in _BIT.items():

@@ -201,8 +201,9 @@ def _fit_disagreement(part: Part) -> Disagreement | None:
     if len(columns) < 2:
         return None
     swapped = np.concatenate([columns[kind] for kind in columns if kind != "true"])
-    weight = np.concatenate([np.full(len(columns["true"]), 1 / len(columns["true"])),
-                             np.full(len(swapped), 1 / len(swapped))])  # fmt: skip
+    weight = np.concatenate(
+        [np.full(len(columns["true"]), 1 / len(columns["true"])), np.full(len(swapped), 1 / len(swapped))]
+    )
     is_swapped = np.arange(len(weight)) >= len(columns["true"])
     rule = fit_rule(AGREEMENTS, np.concatenate([columns["true"], swapped]), is_swapped, weight)
     return Disagreement(rule, _best_f1(rule(columns["true"]), rule(swapped)))

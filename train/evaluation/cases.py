@@ -92,8 +92,9 @@ class Part:
         """The specimens that have what the query needs, bool [N]."""
         return self.clean.mask(query.removesuffix(WITH_LIBRARY))
 
-    def asked(self, query: str, rows: np.ndarray, damage: str = "", *, withhold: bool = False,
-              weight: float = 1.0) -> "Asked":  # fmt: skip
+    def asked(
+        self, query: str, rows: np.ndarray, damage: str = "", *, withhold: bool = False, weight: float = 1.0
+    ) -> "Asked":
         """A query of some rows (int64 [n]), clean or damaged.
 
         Args:
@@ -146,9 +147,14 @@ class Asked:
         withheld = unknown if self.without is None else np.ones(len(rows), dtype=bool)
         right[withheld, SPECIES] = False
         return Cases(
-            answers, right, part.named[rows], withheld, part.others[rows] > 0, part.group[rows],
+            answers,
+            right,
+            part.named[rows],
+            withheld,
+            part.others[rows] > 0,
+            part.group[rows],
             np.full(len(rows), self.weight / max(1, len(rows))),
-        )  # fmt: skip
+        )
 
     def _library(self, combination: Combination | None) -> tuple[Nearest, Combination] | None:
         if self.nearest is None:

@@ -35,12 +35,21 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "vsearch_1_32": (*_VSEARCH, "--maxaccepts", "1", "--maxrejects", "32", *_HITS),
     "vsearch_8_64": (*_VSEARCH, "--maxaccepts", "8", "--maxrejects", "64", *_HITS),
     "sintax": (
-        "vsearch", "--sintax", "{queries}", "--db", "{references}", "--sintax_cutoff", "0", "--strand", "both",
-        "--tabbedout", "{out}",
+        "vsearch",
+        "--sintax",
+        "{queries}",
+        "--db",
+        "{references}",
+        "--sintax_cutoff",
+        "0",
+        "--strand",
+        "both",
+        "--tabbedout",
+        "{out}",
     ),
     "megablast": (*_BLAST, "-task", "megablast", *_BLAST_OUT),
     "blastn": (*_BLAST, "-task", "blastn", *_BLAST_OUT),
-}  # fmt: skip
+}
 """Tool -> its command. VSEARCH's hits are ranked by identity, BLAST's by bit score, the first of equals wins."""
 
 
@@ -69,8 +78,15 @@ def missing_programs(tools: Sequence[str] = tuple(COMMANDS)) -> list[str]:
     return sorted(program for program in wanted if shutil.which(program) is None)
 
 
-def run_tools(queries: Sequence[str], references: Sequence[str], labels: np.ndarray, tools: Sequence[str],
-              threads: int = 2, *, timed: bool = True) -> dict[str, Run]:  # fmt: skip
+def run_tools(
+    queries: Sequence[str],
+    references: Sequence[str],
+    labels: np.ndarray,
+    tools: Sequence[str],
+    threads: int = 2,
+    *,
+    timed: bool = True,
+) -> dict[str, Run]:
     """Run classical tools on cleaned barcodes.
 
     Args:

@@ -32,8 +32,9 @@ def better_single(values: Mapping[str, float], rank: str, split: str = "val") ->
     return "dna" if values[keys["dna"]] > values[keys["image"]] else "image"
 
 
-def compare_fused(val_metrics: Mapping[str, float], test_predictions: pa.Table, resamples: int = 1000,
-                  split: str = "val") -> dict[str, Comparison]:  # fmt: skip
+def compare_fused(
+    val_metrics: Mapping[str, float], test_predictions: pa.Table, resamples: int = 1000, split: str = "val"
+) -> dict[str, Comparison]:
     """Paired difference of fused (noisy both) and the better single modality (its own noise), per rank.
 
     Args:

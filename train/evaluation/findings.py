@@ -57,8 +57,9 @@ def tail_labels() -> list[str]:
     return [f"{low}+" if high is None else str(low) if low == high else f"{low}-{high}" for low, high in names]
 
 
-def tail(position: np.ndarray, species: np.ndarray, counts: np.ndarray, group: np.ndarray,
-         resamples: int) -> dict[str, float]:  # fmt: skip
+def tail(
+    position: np.ndarray, species: np.ndarray, counts: np.ndarray, group: np.ndarray, resamples: int
+) -> dict[str, float]:
     """Species accuracy by how many training specimens the true species has: `<bin>/{top1, low, high, rows, taxa}`.
 
     Args:
@@ -80,8 +81,16 @@ def tail(position: np.ndarray, species: np.ndarray, counts: np.ndarray, group: n
     return result
 
 
-def measure(split: str, index: pa.Table, train: pa.Table, rankings: Rankings, encoded: Encoded, taxonomy: Taxonomy,
-            subsets: Subsets, resamples: int) -> dict[str, float]:  # fmt: skip
+def measure(
+    split: str,
+    index: pa.Table,
+    train: pa.Table,
+    rankings: Rankings,
+    encoded: Encoded,
+    taxonomy: Taxonomy,
+    subsets: Subsets,
+    resamples: int,
+) -> dict[str, float]:
     """Consistency of every ranking, and by roll-up the long tail of every query: `test/dna/clean/tail/3-5/top1`.
 
     Args:

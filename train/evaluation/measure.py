@@ -41,8 +41,13 @@ class Subsets:
 ALL_QUERIES = tuple((query, condition) for query, conditions in QUERIES.items() for condition in conditions)
 
 
-def rank_queries(model: Any, scorer: Scorer, encoded: Encoded, asked: Sequence[tuple[str, str]] = ALL_QUERIES,
-                 scorings: Sequence[str] = SCORINGS) -> Rankings:  # fmt: skip
+def rank_queries(
+    model: Any,
+    scorer: Scorer,
+    encoded: Encoded,
+    asked: Sequence[tuple[str, str]] = ALL_QUERIES,
+    scorings: Sequence[str] = SCORINGS,
+) -> Rankings:
     """Rank every (query, condition) that some specimen has, with a progress bar."""
 
     def fuse(image: torch.Tensor, dna: torch.Tensor) -> torch.Tensor:
@@ -91,8 +96,9 @@ def measure(split: str, rankings: Rankings, encoded: Encoded, subsets: Subsets, 
     return result
 
 
-def _macro_intervals(split: str, rankings: Rankings, encoded: Encoded, subsets: Subsets,
-                     resamples: int) -> dict[str, float]:  # fmt: skip
+def _macro_intervals(
+    split: str, rankings: Rankings, encoded: Encoded, subsets: Subsets, resamples: int
+) -> dict[str, float]:
     """Intervals of macro top-1 by roll-up for every query, subset and rank, with a progress bar."""
     result: dict[str, float] = {}
     asked = [(key, ranking) for key, ranking in rankings.items() if key[0] == "rollup"]
@@ -108,8 +114,9 @@ def _macro_intervals(split: str, rankings: Rankings, encoded: Encoded, subsets: 
     return result
 
 
-def measure_peer(split: str, name: str, answers: Mapping[str, np.ndarray], encoded: Encoded,
-                 subsets: Subsets) -> dict[str, float]:  # fmt: skip
+def measure_peer(
+    split: str, name: str, answers: Mapping[str, np.ndarray], encoded: Encoded, subsets: Subsets
+) -> dict[str, float]:
     """Top-1 accuracies of a baseline that answers with labels: keys `test/dna/peer_6mer/clean/species/top1`.
 
     Args:

@@ -39,8 +39,7 @@ Represent = Callable[[slice], np.ndarray]
 """Rows -> their unit features, float32 [n, D]."""
 
 
-def nearest_labels(queries: tuple[int, Represent], references: tuple[int, Represent],
-                   labels: np.ndarray) -> np.ndarray:  # fmt: skip
+def nearest_labels(queries: tuple[int, Represent], references: tuple[int, Represent], labels: np.ndarray) -> np.ndarray:
     """Label, per rank, of the reference with the highest cosine among those that have one; the first of equals.
 
     Args:
@@ -165,8 +164,13 @@ def image_peers(index: pa.Table, train: pa.Table, data: DataConfig, taxonomy: Ta
     return {"image/colour_histogram": answers}
 
 
-def dna_peers(model: Any, encoded: Encoded, queries: Sequence[str], train: tuple[pa.Table, Sequence[str]],
-              setting: tuple[DataConfig, Taxonomy, int, CpuBudget | None]) -> Answers:  # fmt: skip
+def dna_peers(
+    model: Any,
+    encoded: Encoded,
+    queries: Sequence[str],
+    train: tuple[pa.Table, Sequence[str]],
+    setting: tuple[DataConfig, Taxonomy, int, CpuBudget | None],
+) -> Answers:
     """The reference library, 6-mer and feature nearest neighbours; {} when there are no barcodes.
 
     The quadratic ones are left out where there are too many pairs.
@@ -206,6 +210,9 @@ def _too_large(queries: int, references: int, name: str) -> bool:
         return False
     log.warning(
         "%s nearest neighbour left out: %d queries against %d references are more than %.0e comparisons",
-        name, queries, references, MAX_PAIRS,
-    )  # fmt: skip
+        name,
+        queries,
+        references,
+        MAX_PAIRS,
+    )
     return True

@@ -64,8 +64,9 @@ class Encoded:
         everyone = np.flatnonzero(self.mask(query))
         return (everyone[first : first + QUERY_ROWS] for first in range(0, len(everyone), QUERY_ROWS))
 
-    def query(self, name: str, condition: str, fuse: Callable[[Tensor, Tensor], Tensor],
-              rows: np.ndarray | None = None) -> np.ndarray:  # fmt: skip
+    def query(
+        self, name: str, condition: str, fuse: Callable[[Tensor, Tensor], Tensor], rows: np.ndarray | None = None
+    ) -> np.ndarray:
         """Unit features [n, D] of one query of `QUERIES`, for the row numbers [n], by default all of its `mask`.
 
         `average` is the normalised mean of the two; `fused` is what `fuse` makes of them.
@@ -122,10 +123,19 @@ def only(index: pa.Table, modality: str) -> pa.Table:
     return rows
 
 
-def encode_split(model: Any, index: pa.Table, taxonomy: Taxonomy, data: DataConfig, *, batch_size: int = 256,
-                 device: torch.device | str = "cpu", budget: CpuBudget | None = None,
-                 clean: bool = True, noisy: bool = True,
-                 store: FeatureStore | None = None) -> Encoded:  # fmt: skip
+def encode_split(
+    model: Any,
+    index: pa.Table,
+    taxonomy: Taxonomy,
+    data: DataConfig,
+    *,
+    batch_size: int = 256,
+    device: torch.device | str = "cpu",
+    budget: CpuBudget | None = None,
+    clean: bool = True,
+    noisy: bool = True,
+    store: FeatureStore | None = None,
+) -> Encoded:
     """Encode every specimen of `index` (rows of `engine.batches.pipeline.load_index`) once, with a progress bar.
 
     A specimen of which nothing can be read has neither modality; the pipeline logs its key.
@@ -170,9 +180,15 @@ def _quick_queries(
 
 
 @torch.inference_mode()
-def accuracy_of(model: Any, taxonomy: Taxonomy, batches: Iterable[Mapping[str, Any]],
-                tokenizer: Callable[[list[str]], Tensor], device: torch.device | str = "cpu",
-                split: str = "val", noisy: bool = False) -> dict[str, float]:  # fmt: skip
+def accuracy_of(
+    model: Any,
+    taxonomy: Taxonomy,
+    batches: Iterable[Mapping[str, Any]],
+    tokenizer: Callable[[list[str]], Tensor],
+    device: torch.device | str = "cpu",
+    split: str = "val",
+    noisy: bool = False,
+) -> dict[str, float]:
     """Quick validation: micro top-1 per rank by roll-up for image, dna and fused.
 
     Args:

@@ -47,8 +47,9 @@ def calibration_error(probabilities: np.ndarray, right: np.ndarray, bins: int = 
     return float(max(0.0, plain - (np.abs(told - again) @ mass - plain).mean()))
 
 
-def error_interval(probabilities: np.ndarray, right: np.ndarray, group: np.ndarray, draws: int = DRAWS,
-                   seed: int = 0) -> tuple[float, float]:  # fmt: skip
+def error_interval(
+    probabilities: np.ndarray, right: np.ndarray, group: np.ndarray, draws: int = DRAWS, seed: int = 0
+) -> tuple[float, float]:
     """95% interval of `calibration_error` by drawing groups (int64 [N]) with replacement.
 
     Drawn again, answers scatter more than at first, so every draw's error is a little too high; the percentiles are
@@ -89,8 +90,9 @@ def risk_coverage(probabilities: np.ndarray, right: np.ndarray) -> tuple[np.ndar
     return risk[last], float(risk.mean())
 
 
-def measure(probabilities: np.ndarray, right: np.ndarray, group: np.ndarray, threshold: float,
-            resamples: int) -> dict[str, float]:  # fmt: skip
+def measure(
+    probabilities: np.ndarray, right: np.ndarray, group: np.ndarray, threshold: float, resamples: int
+) -> dict[str, float]:
     """All numbers of one rank: `ece` with interval and what a perfect model would show, accuracy and coverage at the
     threshold, `bin/<k>/...` and `risk/<coverage>`.
 

@@ -31,9 +31,12 @@ SEVERITIES, SINGLE = (0.5, 1.0, 2.0, 3.0, 4.0), (1.0, 2.0, 4.0)
 LENGTHS = (50, 75, 100, 150, 200, 300, 400, 500, 600)
 KERNELS = (3, 5, 7, 11, 15, 21, 31)
 OPERATIONS = {
-    "substitution": ("substitution",), "masking": ("masking",), "indels": ("deletion", "insertion"), "run": ("run",),
+    "substitution": ("substitution",),
+    "masking": ("masking",),
+    "indels": ("deletion", "insertion"),
+    "run": ("run",),
     "truncation": ("truncation",),
-}  # fmt: skip
+}
 
 Damage = Callable[[str, str], str]
 """(clean barcode on its coding strand, specimen's key) -> what is left of it; "" = nothing."""
@@ -131,8 +134,9 @@ def _damage_dna(setting: Setting, encoded: Encoded, sequences: list[str], rows: 
             bar.update(len(batch))
 
 
-def _damage_images(setting: Setting, encoded: Encoded, specimens: Specimens, rows: np.ndarray,
-                   result: Positions) -> None:  # fmt: skip
+def _damage_images(
+    setting: Setting, encoded: Encoded, specimens: Specimens, rows: np.ndarray, result: Positions
+) -> None:
     reader, side = MemberReader(specimens), setting.config.data.image_size
     for batch, bar in _batches(rows[encoded.has_image[rows]], "blurred photos", len(KERNELS) + 1):
         members, _ = reader.read(batch)
@@ -145,8 +149,9 @@ def _damage_images(setting: Setting, encoded: Encoded, specimens: Specimens, row
             bar.update(len(batch))
 
 
-def _add_pairs(result: Positions, point: Point, rows: np.ndarray, encoded: Encoded, other: str,
-               damaged: np.ndarray) -> None:  # fmt: skip
+def _add_pairs(
+    result: Positions, point: Point, rows: np.ndarray, encoded: Encoded, other: str, damaged: np.ndarray
+) -> None:
     """Average and fusion of a damaged input with the clean `other` one, for the rows that have it."""
     both = encoded.mask(other)[rows]
     if not both.any():
@@ -210,8 +215,9 @@ def _accuracies(setting: Setting, position: np.ndarray, encoded: Encoded, group:
     return result
 
 
-def curve_of(values: Mapping[str, float], split: str, curve: str, query: str, rank: str,
-             what: str = "top1") -> list[tuple[float, float]]:  # fmt: skip
+def curve_of(
+    values: Mapping[str, float], split: str, curve: str, query: str, rank: str, what: str = "top1"
+) -> list[tuple[float, float]]:
     """(place, value) of one curve, in order; the single operations begin where the preset does, at severity 0."""
     ends = f"/{query}/{rank}/{what}"
     start = f"{split}/curves/{curve}/"

@@ -66,8 +66,7 @@ class Setting:
         """The training rows that are not under test; none where `train` itself is."""
         return self.index.filter(pc.equal(self.index["split"], "train")) if self.split != "train" else self.index[:0]
 
-    def encode(self, rows: pa.Table, name: str, *, noisy: bool = True,
-               degrade: DegradeConfig | None = None) -> Encoded:  # fmt: skip
+    def encode(self, rows: pa.Table, name: str, *, noisy: bool = True, degrade: DegradeConfig | None = None) -> Encoded:
         """Encode rows of the index, keeping the features under `name` in the cache. `degrade`: other damage than the
         configuration's, and only the damaged form."""
         data = self.config.data if degrade is None else dataclasses.replace(self.config.data, degrade=degrade)
@@ -80,9 +79,17 @@ class Setting:
             store = FeatureStore(len(rows), self.cache / name, print_of)
         size = self.config.eval.batch_size
         return encode_split(
-            self.model, rows, self.taxonomy, data, batch_size=size, device=self.device,
-            budget=self.budget, clean=degrade is None, noisy=noisy, store=store,
-        )  # fmt: skip
+            self.model,
+            rows,
+            self.taxonomy,
+            data,
+            batch_size=size,
+            device=self.device,
+            budget=self.budget,
+            clean=degrade is None,
+            noisy=noisy,
+            store=store,
+        )
 
     def encoded(self, split: str, *, noisy: bool = True) -> Encoded:
         """Features of one split, made once; species labels that name no species are left out of its labels."""

@@ -68,8 +68,13 @@ class Nearest:
             answered = taxon == path[query, rank]
             for told, which in ((own, answered), (other, ~answered)):
                 np.minimum.at(told[:, rank], query[which], difference[which])
-        return dict(zip(LIBRARY_INPUTS, (np.log1p(own), np.log1p(other), np.log(np.maximum(self.length[rows], 1.0))),
-                        strict=True))  # fmt: skip
+        return dict(
+            zip(
+                LIBRARY_INPUTS,
+                (np.log1p(own), np.log1p(other), np.log(np.maximum(self.length[rows], 1.0))),
+                strict=True,
+            )
+        )
 
 
 class Combiner:

@@ -47,9 +47,14 @@ class Scored:
 
 
 @torch.inference_mode()
-def scored(scorer: Scorer, features: np.ndarray | Tensor, *, without: np.ndarray | None = None,
-           among: np.ndarray | None = None,
-           library: tuple[Nearest, Combination] | None = None) -> Iterator[Scored]:  # fmt: skip
+def scored(
+    scorer: Scorer,
+    features: np.ndarray | Tensor,
+    *,
+    without: np.ndarray | None = None,
+    among: np.ndarray | None = None,
+    library: tuple[Nearest, Combination] | None = None,
+) -> Iterator[Scored]:
     """Score queries against the taxonomy in chunks, in order; a chunk without rows where there is no query.
 
     Args:
@@ -85,8 +90,12 @@ def scored(scorer: Scorer, features: np.ndarray | Tensor, *, without: np.ndarray
         yield Scored(probabilities, found)
 
 
-def answers(scorer: Scorer, features: np.ndarray, without: np.ndarray | None = None,
-            library: tuple[Nearest, Combination] | None = None) -> Answers:  # fmt: skip
+def answers(
+    scorer: Scorer,
+    features: np.ndarray,
+    without: np.ndarray | None = None,
+    library: tuple[Nearest, Combination] | None = None,
+) -> Answers:
     """Answer queries and gather evidence; arguments as of `scored`.
 
     probability [N, R]: logit of the answer's rolled-up probability; margin [N, R]: log of its ratio to the most

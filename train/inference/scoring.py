@@ -90,8 +90,14 @@ class Scorer:
         text: features of all candidates [all, D] that were made before, None = they are made when they are needed.
     """
 
-    def __init__(self, model: Any, taxonomy: Taxonomy, tokenizer: Callable[[list[str]], Tensor],
-                 device: torch.device | str = "cpu", text: Tensor | None = None) -> None:  # fmt: skip
+    def __init__(
+        self,
+        model: Any,
+        taxonomy: Taxonomy,
+        tokenizer: Callable[[list[str]], Tensor],
+        device: torch.device | str = "cpu",
+        text: Tensor | None = None,
+    ) -> None:
         self.model, self.taxonomy, self.tokenizer, self.device = model, taxonomy, tokenizer, torch.device(device)
         cuts = [np.asarray(taxonomy.candidates(rank), dtype=np.int64) for rank in range(len(RANKS))]
         self.sizes = [len(cut) for cut in cuts]

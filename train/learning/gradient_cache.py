@@ -59,8 +59,13 @@ def _whole(parts: list[Any]) -> Any:
     return None if parts[0] is None else torch.cat(parts).requires_grad_()
 
 
-def replay(forward: Forward, parts: list[Batch], leaves: Features, seed: Callable[[int], None],
-           quiet: Callable[[], contextlib.AbstractContextManager[None]]) -> None:  # fmt: skip
+def replay(
+    forward: Forward,
+    parts: list[Batch],
+    leaves: Features,
+    seed: Callable[[int], None],
+    quiet: Callable[[], contextlib.AbstractContextManager[None]],
+) -> None:
     """Backward through every part, from the gradients that the loss left in `leaves`.
 
     quiet: a context in which replicas are not averaged (DDP's no_sync); all parts but the last run in it.

@@ -117,9 +117,13 @@ class Session:
         self.specimens = Specimens.from_index(select_split(index, "train"), taxonomy)
         data = config.data
         self.plan = Plan(
-            labels=self.specimens.labels, seed=config.run.seed, global_batch_size=config.run.global_batch_size,
-            lanes=data.lanes, window=data.window, partners=data.partners,
-        )  # fmt: skip
+            labels=self.specimens.labels,
+            seed=config.run.seed,
+            global_batch_size=config.run.global_batch_size,
+            lanes=data.lanes,
+            window=data.window,
+            partners=data.partners,
+        )
         self.phases = phases(config, self.plan.steps_per_epoch)
         torch.manual_seed(config.run.seed)
         self.model = build(config, taxonomy).to(device)
@@ -171,9 +175,13 @@ class Session:
             "history": self.history,
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
-            "plan": {"specimens": len(self.specimens.labels), "rows": self._rows, "steps": self.total_steps,
-                     **{name: getattr(self.plan, name) for name in ORDER}},
-        }  # fmt: skip
+            "plan": {
+                "specimens": len(self.specimens.labels),
+                "rows": self._rows,
+                "steps": self.total_steps,
+                **{name: getattr(self.plan, name) for name in ORDER},
+            },
+        }
 
     def restore(self, weights: dict[str, Tensor], state: dict[str, Any]) -> None:
         """Continue from a checkpoint. Raises ValueError when its data order or its length is not this run's."""

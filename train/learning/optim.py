@@ -13,8 +13,12 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, ob
 
     Biases, norms, scalars (below 2 dimensions) and embeddings (of tokens, positions, classes) do not.
     """
-    tables = {id(parameter) for module in model.modules() if isinstance(module, nn.Embedding)
-              for parameter in module.parameters()}  # fmt: skip
+    tables = {
+        id(parameter)
+        for module in model.modules()
+        if isinstance(module, nn.Embedding)
+        for parameter in module.parameters()
+    }
     groups: tuple[list[nn.Parameter], list[nn.Parameter]] = ([], [])
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:

@@ -29,8 +29,13 @@ from train.models.trimodal import Trimodal, build_model
 
 FORMAT_VERSION = 1
 WEIGHTS, CONFIG, TAXONOMY, META, STATE, TOKENIZER = (
-    "model.safetensors", "config.json", "taxonomy.json", "meta.json", "training_state.pt", "tokenizer.json",
-)  # fmt: skip
+    "model.safetensors",
+    "config.json",
+    "taxonomy.json",
+    "meta.json",
+    "training_state.pt",
+    "tokenizer.json",
+)
 
 
 @dataclass(frozen=True)
@@ -80,8 +85,7 @@ def snapshot(tree: Any) -> Any:
     return tree_map(lambda leaf: leaf.detach().to("cpu", copy=True) if isinstance(leaf, Tensor) else leaf, tree)
 
 
-def save(folder: Path, model: Trimodal, config: Config, taxonomy: Taxonomy, *, step: int,
-         state: Moment | None) -> None:  # fmt: skip
+def save(folder: Path, model: Trimodal, config: Config, taxonomy: Taxonomy, *, step: int, state: Moment | None) -> None:
     """Write a checkpoint into an existing folder.
 
     Args:

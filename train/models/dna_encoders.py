@@ -152,9 +152,12 @@ def _build_bert(
         shape = BertShape(
             # BPE ids begin at 0 = token 1; BarcodeBERT's vocabulary has as many special tokens as ours
             vocab_size=tokenizer.vocab_size - (config.dna == "dnabert2"),
-            hidden_size=config.dna_width, num_hidden_layers=config.dna_depth, num_attention_heads=config.dna_heads,
-            intermediate_size=4 * config.dna_width, max_position_embeddings=max(512, tokenizer.length),
-        )  # fmt: skip
+            hidden_size=config.dna_width,
+            num_hidden_layers=config.dna_depth,
+            num_attention_heads=config.dna_heads,
+            intermediate_size=4 * config.dna_width,
+            max_position_embeddings=max(512, tokenizer.length),
+        )
     encoder: Dnabert2Encoder | BarcodeBertEncoder
     if config.dna == "dnabert2":
         if tokenizer.vocab_size - 1 != shape.vocab_size:

@@ -22,13 +22,26 @@ from train.models.towers import PROJECTIONS, find_blocks, head_parameters
 QKV = ("q", "k", "v")
 # layers of a block by name, and the target each is; "qkv" = three matrices in one, one above the other
 LAYERS = {
-    "mlp.c_fc": "mlp", "mlp.c_proj": "mlp",  # open_clip, beside its attention
-    "attn.qkv": "qkv", "attn.proj": "out", "mlp.fc1": "mlp", "mlp.fc2": "mlp",  # timm
-    "attention.self.query": "q", "attention.self.key": "k", "attention.self.value": "v",  # BERT
-    "attention.output.dense": "out", "intermediate.dense": "mlp", "output.dense": "mlp",
-    "attention.self.Wqkv": "qkv", "mlp.gated_layers": "mlp", "mlp.wo": "mlp",  # DNABERT-2
-    "qkv": "qkv", "out": "out", "up": "mlp", "down": "mlp",  # ours
-}  # fmt: skip
+    "mlp.c_fc": "mlp",
+    "mlp.c_proj": "mlp",  # open_clip, beside its attention
+    "attn.qkv": "qkv",
+    "attn.proj": "out",
+    "mlp.fc1": "mlp",
+    "mlp.fc2": "mlp",  # timm
+    "attention.self.query": "q",
+    "attention.self.key": "k",
+    "attention.self.value": "v",  # BERT
+    "attention.output.dense": "out",
+    "intermediate.dense": "mlp",
+    "output.dense": "mlp",
+    "attention.self.Wqkv": "qkv",
+    "mlp.gated_layers": "mlp",
+    "mlp.wo": "mlp",  # DNABERT-2
+    "qkv": "qkv",
+    "out": "out",
+    "up": "mlp",
+    "down": "mlp",  # ours
+}
 
 
 class LowRank(nn.Module):

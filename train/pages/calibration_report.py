@@ -159,13 +159,20 @@ def section(values: Mapping[str, float], split: str) -> Section:
     queries = [query for query in plots.TITLES if f"{start}/{query}/species/rows" in values]
     blocks.append(_rank_table(values, start, queries))
     for query in queries:
-        figure = html.figure(reliability_plot(values, f"{start}/{query}"), f"{plots.TITLES[query].capitalize()}: "
-                             "probability told and share right (left), share wrong by coverage (right)")  # fmt: skip
+        figure = html.figure(
+            reliability_plot(values, f"{start}/{query}"),
+            f"{plots.TITLES[query].capitalize()}: "
+            "probability told and share right (left), share wrong by coverage (right)",
+        )
         blocks.append(figure if query == queries[0] else html.folded(f"The same: {plots.TITLES[query]}", figure))
-    blocks += [html.paragraph(f"Answers that end at the deepest rank of at least {THRESHOLD:.0%}:"),
-               _ends_table(values, start, queries)]  # fmt: skip
-    blocks += [html.paragraph("Species unknown to the model, by the novelty score (flagged: above val's threshold):"),
-               _novelty_table(values, start, queries)]  # fmt: skip
+    blocks += [
+        html.paragraph(f"Answers that end at the deepest rank of at least {THRESHOLD:.0%}:"),
+        _ends_table(values, start, queries),
+    ]
+    blocks += [
+        html.paragraph("Species unknown to the model, by the novelty score (flagged: above val's threshold):"),
+        _novelty_table(values, start, queries),
+    ]
     return Section("Calibration, back-off, novelty", [*blocks, *_disagreement_blocks(values, start)])
 
 
@@ -179,13 +186,30 @@ def _rank_table(values: Mapping[str, float], start: str, queries: list[str]) -> 
             coverage = markdown.percent(values[f"{one}/coverage"])
             perfect = f"{values[f'{one}/ece_perfect']:.3f}\n95%: {values[f'{one}/ece_perfect_high']:.3f}"
             error = f"{values[f'{one}/ece']:.3f}\n{values[f'{one}/ece_low']:.3f}–{values[f'{one}/ece_high']:.3f}"
-            rows.append([
-                plots.TITLES[query], rank, markdown.percent(values[f"{one}/accuracy"]), error, perfect,
-                f"{values[f'{one}/plain_ece']:.3f}", coverage, markdown.with_interval(values, f"{one}/accuracy_at"),
-                f"{values[f'{one}/rows']:,.0f}",
-            ])  # fmt: skip
-    header = ["asked with", "rank", "accuracy", "calibration error", "if perfect", "before calibration",
-              f"coverage at {THRESHOLD}", "accuracy there", "n"]  # fmt: skip
+            rows.append(
+                [
+                    plots.TITLES[query],
+                    rank,
+                    markdown.percent(values[f"{one}/accuracy"]),
+                    error,
+                    perfect,
+                    f"{values[f'{one}/plain_ece']:.3f}",
+                    coverage,
+                    markdown.with_interval(values, f"{one}/accuracy_at"),
+                    f"{values[f'{one}/rows']:,.0f}",
+                ]
+            )
+    header = [
+        "asked with",
+        "rank",
+        "accuracy",
+        "calibration error",
+        "if perfect",
+        "before calibration",
+        f"coverage at {THRESHOLD}",
+        "accuracy there",
+        "n",
+    ]
     return html.table(header, rows)
 
 
@@ -193,8 +217,10 @@ def _ends_table(values: Mapping[str, float], start: str, queries: list[str]) -> 
     rows = []
     for query in queries:
         ends = [f"{start}/{query}/ends/{name}" for name in (*reversed(RANKS), "none")]
-        cells = [f"{markdown.percent(values[f'{end}/share'])}\nright {markdown.percent(values[f'{end}/accuracy'])}"
-                 for end in ends]  # fmt: skip
+        cells = [
+            f"{markdown.percent(values[f'{end}/share'])}\nright {markdown.percent(values[f'{end}/accuracy'])}"
+            for end in ends
+        ]
         rows.append([plots.TITLES[query], *cells[:-1], markdown.percent(values[f"{ends[-1]}/share"])])
     return html.table(["asked with", *reversed(RANKS), "no answer"], rows)
 
@@ -214,14 +240,23 @@ def _novelty_table(values: Mapping[str, float], start: str, queries: list[str]) 
 
 
 def _disagreement_blocks(values: Mapping[str, float], start: str) -> list[str]:
-    names = {"genus": "another species of the genus", "family": "another genus of the family",
-             "order": "another family of the order", "orders": "another order"}  # fmt: skip
+    names = {
+        "genus": "another species of the genus",
+        "family": "another genus of the family",
+        "order": "another family of the order",
+        "orders": "another order",
+    }
     one = f"{start}/disagreement"
     rows = [
-        [text, markdown.percent(values[f"{one}/{kind}/precision"]), markdown.percent(values[f"{one}/{kind}/recall"]),
-         f"{values[f'{one}/{kind}/rows']:,.0f}"]
-        for kind, text in names.items() if f"{one}/{kind}/recall" in values
-    ]  # fmt: skip
+        [
+            text,
+            markdown.percent(values[f"{one}/{kind}/precision"]),
+            markdown.percent(values[f"{one}/{kind}/recall"]),
+            f"{values[f'{one}/{kind}/rows']:,.0f}",
+        ]
+        for kind, text in names.items()
+        if f"{one}/{kind}/recall" in values
+    ]
     if not rows:
         return []
     told = (

@@ -67,8 +67,9 @@ def evaluate(setting: Setting, *, baselines: bool = True) -> Evaluation:
     return Evaluation(split, values, predictions, unknown, provisional)
 
 
-def _measure_peers(setting: Setting, rows: pa.Table, encoded: Encoded, barcodes: tuple[list[str], list[str]],
-                   parts: measure.Subsets) -> dict[str, float]:  # fmt: skip
+def _measure_peers(
+    setting: Setting, rows: pa.Table, encoded: Encoded, barcodes: tuple[list[str], list[str]], parts: measure.Subsets
+) -> dict[str, float]:
     data, taxonomy = setting.config.data, setting.taxonomy
     found = peers.image_peers(rows, setting.train, data, taxonomy)
     how = (data, taxonomy, setting.config.eval.batch_size, setting.budget)
@@ -93,9 +94,19 @@ def _choosing_metrics(setting: Setting) -> dict[str, float]:
     return measure.measure("val", rankings, encoded, parts, resamples=0)
 
 
-def run_evaluation(model: Any, config: Config, taxonomy: Taxonomy, shards: Sequence[str | Path], split: str,
-                   out: Path, *, baselines: bool = True, extras: Sequence[str] = (),
-                   checkpoint: Path | None = None, library: Path | None = None) -> Evaluation:  # fmt: skip
+def run_evaluation(
+    model: Any,
+    config: Config,
+    taxonomy: Taxonomy,
+    shards: Sequence[str | Path],
+    split: str,
+    out: Path,
+    *,
+    baselines: bool = True,
+    extras: Sequence[str] = (),
+    checkpoint: Path | None = None,
+    library: Path | None = None,
+) -> Evaluation:
     """Measure a model on a split and write report.html, metrics.json, tables.md, predictions.parquet and accuracy.png
     to `out`.
 

@@ -56,8 +56,16 @@ def _summary(found: Evaluation) -> list[str]:
         rows.append([plots.TITLES[query], *cells, f"{values[f'{clean}/rows']:,.0f}"])
     if not rows:
         return [html.paragraph("No specimen could be asked with.")]
-    header = ["asked with", "species", "species, damaged", "genus", "genus, damaged", "species, mean over taxa",
-              "species, new barcodes", "n"]  # fmt: skip
+    header = [
+        "asked with",
+        "species",
+        "species, damaged",
+        "genus",
+        "genus, damaged",
+        "species, mean over taxa",
+        "species, new barcodes",
+        "n",
+    ]
     chart = html.figure(plots.accuracy_bars(values, split), "Top-1 accuracy per rank, clean and damaged input, in %")
     return [html.table(header, rows), html.bullets(_sentences(found)), chart]
 

@@ -17,9 +17,13 @@ COLOURS = {"image": "#E69F00", "dna": "#0072B2", "average": "#999999", "fused": 
 INSIDE = {"image": "black", "dna": "white", "average": "black", "fused": "white"}  # of the numbers, for contrast
 NOISY = {"image": "noisy", "dna": "noisy", "average": "noisy_both", "fused": "noisy_both"}
 TITLES = {
-    "image": "photo", "dna": "barcode", "average": "average", "fused": "gated fusion",
-    f"dna{WITH_LIBRARY}": "barcode and library", f"fused{WITH_LIBRARY}": "gated fusion and library",
-}  # fmt: skip
+    "image": "photo",
+    "dna": "barcode",
+    "average": "average",
+    "fused": "gated fusion",
+    f"dna{WITH_LIBRARY}": "barcode and library",
+    f"fused{WITH_LIBRARY}": "gated fusion and library",
+}
 GRID = "#dddddd"
 
 

@@ -16,8 +16,12 @@ from train.evaluation.measure import Rankings, Subsets
 from train.evaluation.predict import Encoded
 
 METRICS, TABLES, PREDICTIONS, PICTURE, PAGE = (
-    "metrics.json", "tables.md", "predictions.parquet", "accuracy.png", "report.html",
-)  # fmt: skip
+    "metrics.json",
+    "tables.md",
+    "predictions.parquet",
+    "accuracy.png",
+    "report.html",
+)
 FILES = (PAGE, METRICS, TABLES, PREDICTIONS, PICTURE)
 ROW_GROUP = 65_536  # specimens of predictions.parquet that are read together
 

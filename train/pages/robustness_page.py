@@ -49,11 +49,19 @@ def _curves(values: Values, split: str, shown: Sequence[tuple[str, str, str]], l
     single = len({query for _, query, _ in shown}) == 1 and len(shown) > 1
     for number, (curve, query, name) in enumerate(shown):
         colour = html.COLOURS[number % len(html.COLOURS)] if single else plots.COLOURS[query]
-        x, *parts = zip(*(
-            (place, *(100 * dict(curve_of(values, split, curve, query, "species", part)).get(place, middle)
-                      for part in ("top1", "top1_low", "top1_high")))
-            for place, middle in curve_of(values, split, curve, query, "species")
-        ), strict=True)  # fmt: skip
+        x, *parts = zip(
+            *(
+                (
+                    place,
+                    *(
+                        100 * dict(curve_of(values, split, curve, query, "species", part)).get(place, middle)
+                        for part in ("top1", "top1_low", "top1_high")
+                    ),
+                )
+                for place, middle in curve_of(values, split, curve, query, "species")
+            ),
+            strict=True,
+        )
         axes.plot(x, parts[0], marker="o", markersize=4, color=colour, label=name)
         axes.fill_between(x, parts[1], parts[2], color=colour, alpha=0.12, linewidth=0)
     axes.set(xlabel=label, ylabel="species top-1, %")
@@ -87,8 +95,14 @@ def _gains(values: Values, split: str) -> list[str]:
         if f"{start}/difference" in values:
             gap, low, high = (f"{100 * values[f'{start}/{part}']:+.1f}" for part in ("difference", "low", "high"))
             shares = [markdown.percent(values[f"{start}/{part}"]) for part in ("second", "first")]
-            rows.append([f"{point.curve} {point.key.split('/')[1]}", *shares, f"{gap}\n{low} to {high}",
-                         f"{values[f'{start}/rows']:,.0f}"])  # fmt: skip
+            rows.append(
+                [
+                    f"{point.curve} {point.key.split('/')[1]}",
+                    *shares,
+                    f"{gap}\n{low} to {high}",
+                    f"{values[f'{start}/rows']:,.0f}",
+                ]
+            )
     told = "What a clean photo adds to a damaged barcode: species top-1 in %, paired on the specimens with both:"
     header = ["barcode", "barcode alone", "gated fusion", "difference", "n"]
     return [html.paragraph(told), html.table(header, rows)] if rows else []

@@ -14,16 +14,26 @@ from train.evaluation.compare import Comparison
 Metrics = Mapping[str, float]
 
 LABELS = {
-    "image": "image", "dna": "dna", "average": "average", "fused": "gated fusion", "clean": "clean",
-    "noisy_dna": "noisy dna", "noisy_both": "noisy both", "global_exact": "global exact",
+    "image": "image",
+    "dna": "dna",
+    "average": "average",
+    "fused": "gated fusion",
+    "clean": "clean",
+    "noisy_dna": "noisy dna",
+    "noisy_both": "noisy both",
+    "global_exact": "global exact",
     "global_compatible": "global compat.",
-}  # fmt: skip
+}
 TABLE1 = (("image", "clean"), ("image", "noisy"), ("dna", "clean"), ("dna", "noisy"))
 TABLE2 = (
     *TABLE1,
-    ("average", "clean"), ("average", "noisy_dna"), ("average", "noisy_both"),
-    ("fused", "clean"), ("fused", "noisy_dna"), ("fused", "noisy_both"),
-)  # fmt: skip
+    ("average", "clean"),
+    ("average", "noisy_dna"),
+    ("average", "noisy_both"),
+    ("fused", "clean"),
+    ("fused", "noisy_dna"),
+    ("fused", "noisy_both"),
+)
 PEERS = {
     "image/colour_histogram": "colour histogram, nearest photo",
     "dna/reference_library": "reference library, nearest barcode",
@@ -66,8 +76,9 @@ class View:
         return ", ".join(parts) + (", novel barcodes only" if self.scope == "novel" else "")
 
 
-def _rows(values: Metrics, split: str, view: View, queries: Sequence[tuple[str, str]],
-          single: str = "all") -> list[list[str]]:  # fmt: skip
+def _rows(
+    values: Metrics, split: str, view: View, queries: Sequence[tuple[str, str]], single: str = "all"
+) -> list[list[str]]:
     """Rows for those queries that were measured; `single` is the subset taken for image and dna alone."""
     rows = []
     for query, condition in queries:
@@ -136,10 +147,18 @@ def comparison_table(found: Mapping[str, Comparison]) -> Table:
     rows = []
     for rank, one in found.items():
         gap = one.difference
-        rows.append([
-            rank, one.modality, percent(gap.first), percent(gap.second), f"{100 * gap.value:+.1f}",
-            f"{100 * gap.low:+.1f} to {100 * gap.high:+.1f}", f"{gap.rows:,}", f"{gap.groups:,}",
-        ])  # fmt: skip
+        rows.append(
+            [
+                rank,
+                one.modality,
+                percent(gap.first),
+                percent(gap.second),
+                f"{100 * gap.value:+.1f}",
+                f"{100 * gap.low:+.1f} to {100 * gap.high:+.1f}",
+                f"{gap.rows:,}",
+                f"{gap.groups:,}",
+            ]
+        )
     title = "Gated fusion minus the better single modality, both inputs noisy: top-1 in % (paired, roll-up)"
     return Table(title, header, rows)
 

@@ -7,6 +7,15 @@ from train.reference.search import Hits, SearchOptions
 from train.reference.sources import References, read_shards, read_source
 
 __all__ = [
-    "Encoder", "Hits", "Library", "RankScores", "References", "SearchOptions", "answers", "nearest_labels",
-    "rank_scores", "read_shards", "read_source",
-]  # fmt: skip
+    "Encoder",
+    "Hits",
+    "Library",
+    "RankScores",
+    "References",
+    "SearchOptions",
+    "answers",
+    "nearest_labels",
+    "rank_scores",
+    "read_shards",
+    "read_source",
+]

@@ -40,8 +40,9 @@ class RankScores:
         return answer
 
 
-def rank_scores(library: Library, hits: Hits, rank: int, labels: np.ndarray | None = None,
-                without: np.ndarray | None = None) -> RankScores:  # fmt: skip
+def rank_scores(
+    library: Library, hits: Hits, rank: int, labels: np.ndarray | None = None, without: np.ndarray | None = None
+) -> RankScores:
     """Score taxa by their nearest reference; of equally near ones the taxon with more specimens there comes first.
 
     `labels` int64 [M, R] stand for the library's own where taxa are numbered otherwise, -1 = unknown. `without` int64
@@ -105,8 +106,9 @@ def answers(library: Library, hits: Hits) -> list[dict[str, Any]]:
     return result
 
 
-def _lineage(library: Library, scores: list[RankScores],
-             mine: list[slice]) -> tuple[dict[str, str], str | None, dict[str, list[str]], int]:  # fmt: skip
+def _lineage(
+    library: Library, scores: list[RankScores], mine: list[slice]
+) -> tuple[dict[str, str], str | None, dict[str, list[str]], int]:
     """Names down to the deepest rank whose tied references are one taxon, below the ranks answered before."""
     names: dict[str, str] = {}
     tied: dict[str, list[str]] = {}

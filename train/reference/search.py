@@ -94,8 +94,13 @@ class Targets:
         return Candidates(found.reference[kept], found.shared[kept], found.shift[kept])
 
 
-def search(queries: Sequence[str], targets: Targets, options: SearchOptions, threads: int = 1,
-           without: Sequence[int] | None = None) -> Hits:  # fmt: skip
+def search(
+    queries: Sequence[str],
+    targets: Targets,
+    options: SearchOptions,
+    threads: int = 1,
+    without: Sequence[int] | None = None,
+) -> Hits:
     """Find the nearest references of clean barcodes.
 
     Args:
@@ -108,8 +113,9 @@ def search(queries: Sequence[str], targets: Targets, options: SearchOptions, thr
     def work(first: int) -> list[tuple[_Aligned, int]]:
         batch = slice(first, first + _BATCH)
         given = queries[batch]
-        return [_both_strands(*one, targets, options)
-                for one in zip(given, orient_batch(given), apart[batch], strict=True)]  # fmt: skip
+        return [
+            _both_strands(*one, targets, options) for one in zip(given, orient_batch(given), apart[batch], strict=True)
+        ]
 
     starts = range(0, len(queries), _BATCH)
     if threads > 1:

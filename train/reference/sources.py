@@ -85,8 +85,13 @@ def read_source(source: SpecimenSource, encoder: Encoder | None = None) -> Refer
     return _gathered(records, barcodes, load, encoder, list(source.skipped))
 
 
-def _gathered(records: pa.Table, raw: Sequence[str], load: Callable[[int], bytes | None], encoder: Encoder | None,
-              skipped: list[tuple[str, str]]) -> References:  # fmt: skip
+def _gathered(
+    records: pa.Table,
+    raw: Sequence[str],
+    load: Callable[[int], bytes | None],
+    encoder: Encoder | None,
+    skipped: list[tuple[str, str]],
+) -> References:
     """Clean and encode; specimens without barcode and feature are left out."""
     keys = records["key"].to_pylist()
     barcodes, parts = [], []
@@ -113,6 +118,8 @@ def _gathered(records: pa.Table, raw: Sequence[str], load: Callable[[int], bytes
         kept |= features["image"].any(axis=1)
     chosen = np.flatnonzero(kept)
     return References(
-        records.take(pa.array(chosen)), [barcodes[row] for row in chosen.tolist()],
-        {name: part[chosen] for name, part in features.items()}, skipped,
-    )  # fmt: skip
+        records.take(pa.array(chosen)),
+        [barcodes[row] for row in chosen.tolist()],
+        {name: part[chosen] for name, part in features.items()},
+        skipped,
+    )

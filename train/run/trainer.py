@@ -87,17 +87,24 @@ def prepare(config: Config) -> tuple[Taxonomy, int]:
     if len(taxonomy.conflicts) > 5:
         log.warning("taxonomy: %d conflicts in all", len(taxonomy.conflicts))
     plan = Plan(
-        labels=taxonomy.encode(label_columns(train)), seed=config.run.seed, lanes=config.data.lanes,
-        global_batch_size=config.run.global_batch_size, window=config.data.window, partners=config.data.partners,
-    )  # fmt: skip
+        labels=taxonomy.encode(label_columns(train)),
+        seed=config.run.seed,
+        lanes=config.data.lanes,
+        global_batch_size=config.run.global_batch_size,
+        window=config.data.window,
+        partners=config.data.partners,
+    )
     total_steps = phases(config, plan.steps_per_epoch)[-1].last
     if config.data.lanes % max(1, config.run.num_workers):
         plan.worker_order(0, 0, config.run.num_workers)  # raises with the allowed numbers
     checkpoint.build(config, taxonomy)  # an architecture that cannot be built, or weights that are not there
     log.info(
         "%d training specimens, taxa per rank %s, %d steps an epoch, %d specimens left to the next epoch",
-        len(train), [len(names) for names in taxonomy.names], plan.steps_per_epoch, plan.num_left_out,
-    )  # fmt: skip
+        len(train),
+        [len(names) for names in taxonomy.names],
+        plan.steps_per_epoch,
+        plan.num_left_out,
+    )
     return taxonomy, total_steps
 
 

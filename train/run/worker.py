@@ -214,9 +214,13 @@ class Worker:
         session, started = self.session, time.perf_counter()
         state, weights = (checkpoint.snapshot(tree) for tree in (session.state(), session.model.state_dict()))
         write = functools.partial(
-            checkpoint.save, model=session.model, config=session.config, taxonomy=session.taxonomy, step=session.step,
+            checkpoint.save,
+            model=session.model,
+            config=session.config,
+            taxonomy=session.taxonomy,
+            step=session.step,
             state=checkpoint.Moment(state, weights, score),
-        )  # fmt: skip
+        )
         self.commits.submit(session.step, write)
         times = {"perf/checkpoint_s": time.perf_counter() - started}  # that training waited
         if self.commits.seconds:
@@ -256,9 +260,14 @@ def validate(session: Session, index: pa.Table, split: str = "val") -> dict[str,
             rows.slice(first, last - first), session.taxonomy, session.config.data, session.config.eval.batch_size
         )
         own = evaluation.accuracy_of(
-            session.model, session.taxonomy, batches, session.tokenizer, session.device, split,
+            session.model,
+            session.taxonomy,
+            batches,
+            session.tokenizer,
+            session.device,
+            split,
             session.config.eval.validate_noisy,
-        )  # fmt: skip
+        )
     return pooled(dist.gather_objects(own))
 
 

@@ -21,9 +21,14 @@ STEPS = 15  # two epochs of 7 steps and the first of a third
 @pytest.fixture(scope="module")
 def data(simulated_shards: object) -> DataConfig:
     return DataConfig(
-        shards=(str(simulated_shards),), image_size=32, rows_per_task=64, kmer_stride=6, random_offset=True,
-        caption_cut=0.5, window=64,
-    )  # fmt: skip
+        shards=(str(simulated_shards),),
+        image_size=32,
+        rows_per_task=64,
+        kmer_stride=6,
+        random_offset=True,
+        caption_cut=0.5,
+        window=64,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +42,9 @@ def new_plan(specimens: Specimens, data: DataConfig) -> Plan:
     return Plan(labels=specimens.labels, seed=3, global_batch_size=32, window=data.window)
 
 
-def stream(specimens: Specimens, data: DataConfig, steps: tuple[int, int], workers: int,
-           budget: CpuBudget | None = None) -> list[dict[str, np.ndarray]]:  # fmt: skip
+def stream(
+    specimens: Specimens, data: DataConfig, steps: tuple[int, int], workers: int, budget: CpuBudget | None = None
+) -> list[dict[str, np.ndarray]]:
     """Global batches of some steps: the workers' shares one after another."""
     plan = new_plan(specimens, data)
     shares = [list(training_batches(specimens, plan, data, steps, (rank, workers), budget)) for rank in range(workers)]
@@ -82,9 +88,13 @@ def test_any_step_any_number_of_workers(
 
 @pytest.mark.parametrize(("step", "workers"), [(5, 2), (12, 4)])
 def test_through_ray_data(
-    specimens: Specimens, data: DataConfig, uninterrupted: list[dict[str, np.ndarray]], ray_session: None,
-    step: int, workers: int,
-) -> None:  # fmt: skip
+    specimens: Specimens,
+    data: DataConfig,
+    uninterrupted: list[dict[str, np.ndarray]],
+    ray_session: None,
+    step: int,
+    workers: int,
+) -> None:
     last = step + 3
     assert_same(stream(specimens, data, (step, last), workers, BUDGET), uninterrupted[step:last])
 
@@ -106,9 +116,13 @@ def test_the_size_of_tasks_changes_nothing(
 
 @settings(max_examples=60, deadline=None)
 @given(
-    count=st.integers(64, 900), seed=st.integers(0, 50), window=st.integers(1, 400), partners=st.booleans(),
-    stops=st.lists(st.integers(0, 40), min_size=1, max_size=4), workers=st.sampled_from([1, 2, 4, 8]),
-)  # fmt: skip
+    count=st.integers(64, 900),
+    seed=st.integers(0, 50),
+    window=st.integers(1, 400),
+    partners=st.booleans(),
+    stops=st.lists(st.integers(0, 40), min_size=1, max_size=4),
+    workers=st.sampled_from([1, 2, 4, 8]),
+)
 def test_rows_after_any_stop(
     count: int, seed: int, window: int, partners: bool, stops: list[int], workers: int
 ) -> None:

@@ -167,10 +167,15 @@ def sixteen_bits() -> bytes:
 
 @pytest.mark.parametrize(
     ("make", "turns"),
-    [(lambda: saved("CMYK", "JPEG"), 0), (sixteen_bits, 0), (lambda: saved("RGB", "JPEG", 6), 3),
-     (lambda: saved("RGB", "JPEG", 3), 2), (lambda: saved("RGBA", "PNG"), 0)],
+    [
+        (lambda: saved("CMYK", "JPEG"), 0),
+        (sixteen_bits, 0),
+        (lambda: saved("RGB", "JPEG", 6), 3),
+        (lambda: saved("RGB", "JPEG", 3), 2),
+        (lambda: saved("RGBA", "PNG"), 0),
+    ],
     ids=["CMYK", "16-bit PNG", "EXIF 6", "EXIF 3", "RGBA"],
-)  # fmt: skip
+)
 def test_odd_photos_are_read_right(make: Callable[[], bytes], turns: int, tmp_path: Path) -> None:
     """Stored as they are, which ingest never does, they still give the picture, upright."""
     specimens = sound(8)

@@ -196,9 +196,13 @@ def test_a_barcode_on_the_other_strand_gets_the_same_answer(predictor: Predictor
 
 
 def test_shares_evidence_and_card(served: Served, predictor: Predictor, both: list[Stored]) -> None:
-    photo, dna, fused = predictor.identify([
-        query(both[0], dna=False), query(both[0], image=False), query(both[0]),
-    ])  # fmt: skip
+    photo, dna, fused = predictor.identify(
+        [
+            query(both[0], dna=False),
+            query(both[0], image=False),
+            query(both[0]),
+        ]
+    )
     assert isinstance(photo, Answer) and isinstance(dna, Answer) and isinstance(fused, Answer)
     assert dict(photo.share) == {"image": 1.0, "dna": 0.0} and dict(dna.share) == {"image": 0.0, "dna": 1.0}
     assert 0 < fused.share["image"] < 1 and sum(fused.share.values()) == pytest.approx(1)
@@ -263,9 +267,10 @@ def test_a_checklist_restricts_and_misspellings_are_told(predictor: Predictor, b
     genera, species = predictor.taxonomy.names[2], predictor.taxonomy.names[3]
     genus = genera[-1]
     inside = [
-        name for name, row in zip(species, predictor.taxonomy.lineages[3].tolist(), strict=True)
+        name
+        for name, row in zip(species, predictor.taxonomy.lineages[3].tolist(), strict=True)
         if row[2] == len(genera) - 1
-    ]  # fmt: skip
+    ]
     wrong = species[0][:-1]
     (answer,) = predictor.identify([one], subset=[genus.upper(), wrong], threshold=0.0, top=100)
     assert isinstance(answer, Answer) and answer.restriction
@@ -331,8 +336,12 @@ def test_a_library_that_the_calibration_was_not_fitted_with_is_told(
     shutil.copytree(served.checkpoint, folder)
     manifest = json.loads((served.library / "manifest.json").read_text())
     fitted = Calibration.load(folder / FILE)
-    for checksum, records, told in ((manifest["checksum"], 1, False), ("", manifest["records"], False),
-                                    ("0" * 64, manifest["records"], True), ("", 1, True)):  # fmt: skip
+    for checksum, records, told in (
+        (manifest["checksum"], 1, False),
+        ("", manifest["records"], False),
+        ("0" * 64, manifest["records"], True),
+        ("", 1, True),
+    ):
         library = FittedLibrary("moths", records, checksum)
         dataclasses.replace(fitted, library=library).save(folder / FILE)
         caplog.clear()
@@ -349,9 +358,10 @@ def test_real_photos_and_barcodes(real_data: Path, predictor: Predictor) -> None
     chosen = [row for row in rows if row["species"] in species]
     known = [row for row in chosen if row["split"] == "train"]
     asked = [row for row in chosen if row["split"] == "test"][:200]
-    records = pa.table({"key": [row["processid"] for row in known]} | {
-        name: [row[name] for row in known] for name in (*RANKS, "bin_uri", "country")
-    })  # fmt: skip
+    records = pa.table(
+        {"key": [row["processid"] for row in known]}
+        | {name: [row[name] for row in known] for name in (*RANKS, "bin_uri", "country")}
+    )
     library = Library.build(records, [clean(row["barcode"]) for row in known])
     model = Predictor(predictor.model, predictor.data, predictor.scorer, library=library, card=predictor.card)
     folder = real_data / "moths"

@@ -56,9 +56,13 @@ def run(served: Served, *arguments: Any, threshold: float = 0.2) -> int:
 
 
 def test_every_record_of_a_fasta_has_its_row(
-    served: Served, specimens: list[Stored], predictor: Predictor, tmp_path: Path, small_tasks: None,
+    served: Served,
+    specimens: list[Stored],
+    predictor: Predictor,
+    tmp_path: Path,
+    small_tasks: None,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     known = [one for one in specimens if one.dna]
     out = tmp_path / "result.parquet"
     assert run(served, write_fasta(tmp_path / "in.fasta", specimens), "--out", out) == 0
@@ -88,8 +92,9 @@ def test_every_record_of_a_fasta_has_its_row(
     assert f"{len(table):,} records, {told['questions']:,} different" in capsys.readouterr().out
 
 
-def test_a_table_of_photos_and_barcodes(served: Served, specimens: list[Stored], predictor: Predictor,
-                                        tmp_path: Path) -> None:  # fmt: skip
+def test_a_table_of_photos_and_barcodes(
+    served: Served, specimens: list[Stored], predictor: Predictor, tmp_path: Path
+) -> None:
     both = [one for one in specimens if one.image and one.dna][:4]
     photos = tmp_path / "photos"
     photos.mkdir()
@@ -146,11 +151,14 @@ def test_a_worker_that_dies_is_replaced(
     served: Served, specimens: list[Stored], tmp_path: Path, ray_session: None, small_tasks: None
 ) -> None:
     (tmp_path / "photo.jpg").write_bytes(next(one.image for one in specimens if one.image))
-    rows = [(one.key, str(tmp_path / "photo.jpg") if number == 20 else None, one.dna)
-            for number, one in enumerate(one for one in specimens if one.dna)]  # fmt: skip
+    rows = [
+        (one.key, str(tmp_path / "photo.jpg") if number == 20 else None, one.dna)
+        for number, one in enumerate(one for one in specimens if one.dna)
+    ]
     source = Rows(rows, {}, str(tmp_path / "died"))
-    asking = Asking(model=resolve_checkpoint(served.checkpoint), library="", threshold=0.2, subset=(), device="cpu",
-                    threads=1)  # fmt: skip
+    asking = Asking(
+        model=resolve_checkpoint(served.checkpoint), library="", threshold=0.2, subset=(), device="cpu", threads=1
+    )
     plan = bulk.make_plan(source, tmp_path / "state", {})
     bulk.answer(plan, source, asking, Namespace(serial=False, device="cpu", threads=1, workers=2))
     assert (tmp_path / "died").exists() and not plan.unfinished()
@@ -223,15 +231,24 @@ def test_styles(served: Served, specimens: list[Stored], tmp_path: Path, style: 
     assert list(told["columns"]) == table.column_names and all(told["columns"].values())
     text = pd.read_csv(tmp_path / "out.csv", dtype=str)
     assert text.columns.tolist() == table.column_names and len(text) == len(table)
-    rank, last = {"own": ("rank", "species"), "dwc": ("taxonRank", "specificEpithet"),
-                  "bold": ("identification_rank", "species")}[style]  # fmt: skip
+    rank, last = {
+        "own": ("rank", "species"),
+        "dwc": ("taxonRank", "specificEpithet"),
+        "bold": ("identification_rank", "species"),
+    }[style]
     frame = table.to_pandas()
     stopped = frame[rank].map({name: place for place, name in enumerate(RANKS)}).fillna(-1)
     assert stopped.nunique() > 1
     for place, name in enumerate((*RANKS[:-1], last)):
         empty = frame[name].isna()
-        assert (empty == ((stopped < place) if style != "own" else frame[next(iter(table.column_names))].eq("") | (
-            frame["error"].notna()))).all()  # fmt: skip
+        assert (
+            empty
+            == (
+                (stopped < place)
+                if style != "own"
+                else frame[next(iter(table.column_names))].eq("") | (frame["error"].notna())
+            )
+        ).all()
     if style == "dwc":
         named = frame[frame[rank] == "species"]
         assert (named["scientificName"] == named["genus"] + " " + named["specificEpithet"]).all()
@@ -241,8 +258,9 @@ class Rows:
     """A source of given rows, in batches of three, some left out; who first reads a photo dies, once, if `died` is
     the name of a file."""
 
-    def __init__(self, rows: list[tuple[str, str | None, str | None]], left_out: dict[int, tuple[str, str]],
-                 died: str = "") -> None:  # fmt: skip
+    def __init__(
+        self, rows: list[tuple[str, str | None, str | None]], left_out: dict[int, tuple[str, str]], died: str = ""
+    ) -> None:
         self.rows, self.left_out, self.died = rows, left_out, died
         self.skipped: list[tuple[str, str]] = []
 

@@ -60,8 +60,12 @@ def test_json_and_form_get_the_predictors_answer(
     query = Query("a key", (one.image or b"",) if photo else (), one.dna if dna else None)
     wanted = expected(predictor, query, threshold=0.4, ranks=["order", "genus"], top=3)
     body: dict[str, Any] = {"key": "a key", "threshold": 0.4, "ranks": ["order", "genus"], "top": 3}
-    parts = [("threshold", (None, "0.4")), ("ranks", (None, "order,genus")), ("top", (None, "3")),
-             ("key", (None, "a key"))]  # fmt: skip
+    parts = [
+        ("threshold", (None, "0.4")),
+        ("ranks", (None, "order,genus")),
+        ("top", (None, "3")),
+        ("key", (None, "a key")),
+    ]
     if photo:
         body["images"] = [text(one.image)]
         parts.append(("image", ("a.jpg", one.image)))
@@ -75,8 +79,13 @@ def test_json_and_form_get_the_predictors_answer(
 
 
 def test_a_batch_answers_each_in_its_place(client: TestClient, predictor: Predictor, one: Stored) -> None:
-    queries = [{"key": "1", "dna": one.dna}, {"key": "2", "dna": "???"}, {"key": "3", "images": [text(one.image)]},
-               {"key": "4"}, {"key": "5", "images": [text(b"no photo")]}]  # fmt: skip
+    queries = [
+        {"key": "1", "dna": one.dna},
+        {"key": "2", "dna": "???"},
+        {"key": "3", "images": [text(one.image)]},
+        {"key": "4"},
+        {"key": "5", "images": [text(b"no photo")]},
+    ]
     found = client.post("/v1/identify:batch", json={"queries": queries, "threshold": 0.5})
     assert found.status_code == 200
     AnswersBody.model_validate(found.json())
@@ -151,11 +160,14 @@ def test_what_is_wrong_is_said_as_json(client: TestClient, status: int, send: di
 
 def test_other_paths_methods_and_parameters(client: TestClient) -> None:
     for answer, status in (
-        (client.get("/v1/nothing"), 404), (client.get("/v1/identify"), 405), (client.get("/../../etc/passwd"), 404),
-        (client.get("/v1/taxa", params={"rank": "tribe"}), 422), (client.get("/v1/taxa", params={"limit": 0}), 422),
+        (client.get("/v1/nothing"), 404),
+        (client.get("/v1/identify"), 405),
+        (client.get("/../../etc/passwd"), 404),
+        (client.get("/v1/taxa", params={"rank": "tribe"}), 422),
+        (client.get("/v1/taxa", params={"limit": 0}), 422),
         (client.post("/v1/identify:batch", json={"queries": [{}] * 9}), 413),
         (client.post("/v1/identify:batch", json={"queries": []}), 422),
-    ):  # fmt: skip
+    ):
         assert answer.status_code == status and set(answer.json()["error"]) == {"what", "allowed"}
 
 

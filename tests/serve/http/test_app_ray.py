@@ -42,8 +42,19 @@ class Running:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
-        command = [sys.executable, "-m", "serve.main", "--checkpoint", str(self.model), "--port", str(port),
-                   "--library", str(served.library), "--max-in-flight", str(IN_FLIGHT)]  # fmt: skip
+        command = [
+            sys.executable,
+            "-m",
+            "serve.main",
+            "--checkpoint",
+            str(self.model),
+            "--port",
+            str(port),
+            "--library",
+            str(served.library),
+            "--max-in-flight",
+            str(IN_FLIGHT),
+        ]
         self.log = (folder / "log.txt").open("w+")
         environment = os.environ | {"RAY_ADDRESS": "local"}
         self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=self.log, stderr=self.log)
@@ -134,9 +145,16 @@ def test_answers_are_the_predictors_alone_and_in_a_batch(
     for found, expected in zip(batch.json()["answers"], wanted, strict=True):
         assert close(unnamed(found), expected)
     one = some[0]
-    form = requests.post(f"{running.url}/v1/identify", timeout=60,
-                         files=[("image", ("x.jpg", one.image)), ("dna", (None, one.dna)), ("key", (None, one.key)),
-                                ("threshold", (None, "0.3"))])  # fmt: skip
+    form = requests.post(
+        f"{running.url}/v1/identify",
+        timeout=60,
+        files=[
+            ("image", ("x.jpg", one.image)),
+            ("dna", (None, one.dna)),
+            ("key", (None, one.key)),
+            ("threshold", (None, "0.3")),
+        ],
+    )
     (expected,) = predictor.identify([query(one, "fused")], threshold=0.3)
     assert close(unnamed(form.json()), unnamed(json.loads(json.dumps(expected.to_dict()))))
 
@@ -152,8 +170,14 @@ def test_the_other_endpoints_work_through_ray(running: Running) -> None:
 
 def test_nothing_listens_beyond_this_machine_for_the_service(running: Running) -> None:
     """HAProxy's counters, too, are bound to loopback: Ray's own configuration opens them to the network."""
-    front, ports = [], {line.split()[9]: line.split()[1] for line in Path("/proc/net/tcp").read_text().splitlines()[1:]
-                        if line.split()[3] == "0A"}  # fmt: skip
+    front, ports = (
+        [],
+        {
+            line.split()[9]: line.split()[1]
+            for line in Path("/proc/net/tcp").read_text().splitlines()[1:]
+            if line.split()[3] == "0A"
+        },
+    )
     for process in running.below("haproxy"):
         for descriptor in Path(f"/proc/{process}/fd").iterdir():
             socket_number = re.fullmatch(r"socket:\[(\d+)\]", os.readlink(descriptor))
@@ -168,8 +192,9 @@ def test_too_large_a_body_is_refused_while_it_comes(running: Running) -> None:
             yield bytes(1 << 20)
 
     try:
-        answer = requests.post(f"{running.url}/v1/identify", data=endless(), timeout=60,
-                               headers={"Content-Type": "application/json"})  # fmt: skip
+        answer = requests.post(
+            f"{running.url}/v1/identify", data=endless(), timeout=60, headers={"Content-Type": "application/json"}
+        )
     except requests.ConnectionError:
         pass  # closed before all of it was sent
     else:

@@ -29,9 +29,12 @@ ROOT = Path(__file__).resolve().parents[3]
 EXAMPLES = 10  # of schemathesis, per endpoint
 GROWTH_MIB = 64  # of resident memory, from the first half of the attacks to the second
 CHECKS = [
-    schemathesis.checks.not_a_server_error, openapi.status_code_conformance, openapi.content_type_conformance,
-    openapi.response_schema_conformance, openapi.negative_data_rejection,
-]  # fmt: skip
+    schemathesis.checks.not_a_server_error,
+    openapi.status_code_conformance,
+    openapi.content_type_conformance,
+    openapi.response_schema_conformance,
+    openapi.negative_data_rejection,
+]
 PATHS = json.loads((ROOT / "serve" / "openapi.json").read_text(encoding="utf-8"))["paths"]
 OPERATIONS = [
     (path, method, mode)

@@ -144,9 +144,15 @@ def test_a_body_that_does_not_come_lets_others_in(served: Served, one: Stored) -
             return seen[0]
 
         scope = {
-            "type": "http", "method": "POST", "headers": [(b"content-type", b"application/json")], "query_string": b"",
-            "root_path": "", "scheme": "http", "server": ("x", 80), "http_version": "1.1",
-        }  # fmt: skip
+            "type": "http",
+            "method": "POST",
+            "headers": [(b"content-type", b"application/json")],
+            "query_string": b"",
+            "root_path": "",
+            "scheme": "http",
+            "server": ("x", 80),
+            "http_version": "1.1",
+        }
         assert [asyncio.run(send(scope, path)) for path in routes] == [408, 408]
         assert client.post("/v1/identify", json={"dna": one.dna}).status_code == 200
 
@@ -323,15 +329,24 @@ def test_an_alias_is_resolved_at_start_and_at_reload(served: Served, tmp_path: P
 def test_settings_are_checked() -> None:
     assert read_settings({"threads": "2", "max_replicas": "3"}) == Settings(threads=2, max_replicas=3)
     for values, told in (
-        ({"colour": "red"}, "allowed: checkpoint"), ({"threads": 0}, "threads"),
+        ({"colour": "red"}, "allowed: checkpoint"),
+        ({"threads": 0}, "threads"),
         ({"min_replicas": 3, "max_replicas": 2}, "allowed 3 or more"),
-    ):  # fmt: skip
+    ):
         with pytest.raises(ValueError, match=told):
             read_settings(values)
 
 
-@pytest.mark.parametrize("arguments", [["--checkpoint", "/nowhere"], ["--port", "70000"], ["--colour"],
-                                       ["--checkpoint", "models:/x"], ["--token-file", "/nowhere"]])  # fmt: skip
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--checkpoint", "/nowhere"],
+        ["--port", "70000"],
+        ["--colour"],
+        ["--checkpoint", "models:/x"],
+        ["--token-file", "/nowhere"],
+    ],
+)
 def test_a_wrong_command_line_exits_with_2(
     arguments: list[str], served: Served, capsys: pytest.CaptureFixture[str]
 ) -> None:

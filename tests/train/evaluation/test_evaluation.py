@@ -16,7 +16,7 @@ from tests.train.planted import (
     batches,
     columns,
     specimen_index,
-)  # fmt: skip
+)
 from train.evaluation import compare, measure, predict, subsets
 from train.pages import report, result, tables
 

@@ -53,9 +53,12 @@ def test_long_tail_by_hand() -> None:
 
 
 def test_page_holds_every_table_and_loads_nothing(
-    taxonomy: Taxonomy, encoded: predict.Encoded, rankings: measure.Rankings, parts: measure.Subsets,
+    taxonomy: Taxonomy,
+    encoded: predict.Encoded,
+    rankings: measure.Rankings,
+    parts: measure.Subsets,
     values: dict[str, float],
-) -> None:  # fmt: skip
+) -> None:
     index = specimen_index()
     train = pa.table(columns([NAMES[i] for i in (0, 0, 0, 1, 3)]))
     told = findings.measure("test", index, train, rankings, encoded, taxonomy, parts, 20)

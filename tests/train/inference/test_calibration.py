@@ -56,9 +56,14 @@ def simulated_cases(count: int, seed: int) -> Cases:
     ones = np.ones(count, dtype=bool)
     told = {"probability": level + 0.1 * rng.normal(size=(count, 4)), "hint": hint}
     return Cases(
-        Answers(np.zeros((count, 4), dtype=int), told), right, np.ones((count, 4), dtype=bool), withheld, ones,
-        np.arange(count), np.full(count, 1 / count),
-    )  # fmt: skip
+        Answers(np.zeros((count, 4), dtype=int), told),
+        right,
+        np.ones((count, 4), dtype=bool),
+        withheld,
+        ones,
+        np.arange(count),
+        np.full(count, 1 / count),
+    )
 
 
 def test_probabilities_mean_what_they_say_and_never_rise() -> None:

@@ -91,8 +91,9 @@ def test_library_and_model_are_multiplied(planted: Planted, scorer: Scorer, comb
     assert (chunk.answers.path[:, SPECIES] == right).sum() > 5 + (alone == right).sum()
 
 
-def test_evidence_is_of_the_answered_taxon_and_of_the_others(planted: Planted, scorer: Scorer,
-                                                             combiner: Combiner) -> None:  # fmt: skip
+def test_evidence_is_of_the_answered_taxon_and_of_the_others(
+    planted: Planted, scorer: Scorer, combiner: Combiner
+) -> None:
     nearest = combiner.find([planted.barcodes[0], planted.barcodes[20]])
     right = combiner.labels[[0, 20]]
     told = nearest.evidence(right, 0)

@@ -85,9 +85,13 @@ def other_taxonomy(folder: Path) -> None:
     ],
 )
 def test_damage_is_told_in_one_line(
-    damage: Callable[[Path], object], told: str, saved: Callable[[Path], Path], simulated_shards: Path, tmp_path: Path,
+    damage: Callable[[Path], object],
+    told: str,
+    saved: Callable[[Path], Path],
+    simulated_shards: Path,
+    tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     folder = saved(tmp_path / "model")
     damage(folder)
     arguments = ["--checkpoint", str(folder), "--shards", str(simulated_shards), "--out", str(tmp_path / "out")]

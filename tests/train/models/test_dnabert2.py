@@ -83,18 +83,32 @@ def bpe_data(folder: Path, vocabulary: int) -> DataConfig:
     """Data of a BPE tokenizer file with that many tokens: four letters, three special ones, the rest never met."""
     tokens = ["[UNK]", "[CLS]", "[SEP]", "A", "C", "G", "T"] + [f"<{i}>" for i in range(vocabulary - 7)]
     tree = {
-        "version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "normalizer": None,
-        "pre_tokenizer": None, "decoder": None,
-        "post_processor": {"type": "TemplateProcessing",
-                           "single": [{"SpecialToken": {"id": "[CLS]", "type_id": 0}},
-                                      {"Sequence": {"id": "A", "type_id": 0}},
-                                      {"SpecialToken": {"id": "[SEP]", "type_id": 0}}],
-                           "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
-                           "special_tokens": {name: {"id": name, "ids": [place], "tokens": [name]}
-                                              for place, name in enumerate(tokens[:3])}},
-        "model": {"type": "BPE", "vocab": {token: place for place, token in enumerate(tokens)}, "merges": [],
-                  "unk_token": "[UNK]"},
-    }  # fmt: skip
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [],
+        "normalizer": None,
+        "pre_tokenizer": None,
+        "decoder": None,
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [
+                {"SpecialToken": {"id": "[CLS]", "type_id": 0}},
+                {"Sequence": {"id": "A", "type_id": 0}},
+                {"SpecialToken": {"id": "[SEP]", "type_id": 0}},
+            ],
+            "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
+            "special_tokens": {
+                name: {"id": name, "ids": [place], "tokens": [name]} for place, name in enumerate(tokens[:3])
+            },
+        },
+        "model": {
+            "type": "BPE",
+            "vocab": {token: place for place, token in enumerate(tokens)},
+            "merges": [],
+            "unk_token": "[UNK]",
+        },
+    }
     (folder / "tokenizer.json").write_text(json.dumps(tree))
     return DataConfig(tokenizer="bpe", tokenizer_file=str(folder / "tokenizer.json"), max_nucleotides=60)
 
@@ -221,11 +235,14 @@ def refusals(folder: Path) -> list[tuple[dict[str, object], DataConfig, str]]:
     cases: list[tuple[dict[str, object], DataConfig, str]] = [
         ({"dna": "dnabert2", "dna_pretrained": str(folder / name)}, bpe, message)
         for name, message in [
-            ("nowhere", "allowed a local folder"), ("empty", "an empty folder; allowed model.safetensors"),
-            ("pickled", "is not plain weights"), ("cut", "lacks parameter bert.encoder.layer.1.mlp.wo.bias"),
-            ("other", "is [128, 48], expected [126, 48]"), ("headless", "number of heads is not known"),
+            ("nowhere", "allowed a local folder"),
+            ("empty", "an empty folder; allowed model.safetensors"),
+            ("pickled", "is not plain weights"),
+            ("cut", "lacks parameter bert.encoder.layer.1.mlp.wo.bias"),
+            ("other", "is [128, 48], expected [126, 48]"),
+            ("headless", "number of heads is not known"),
         ]
-    ]  # fmt: skip
+    ]
     barcode = {"dna": "barcodebert", "dna_pretrained": str(folder / "barcode")}
     return [
         *cases,

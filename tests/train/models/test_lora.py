@@ -79,9 +79,11 @@ def test_only_updates_and_projections_of_adapted_towers_train(tmp_path: Path) ->
     model = model_of(tmp_path, **LORA)
     rest = {name for name in trained(model) if ".lora." not in name and not name.startswith("fusion.")}
     assert rest == {
-        "image_encoder.tower.proj", "text_encoder.tower.text_projection", "dna_encoder.project.weight",
+        "image_encoder.tower.proj",
+        "text_encoder.tower.text_projection",
+        "dna_encoder.project.weight",
         "dna_encoder.project.bias",
-    }  # fmt: skip
+    }
     assert {n for n, _ in model.named_parameters() if ".lora." in n} <= trained(model)
     some = model_of(tmp_path, **LORA, lora_towers=("image",), freeze_text=True)
     assert matrices(some) == matrices(some.image_encoder) == 12

@@ -26,9 +26,12 @@ def test_features_have_unit_length_or_are_zero(name: str) -> None:
     valid = batch["valid"]
     has_image, has_dna = valid & batch["has_image"], valid & batch["has_dna"]
     expected = {
-        "image": has_image, "image_view2": has_image, "dna": has_dna,
-        "text": valid & (batch["text_index"] >= 0), "fused": has_image | has_dna,
-    }  # fmt: skip
+        "image": has_image,
+        "image_view2": has_image,
+        "dna": has_dna,
+        "text": valid & (batch["text_index"] >= 0),
+        "fused": has_image | has_dna,
+    }
     for modality in FEATURES:
         value = getattr(features, modality)
         assert value.shape == (12, 256) and value.dtype == torch.float32

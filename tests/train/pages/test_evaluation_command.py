@@ -52,8 +52,23 @@ def run_command(*arguments: object) -> int:
 def test_command_from_shards_to_tables(
     shards: Path, saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert run_command("--checkpoint", saved, "--shards", shards, "--out", tmp_path, "--batch-size", 32,
-                       "--retrieval", "--probes", "--calibration", "--curves") == 0  # fmt: skip
+    assert (
+        run_command(
+            "--checkpoint",
+            saved,
+            "--shards",
+            shards,
+            "--out",
+            tmp_path,
+            "--batch-size",
+            32,
+            "--retrieval",
+            "--probes",
+            "--calibration",
+            "--curves",
+        )
+        == 0
+    )
     printed = capsys.readouterr().out
     for words in ("Table 1.", "Table 2.", "Baselines", "6-mers", "colour histogram", "95% interval"):
         assert words in printed
@@ -70,9 +85,13 @@ def test_command_from_shards_to_tables(
     assert "test/retrieval/image_to_text/seen/species/macro_top5" in numbers
     assert numbers["test/probes/dna/nearest/order/top1"] == numbers["test/dna/nearest_feature/clean/order/top1"]
     for damage, query, condition in (
-        ("preset/0", "dna", "clean"), ("preset/1", "dna", "noisy"), ("blur/1", "image", "clean"),
-        ("blur/5", "image", "noisy"), ("preset/1", "fused", "noisy_dna"), ("preset/1", "average", "noisy_dna"),
-    ):  # fmt: skip
+        ("preset/0", "dna", "clean"),
+        ("preset/1", "dna", "noisy"),
+        ("blur/1", "image", "clean"),
+        ("blur/5", "image", "noisy"),
+        ("preset/1", "fused", "noisy_dna"),
+        ("preset/1", "average", "noisy_dna"),
+    ):
         for rank in ("order", "genus", "species"):  # the pipeline damages by itself, from the same keys
             curve, own = f"test/curves/{damage}/{query}/{rank}/top1", f"test/{query}/{condition}/{rank}/top1"
             assert numbers[curve] == pytest.approx(numbers[own]), curve
@@ -160,7 +179,7 @@ def test_user_errors_take_one_line(
     capsys: pytest.CaptureFixture[str],
     change: dict[str, str | None],
     words: str,
-) -> None:  # fmt: skip
+) -> None:
     options = {"--checkpoint": str(saved), "--shards": str(shards), "--out": str(tmp_path)} | change
     assert run_command(*(part for option in options.items() for part in option if part is not None)) == 2
     message = capsys.readouterr().err.strip()

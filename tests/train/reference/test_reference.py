@@ -38,12 +38,17 @@ class Planted:
                 centre = mutate(root, rng, 0.08)
                 for specimen in range(5):
                     self.barcodes.append(mutate(centre, rng, 0.005))
-                    rows.append({
-                        "key": f"k{genus}{species}{specimen}",
-                        "order": "Diptera", "family": f"Famil{'ab'[genus // 2]}idae",
-                        "genus": f"Genus{'abcd'[genus]}", "species": f"Genus{'abcd'[genus]} epithet{'abc'[species]}",
-                        "bin_uri": f"BOLD:{genus}{species}", "country": "Norway",
-                    })  # fmt: skip
+                    rows.append(
+                        {
+                            "key": f"k{genus}{species}{specimen}",
+                            "order": "Diptera",
+                            "family": f"Famil{'ab'[genus // 2]}idae",
+                            "genus": f"Genus{'abcd'[genus]}",
+                            "species": f"Genus{'abcd'[genus]} epithet{'abc'[species]}",
+                            "bin_uri": f"BOLD:{genus}{species}",
+                            "country": "Norway",
+                        }
+                    )
         self.rows = rows
         self.records = pa.Table.from_pylist(rows)
         self.library = Library.build(self.records, self.barcodes)

@@ -28,9 +28,15 @@ WITHIN = ("run.checkpoint_steps=3",)
     ("fusion", "settings", "kept"), [(JOINT, (), [7]), (JOINT, WITHIN, [7, 9]), (POSTHOC, WITHIN, [7, 9])]
 )
 def test_an_interrupted_run_goes_on(
-    fusion: tuple[str, ...], settings: tuple[str, ...], kept: list[int], simulated_shards: Path, ray_session: None,
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
-) -> None:  # fmt: skip
+    fusion: tuple[str, ...],
+    settings: tuple[str, ...],
+    kept: list[int],
+    simulated_shards: Path,
+    ray_session: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     monkeypatch.setattr(trainer.progress, "log_to", lambda board, rank: None)  # it would take the log from caplog
     common = ["run.num_workers=0", "run.epochs=2", f"run.storage={tmp_path}", "model.dropout=0.1", *fusion]
     whole = trainer.train(small_config(simulated_shards, *common, "run.name=whole"))

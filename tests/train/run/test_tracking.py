@@ -110,8 +110,11 @@ class Server:
         store = [f"--backend-store-uri=sqlite:///{self._folder}/server.db", f"--artifacts-destination={self._folder}/a"]
         self._process = subprocess.Popen(
             [sys.executable, "-m", "mlflow", "server", f"--port={self.port}", "--workers=1", *store],
-            cwd=self._folder, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
+            cwd=self._folder,
+            start_new_session=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
         end = time.monotonic() + 90
         while True:
             try:

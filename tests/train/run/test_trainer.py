@@ -25,9 +25,13 @@ def started(shards: Path, storage: Path | str, *settings: str, folder: Path = RO
     """tests/train/jobs.py, run in `folder` to its end."""
     return subprocess.run(
         [sys.executable, ROOT / "tests/train/jobs.py", shards, storage, *settings],
-        capture_output=True, text=True, timeout=500, check=False, cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+        cwd=folder,
         env=os.environ | {"PYTHONPATH": str(ROOT)},  # Ray's workers start in another folder
-    )  # fmt: skip
+    )
 
 
 def job(shards: Path, storage: Path | str, *settings: str, folder: Path = ROOT) -> dict:
@@ -105,12 +109,26 @@ def test_ray_job_submit(simulated_shards: Path, tmp_path: Path) -> None:
     ray = str(here / "ray")
     short = tempfile.mkdtemp(prefix="taxafuse")  # the sockets below it may not pass 107 characters
     head = subprocess.Popen(
-        [ray, "start", "--head", "--block", f"--port={gcs}", f"--dashboard-port={dashboard}", "--num-cpus=2",
-         "--dashboard-host=127.0.0.1", "--object-store-memory=300000000", "--include-dashboard=true",
-         f"--temp-dir={short}", f"--ray-client-server-port={free_port()}",
-         f"--dashboard-agent-listen-port={free_port()}"],  # the default, 52365, is the shared session's
-        env=environment, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+        [
+            ray,
+            "start",
+            "--head",
+            "--block",
+            f"--port={gcs}",
+            f"--dashboard-port={dashboard}",
+            "--num-cpus=2",
+            "--dashboard-host=127.0.0.1",
+            "--object-store-memory=300000000",
+            "--include-dashboard=true",
+            f"--temp-dir={short}",
+            f"--ray-client-server-port={free_port()}",
+            f"--dashboard-agent-listen-port={free_port()}",
+        ],  # the default, 52365, is the shared session's
+        env=environment,
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     try:
         wait_for(f"http://127.0.0.1:{dashboard}/api/version")
         from tests.train.small import SETTINGS
@@ -149,8 +167,13 @@ def wait_for(url: str, seconds: float = 90) -> None:
 
 def test_training_inside_the_driver(simulated_shards: Path, tmp_path: Path) -> None:
     """run.num_workers=0, with a transformer on non-overlapping k-mers."""
-    options = ["run.num_workers=0", "model.dna=kmer_transformer", "data.kmer_stride=4", "data.random_offset=true",
-               "run.validate_every=1"]  # fmt: skip
+    options = [
+        "run.num_workers=0",
+        "model.dna=kmer_transformer",
+        "data.kmer_stride=4",
+        "data.random_offset=true",
+        "run.validate_every=1",
+    ]
     done = job(simulated_shards, tmp_path, "run.epochs=1", *options)
     assert done["steps"] == 7 and "val/dna/clean/species/top1" in done["history"][-1]
     assert (tmp_path / "job" / "model" / "model.safetensors").is_file()

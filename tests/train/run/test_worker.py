@@ -15,13 +15,19 @@ def test_accuracies_of_shares_are_those_of_the_whole() -> None:
     parts = [
         {"val/dna/clean/species/top1": 2 / 3, "val/dna/clean/species/rows": 3.0},
         {},  # a worker without a specimen
-        {"val/dna/clean/species/top1": 1.0, "val/dna/clean/species/rows": 1.0,
-         "val/image/clean/order/top1": 0.5, "val/image/clean/order/rows": 2.0},
-    ]  # fmt: skip
+        {
+            "val/dna/clean/species/top1": 1.0,
+            "val/dna/clean/species/rows": 1.0,
+            "val/image/clean/order/top1": 0.5,
+            "val/image/clean/order/rows": 2.0,
+        },
+    ]
     assert worker.pooled(parts) == {
-        "val/dna/clean/species/top1": pytest.approx(3 / 4), "val/dna/clean/species/rows": 4.0,
-        "val/image/clean/order/top1": 0.5, "val/image/clean/order/rows": 2.0,
-    }  # fmt: skip
+        "val/dna/clean/species/top1": pytest.approx(3 / 4),
+        "val/dna/clean/species/rows": 4.0,
+        "val/image/clean/order/top1": 0.5,
+        "val/image/clean/order/rows": 2.0,
+    }
     assert worker.pooled([{}]) == {}
 
 
