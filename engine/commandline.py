@@ -3,18 +3,38 @@
 import argparse
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 MISTAKE = 2
+called_as = ""  # what the console script puts before a command's options; a module that is run is called by its name
 INTERRUPTED = 130  # as a shell says it of a process that SIGINT ended
 
 
 class Parser(argparse.ArgumentParser):
-    """Tells a wrong command line in one line."""
+    """Report a wrong command line in one line; know `--version`; name the command as it was called."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        if called_as and self.prog.startswith("python "):
+            self.prog = called_as
+        self.add_argument("--version", action=_Version, help="print the version and stop")
 
     def error(self, message: str) -> NoReturn:
         """End the program with exit code 2 and one line on stderr."""
         self.exit(MISTAKE, f"error: {message} (see {self.prog} --help)\n")
+
+
+class _Version(argparse.Action):
+    """Print the version of the installed package, which is looked up only then."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **{**options, "nargs": 0})
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        from importlib.metadata import version
+
+        sys.stdout.write(f"taxafuse {version('taxafuse')}\n")
+        parser.exit()
 
 
 def guarded(command: Callable[[], int]) -> int:

@@ -41,7 +41,7 @@ exit codes: 0 done, 1 verify or check found something, 2 wrong input (one line o
 
 def _parser() -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
-    parser = Parser(prog="engine.main", description=__doc__, epilog=EXAMPLES, formatter_class=raw)
+    parser = Parser(prog="python -m engine.main", description=__doc__, epilog=EXAMPLES, formatter_class=raw)
     commands = parser.add_subparsers(dest="command", required=True, metavar="ingest | inspect | verify | check")
     ingest = commands.add_parser(
         "ingest",
