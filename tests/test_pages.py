@@ -1,9 +1,14 @@
 """The pages for people: short enough to be read, and every file and heading that they link to is there."""
 
+import argparse
+import importlib
 import re
+import shlex
 from pathlib import Path
 
 import pytest
+
+from infra.cli import COMMANDS
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "tests" / "benchmarks" / "results"
@@ -71,3 +76,30 @@ def test_ci_finds_two_commands_in_the_readme() -> None:
     blocks = re.findall(r"^```sh\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
     assert len(blocks) == 2
     assert "train/main.py --recipe quickstart" in blocks[0] and "python -m pytest" in blocks[1]
+
+
+class _Understood(Exception):
+    """A command line was parsed; nothing was done."""
+
+
+def _shown_commands() -> list[str]:
+    """Return every `taxafuse ...` line of the pages' blocks, without its comment."""
+    blocks = [block for page in PAGES for block in re.findall(r"^```bash\n(.*?)^```", page.read_text(), re.M | re.S)]
+    lines = [line.partition(" #")[0].strip() for block in blocks for line in block.splitlines()]
+    return sorted({line for line in lines if line.startswith("taxafuse ")})
+
+
+@pytest.mark.parametrize("line", _shown_commands())
+def test_commands_that_pages_show_are_understood(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, word, *words = shlex.split(line)
+    module, before, _ = COMMANDS[word]
+    command = importlib.import_module(module).main
+    parse = argparse.ArgumentParser.parse_args
+
+    def parse_only(parser: argparse.ArgumentParser, given: list[str] | None = None) -> None:
+        parse(parser, given)
+        raise _Understood
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_only)
+    with pytest.raises(_Understood):
+        command([*before, *words])
