@@ -117,8 +117,8 @@ def test_the_installed_code_knows_its_version_and_files(installed: Path, tmp_pat
     """The version that checkpoints carry, the towers' configuration, the page: all from the wheel."""
     program = (
         "import json, train, train.models.checkpoint as c, importlib.resources as r\n"
-        "print(json.dumps([train.__file__, c.code_version(), (r.files('serve') / 'page' / 'index.html').is_file(), "
-        "(r.files('train') / 'models' / 'taxafuse-tiny.json').is_file()]))"
+        "print(json.dumps([train.__file__, c.code_version(), (r.files('serve.http') / 'page' / 'index.html')"
+        ".is_file(), (r.files('train') / 'models' / 'taxafuse-tiny.json').is_file()]))"
     )
     done = subprocess.run(
         [sys.executable, "-c", program],
