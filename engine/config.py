@@ -80,6 +80,6 @@ class DataConfig:
     degrade: DegradeConfig = field(default_factory=DegradeConfig)
     lanes: Positive = 8  # parallel sequences an epoch's order is written in; worker counts must divide it
     window: Positive = 4096  # specimens that are ordered together
-    partners: bool = False  # bring a partner of the same taxon next to each anchor; costs accuracy (RESULTS.md)
+    partners: bool = False  # bring a partner of the same taxon next to each anchor; costs accuracy (results/order.md)
     rows_per_task: Positive = 512  # specimens one data task prepares
     prefetch_batches: Annotated[int, Field(ge=0)] = 2

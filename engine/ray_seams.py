@@ -17,7 +17,7 @@ LIMITS_S = 0.1  # it believes in 0 CPUs, so runs one task at a time, until it as
 NODE = {"RAY_idle_worker_killing_time_threshold_ms": "60000"}
 """Environment of every node, before its Ray starts. Ray ends processes beyond one a CPU that had no task for a second;
 where train workers outnumber the CPUs, many a task then starts a process, which costs 2 s of CPU: four workers on two
-CPUs took 170 s for what takes them 80 (two took 54 and 51; tests/benchmarks/RESULTS.md, Killed runs)."""
+CPUs took 170 s for what takes them 80 (two took 54 and 51; tests/benchmarks/results/killed_runs.md)."""
 
 
 def start_ray(level: int = logging.ERROR, **options: Any) -> None:

@@ -7,7 +7,7 @@ The model: a step waits for the slower of two pipelines that work at the same ti
     specimens/s = min( data CPUs x rate of one CPU,  global batch / step ),
     step        = batch of a worker x FLOPs of a specimen / (peak x MFU)  +  bytes of the gradients / network.
 The second line is pessimistic: most of the exchange happens during the backward pass. The rate of a data CPU is
-measured (tests/benchmarks/RESULTS.md, "The training loader"); FLOPs are counted from the towers' shapes; peaks are
+measured (tests/benchmarks/results/loader.md); FLOPs are counted from the towers' shapes; peaks are
 NVIDIA's; MFU and prices are assumptions, and options. tests/benchmarks/scaling.py calibrates the same model on one
 small cluster and compares its predictions with others.
 """
@@ -26,7 +26,7 @@ IMAGE_SIDE = 224
 BARCODE_BYTES = 1024  # 658 nt, rounded up to tar's blocks of 512
 META_BYTES = 512  # labels and place, likewise
 HEADERS = 3 * 512 + 256  # three members' headers, and half a block lost at the end of the photo
-INDEX_GIB = 0.55  # memory of a process per million specimens of its index: 2.76 GiB for 5 million (RESULTS.md)
+INDEX_GIB = 0.55  # memory of a process per million specimens of its index: 2.76 GiB for 5 million (results/loader.md)
 PROCESS_GIB = 4.0  # of a train worker otherwise: torch, CUDA, batches on their way
 STATE_BYTES = 12  # per trainable parameter in a checkpoint: weight and two moments, float32
 GPU_STATE_BYTES = 16  # and its gradient, on the GPU

@@ -5,7 +5,7 @@
     serve run serve.app:app checkpoint=models:/taxafuse@champion
 
 One process does all of a request: each further hop through Ray Serve costs about 4 ms, more than a barcode's answer
-(tests/benchmarks/RESULTS.md, The service).
+(tests/benchmarks/results/service.md).
 """
 
 import asyncio

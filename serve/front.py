@@ -2,8 +2,8 @@
 
     export $(python -m serve.front)     # on every node of a cluster, before `ray start`
 
-A barcode is answered in 5 ms instead of 12, and 16 clients get three times the answers (tests/benchmarks/RESULTS.md,
-The service). Ray reads the environment when its processes start, and only then.
+A barcode is answered in 5 ms instead of 12, and 16 clients get three times the answers
+(tests/benchmarks/results/service.md). Ray reads the environment when its processes start, and only then.
 """
 
 import os

@@ -69,7 +69,7 @@ def quickstart() -> Config:
     python train/main.py --recipe quickstart
 
     2 CPU cores: 3 to 4 minutes of training. Test, seed 0: barcode species 96.9%, photo family 73.1%, gated fusion with
-    both inputs damaged 99.4% (tests/benchmarks/RESULTS.md).
+    both inputs damaged 99.4% (tests/benchmarks/results/quickstart.md).
     """
     return Config(
         recipe="quickstart",
@@ -144,7 +144,7 @@ def clibd() -> Config:
     python train/main.py --recipe clibd
 
     2 CPU cores: as long as `quickstart`. Test, seed 0: barcode species 97.5%, photo family 75.2%
-    (tests/benchmarks/RESULTS.md).
+    (tests/benchmarks/results/quickstart.md).
     """
     return replace(as_clibd(quickstart()), recipe="clibd")
 
@@ -156,7 +156,7 @@ def clibd_hir() -> Config:
     python train/main.py --recipe clibd_hir
 
     2 CPU cores: as long as `quickstart`. Test, seed 0: barcode species 97.1%, photo family 75.1%
-    (tests/benchmarks/RESULTS.md).
+    (tests/benchmarks/results/quickstart.md).
     """
     return replace(as_clibd_hir(quickstart()), recipe="clibd_hir")
 
@@ -168,7 +168,7 @@ def robust() -> Config:
     python train/main.py --recipe robust
 
     2 CPU cores: as long as `quickstart`. Test, seed 0: barcode species 95.8%, photo family 57.7%, gated fusion with
-    both inputs damaged 97.7%: 14 epochs are few for it (tests/benchmarks/RESULTS.md).
+    both inputs damaged 97.7%: 14 epochs are few for it (tests/benchmarks/results/quickstart.md).
     """
     return replace(as_robust(quickstart()), recipe="robust")
 

@@ -35,7 +35,7 @@ from train.inference.evidence import AGREEMENTS, INPUTS
 CLEAN, DAMAGED, WITHHELD = 0.6, 0.2, 0.2  # shares of the mixture
 FLAGGED = 0.03  # of the queries of known species: on test they are up to 1.4 times as many, and 5% are allowed
 PREVALENCE = 0.02  # of swapped pairs
-COMBINATION = Combination(2.0, 8.0)  # best on val over the kinds of damage, see RESULTS.md; from 1 to 16 much alike
+COMBINATION = Combination(2.0, 8.0)  # best on val (results/reference_library.md); from 1 to 16 much alike
 PER_EDIT = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)  # log score, tried
 STEP = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)  # edits, tried
 SHOWN = 1.96  # standard errors (over barcode groups) by which another combination must be better
@@ -97,7 +97,7 @@ def fit_combination(part: Part, query: str) -> Combination:
     the likelihood, 18 points of the species of bold's 100 nt fragments are lost against the library alone; by the
     mixture's shares, in which such fragments are few, 4.6. So every kind of damage counts as much as none. Species that
     are only taken from the candidates do not count: the model was trained with them, and names the genera of these 4
-    points better than the library alone, of those that it never met no better (bold, see RESULTS.md).
+    points better than the library alone, of those that it never met no better (bold, results/reference_library.md).
     """
     rows = np.flatnonzero(part.mask(query))
     few = rows[np.unique(np.linspace(0, len(rows) - 1, min(len(rows), FEW)).astype(int))]

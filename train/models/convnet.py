@@ -2,7 +2,7 @@
 
 Registered with timm as `taxafuse_convnet`, so that an open_clip config names it like any other timm tower. Residual
 blocks of plain 3 x 3 convolutions with GroupNorm in channels-last memory: the fastest of the forms compared in
-`tests/benchmarks/RESULTS.md`, and among the widths tried the better learner per CPU second.
+`tests/benchmarks/results/training_step.md`, and among the widths tried the better learner per CPU second.
 
 Shapes: B images, S side, C channels of a stage.
 """

@@ -49,8 +49,8 @@ class HashedWords:
     """Two tokens a word, each a hash of it into 1..vocabulary-2; vocabulary-1 ends the caption.
 
     For text towers trained from scratch: the pieces BPE cuts Latin names into mean nothing to them, and whole words are
-    shorter and learned faster (tests/benchmarks/RESULTS.md). One hash a word would let two species of a large genus
-    fall together (1 in 8,190 per pair); two do so once in 67 million.
+    shorter and learned faster (tests/benchmarks/results/barcodes_bold.md). One hash a word would let two species of a
+    large genus fall together (1 in 8,190 per pair); two do so once in 67 million.
     """
 
     def __init__(self, vocabulary: int, context: int) -> None:
