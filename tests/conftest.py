@@ -38,6 +38,31 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+NOT_FAST = {"ray_session", "s3", "s3_server"}  # fixtures that start something; files and tests that do are marked
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark as fast every test that is neither slow nor middle and asks for no fixture that starts something."""
+    for item in items:
+        apart = any(item.get_closest_marker(name) for name in ("slow", "middle", "cluster", "drills"))
+        if not apart and not NOT_FAST & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.fast)
+        if item.get_closest_marker("cluster"):
+            item.add_marker(pytest.mark.slow)
+
+
+@pytest.fixture(autouse=True)
+def _fast_starts_no_process(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hold the fast tier to its promise: a fast test that starts a process fails, and says which mark it needs."""
+    if request.node.get_closest_marker("fast"):
+
+        def refuse(*_: object, **__: object) -> None:
+            raise AssertionError("a fast test starts no process: mark it `middle` (seconds) or `slow`")
+
+        monkeypatch.setattr("subprocess.Popen.__init__", refuse)
+        monkeypatch.setattr("multiprocessing.process.BaseProcess.start", refuse)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """With --strict-skips, turn a skip for any other reason than the allowed ones into a failure."""

@@ -8,6 +8,8 @@ import pytest
 
 from infra.cli import COMMANDS
 
+pytestmark = pytest.mark.middle
+
 ROOT = Path(__file__).resolve().parents[1]
 HEAVY = ("matplotlib", "mlflow", "pandas", "ray", "scipy", "sklearn", "torch", "transformers")
 RUN = """

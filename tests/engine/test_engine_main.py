@@ -8,6 +8,8 @@ import pytest
 
 from engine.main import main
 
+pytestmark = pytest.mark.middle
+
 ROOT = Path(__file__).resolve().parents[2]
 BOLD_HEADER = "processid\tnucleotides\tmarkercode\torder_name\tfamily_name\tgenus_name\tspecies_name"
 HEADER = "id,image,barcode,order,family,genus,species,split\n"

@@ -13,6 +13,8 @@ import pytest
 from infra import checks, collective, doctor
 from infra.checks import Finding, Request
 
+pytestmark = pytest.mark.middle
+
 
 def one(found: list[Finding], check: str) -> Finding:
     (finding,) = [finding for finding in found if finding.check == check]

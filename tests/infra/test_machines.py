@@ -13,6 +13,8 @@ import pytest
 
 from tests.drills.machines import CGROUPS, Machine, Network, ip, until
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 
 

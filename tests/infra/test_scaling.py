@@ -1,6 +1,10 @@
 """The scaling benchmark's judgement: ratios of the same round, a model that hits, a model that misses."""
 
+import pytest
+
 from tests.benchmarks.scaling import CONFIGURATIONS, predictions, table
+
+pytestmark = pytest.mark.slow
 
 QUOTA = {"data": 0.25, "train": 0.4}
 

@@ -21,6 +21,8 @@ from tests.serve.conftest import Served
 from train.inference.calibration import FILE
 from train.models.checkpoint import CONFIG, META, STATE, WEIGHTS
 
+pytestmark = pytest.mark.middle
+
 
 def same(one: Predictor, other: Predictor, served: Served) -> None:
     """Both give the same answers, names of the model aside."""
@@ -105,6 +107,7 @@ def test_the_pyfunc_answers_bytes_and_text(served: Served, predictor: Predictor,
     assert alone["species_probability"][0] == pytest.approx(told["species_probability"][1], abs=1e-5)
 
 
+@pytest.mark.slow
 def test_a_registered_model_holds_no_pickle_and_asks_for_what_it_imports(
     served: Served, registry: str, version: str
 ) -> None:

@@ -9,6 +9,8 @@ from tests.serve.conftest import Served
 from train.reference import Library
 from train.reference.library import RECORDS
 
+pytestmark = pytest.mark.middle
+
 
 def fasta(path: Path, **barcodes: str) -> Path:
     path.write_text("".join(f">{key}|Musca domestica\n{sequence}\n" for key, sequence in barcodes.items()))

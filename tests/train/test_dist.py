@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from tests.train.ranks import run_ranks
 from train import dist
 
+pytestmark = pytest.mark.middle
+
 
 class TwoDoors(nn.Module):
     """A model that can be entered through forward, which DDP sees, or past it."""

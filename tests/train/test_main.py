@@ -10,6 +10,8 @@ import pytest
 
 from train.main import main
 
+pytestmark = pytest.mark.middle
+
 ROOT = Path(__file__).resolve().parents[2]
 
 

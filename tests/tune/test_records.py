@@ -16,6 +16,8 @@ from tune import records, sweep
 from tune.ledger import Entry
 from tune.spaces import defaults, find
 
+pytestmark = pytest.mark.middle
+
 WRITERS = 4
 
 
@@ -94,6 +96,7 @@ def test_the_winner_is_registered_once(tmp_path: Path) -> None:
     assert json.loads((source / "meta.json").read_text()) == {"format_version": 1}
 
 
+@pytest.mark.slow
 def test_four_writers_of_a_thousand_batches_lose_nothing(tmp_path: Path) -> None:
     config = config_at(tmp_path)
     parent = records.open_sweep(config, {})

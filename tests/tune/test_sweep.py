@@ -41,6 +41,7 @@ def runs_of(config: Config) -> list[Any]:
     return list(client.search_runs([experiment.experiment_id], max_results=100))
 
 
+@pytest.mark.slow
 def test_a_sweep_with_trials_that_explode_and_its_resume(
     simulated_shards: Path, ray_session: None, tmp_path: Path, shaky: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -90,6 +91,7 @@ def _goes_on(folder: Path, searched: int, finals: int, caplog: pytest.LogCapture
     assert len(sweep.ledger.finals()) >= finals
 
 
+@pytest.mark.slow
 def test_a_metric_that_no_trial_reports(simulated_shards: Path, ray_session: None, tmp_path: Path) -> None:
     config = config_at(simulated_shards, tmp_path, "run.tracking=none")
     sweep = Sweep(Settings(metric="val/smell/*/top1", trials=2), config)

@@ -15,6 +15,8 @@ from train.models.text_encoder import TextEncoder
 from train.run import commits
 from tune.trial import Task, Trial, on_split, score_of
 
+pytestmark = pytest.mark.middle
+
 METRICS = {
     "val/dna/clean/order/top1": 0.9,
     "val/dna/clean/order/rows": 40.0,

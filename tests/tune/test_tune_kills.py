@@ -8,12 +8,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.train.faults import PATIENCE_S, ROOT, Training, alive, descendants, until
 from tests.train.small import SETTINGS
 from train.config import Config
 from tune.ledger import Ledger
 from tune.search import propose
 from tune.spaces import find
+
+pytestmark = pytest.mark.slow
 
 TRIALS = 4
 LONG = ("run.epochs=16", "run.validate_every=4", "run.tracking=mlflow")

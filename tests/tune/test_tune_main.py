@@ -19,6 +19,8 @@ from tune.main import main, seconds
 from tune.spaces import Uniform
 from tune.sweep import settled
 
+pytestmark = pytest.mark.middle
+
 ROOT = Path(__file__).resolve().parents[2]
 
 

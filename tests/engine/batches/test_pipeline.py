@@ -316,6 +316,7 @@ def test_the_executor_rests_only_while_nobody_waits_and_nothing_runs(
     assert bool(waits) == rests and Pace.wanted.is_set()
 
 
+@pytest.mark.slow
 def test_ray_asks_for_the_rest_while_a_consumer_is_away(
     data: DataConfig, ray_session: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -46,6 +46,7 @@ def test_every_spelling_of_missing(cells: list[tuple[str, Any]], space: str) -> 
     packed=st.booleans(),
 )
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.mark.middle
 def test_any_table_of_text_is_read_as_pandas_wrote_it(
     rows: list[tuple[str, ...]], delimiter: str, packed: bool, tmp_path: Path
 ) -> None:

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from engine.formats.registry import open_dataset
-from engine.ingest import shard as ingest_shard
 from engine.ingest.job import IngestOptions, ingest
+from engine.ingest import shard as ingest_shard
 from engine.store import storage
 from engine.store.shards import verify
 from engine.store.storage import Location
@@ -223,7 +223,7 @@ import sys, time
 from pathlib import Path
 from engine.formats.registry import open_dataset
 from engine.formats.table import TableSource
-from engine.ingest import IngestOptions, ingest
+from engine.ingest.job import IngestOptions, ingest
 
 def slowly(self, ref, load=TableSource.load_image):
     time.sleep(0.05)

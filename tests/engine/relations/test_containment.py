@@ -82,6 +82,7 @@ def test_equal_to_all_pairs_at_any_chunk_size(barcodes: list[str], chunk: int, b
 
 @settings(deadline=None, max_examples=40)
 @given(related_barcodes(), st.integers(1, 60), st.integers(20, 3000), st.integers(1, 2000))
+@pytest.mark.middle
 def test_overlaps_and_stretches_equal_all_pairs(barcodes: list[str], width: int, chunk: int, windows: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(substrings, "_CHUNK", chunk)

@@ -136,6 +136,7 @@ name = st.one_of(st.none(), st.sampled_from("ABCD"))
 
 @settings(max_examples=150, deadline=None)
 @given(st.lists(st.tuples(name, name, name, name), max_size=30), st.randoms(use_true_random=False))
+@pytest.mark.middle
 def test_invariants_for_any_labels(rows: list[Row], shuffler: random.Random) -> None:
     taxonomy = Taxonomy.build(columns(rows))
     labels = taxonomy.encode(columns(rows))

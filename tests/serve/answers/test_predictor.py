@@ -30,6 +30,8 @@ from train.models import checkpoint
 from train.pages import report
 from train.reference import Library
 
+pytestmark = pytest.mark.middle
+
 CLOSE = 1e-5
 
 

@@ -28,12 +28,14 @@ from serve.models.registry import resolve_checkpoint
 from tests.conftest import ROOT
 from tests.serve.conftest import Served, Stored
 
+pytestmark = pytest.mark.middle
+
 
 @pytest.fixture
 def small_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Seven questions a task."""
-    for module in ("plan", "result", "bulk"):
-        monkeypatch.setattr(f"serve.{module}.QUESTIONS_PER_TASK", 7)
+    for module in ("plan", "result", "job"):
+        monkeypatch.setattr(f"serve.bulk.{module}.QUESTIONS_PER_TASK", 7)
 
 
 @pytest.fixture(scope="module")

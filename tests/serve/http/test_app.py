@@ -14,6 +14,8 @@ from serve.http.api import document
 from serve.http.schemas import AnswerBody, AnswersBody, EmbeddingsBody, ErrorBody, ModelBody, TaxaBody
 from tests.serve.conftest import Served, Stored
 
+pytestmark = pytest.mark.middle
+
 ROOT = Path(__file__).resolve().parents[3]
 CLOSE = 1e-5
 

@@ -27,6 +27,8 @@ from tests.serve.fuzz import Fuzzer, assault
 from tests.serve.http.test_app import close, unnamed
 from tests.serve.http.test_service import moved
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[3]
 IN_FLIGHT = 6
 START_S = 300  # on a machine that does much else

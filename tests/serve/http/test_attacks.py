@@ -25,6 +25,8 @@ from schemathesis.specs.openapi import checks as openapi
 from tests.serve.conftest import Served
 from tests.serve.fuzz import PATIENCE_S, Fuzzer, assault
 
+pytestmark = pytest.mark.middle
+
 ROOT = Path(__file__).resolve().parents[3]
 EXAMPLES = 10  # of schemathesis, per endpoint
 GROWTH_MIB = 64  # of resident memory, from the first half of the attacks to the second

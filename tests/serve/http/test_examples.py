@@ -16,6 +16,8 @@ from tests.serve.conftest import Served
 from train.models.checkpoint import CONFIG
 from train.reference import Library
 
+pytestmark = pytest.mark.middle
+
 
 def test_of_simulated_specimens(tmp_path: Path) -> None:
     (tmp_path / CONFIG).write_text(json.dumps({"data": {"shards": ["/runs/simulated-3-320", "/other"]}}))

@@ -20,6 +20,8 @@ from serve.models.settings import Settings
 from tests.serve.browser import Browser, program
 from tests.serve.conftest import Served, Stored
 
+pytestmark = pytest.mark.slow
+
 READY = "document.querySelector('.verdict') && document.getElementById('answer').getAttribute('aria-busy') === 'false'"
 TOKEN = "open sesame"
 

@@ -29,6 +29,8 @@ from serve.models.settings import Settings, read_settings
 from tests.serve.conftest import Served, Stored
 from train.models import checkpoint
 
+pytestmark = pytest.mark.middle
+
 
 @pytest.fixture(scope="module")
 def one(served: Served) -> Stored:

@@ -52,6 +52,7 @@ def test_long_tail_by_hand() -> None:
     assert not any(name.startswith("2/") for name in found)
 
 
+@pytest.mark.middle
 def test_page_holds_every_table_and_loads_nothing(
     taxonomy: Taxonomy,
     encoded: predict.Encoded,

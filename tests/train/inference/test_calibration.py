@@ -181,6 +181,7 @@ def test_calibration_error_has_less_bias_than_the_plain_one() -> None:
 
 
 @pytest.mark.parametrize("error", [0.05, 0.15])
+@pytest.mark.middle
 def test_interval_of_the_calibration_error_holds_the_truth(error: float) -> None:
     rng = np.random.default_rng(5)
     held, trials = 0, 60

@@ -7,6 +7,8 @@ import pytest
 
 from tests.benchmarks import gpu_train
 
+pytestmark = pytest.mark.middle
+
 
 def test_the_whole_path_at_small_sizes(capsys: pytest.CaptureFixture[str], one_thread: None) -> None:
     assert gpu_train.main(["--small"]) == 0

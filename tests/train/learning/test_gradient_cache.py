@@ -10,7 +10,7 @@ from tests.train.ranks import run_ranks
 from tests.train.small import small_config, small_session
 from train.learning import gradient_cache
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.middle, pytest.mark.usefixtures("one_thread")]
 HEADS = ("loss.rank_heads_weight=0.3", "loss.hierarchy_weight=0.5", "loss.learn_temperature=true")
 
 

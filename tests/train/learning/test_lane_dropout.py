@@ -14,7 +14,7 @@ from train import dist
 from train.learning.loop import Session
 from train.models.trimodal import Features
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.middle, pytest.mark.usefixtures("one_thread")]
 DROPOUT = ("model.dropout=0.3", "model.dna=kmer_transformer", "data.kmer_stride=4", "loss.hierarchy_weight=0.5")
 FIELDS = ("image", "image_view2", "dna", "text", "fused")
 

@@ -49,6 +49,7 @@ def golden_config(simulated_shards: Path) -> Config:
     return small_config(simulated_shards, "run.epochs=10", "loss.hierarchy_weight=0.5")
 
 
+@pytest.mark.middle
 def test_golden_curve(golden_config: Config, pytestconfig: pytest.Config) -> None:
     """The first 30 steps, as committed. Move it: pytest tests/train/learning/test_loop.py --update-golden."""
     found = curve(golden_config)
@@ -57,6 +58,7 @@ def test_golden_curve(golden_config: Config, pytestconfig: pytest.Config) -> Non
     assert not differences(found, json.loads(GOLDEN.read_text()))
 
 
+@pytest.mark.middle
 def test_a_broken_sign_leaves_the_golden_curve(golden_config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     right = loop.total_loss
 
@@ -137,6 +139,7 @@ def test_every_warm_up_has_a_schedule(warmup: float, steps: int) -> None:
         "data.augment.min_area=0 data.augment.rotate_degrees=90 data.augment.vertical_flip=1 data.rows_per_task=1",
     ],
 )
+@pytest.mark.middle
 def test_every_option_trains_every_parameter(settings: str, simulated_shards: Path) -> None:
     """A whole epoch; DDP would wait for ever for a parameter that requires a gradient and gets none."""
     session = small_session(small_config(simulated_shards, "run.epochs=1", *settings.split()))
@@ -144,6 +147,7 @@ def test_every_option_trains_every_parameter(settings: str, simulated_shards: Pa
     assert not [name for name, p in session.model.named_parameters() if p.requires_grad and p.grad is None]
 
 
+@pytest.mark.middle
 def test_bf16_trains_like_float32(simulated_shards: Path) -> None:
     """Towers round to 8 bits of mantissa, losses and weights do not: the same loss within a few percent."""
     curves = [
@@ -154,6 +158,7 @@ def test_bf16_trains_like_float32(simulated_shards: Path) -> None:
     assert curves[1] == pytest.approx(curves[0], rel=0.03)
 
 
+@pytest.mark.middle
 def test_compiled_towers_train_alike(simulated_shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Traced like any, but run without the C++ compiler, which takes minutes."""
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
@@ -197,6 +202,7 @@ def _step_with_one_bad_rank(shards: Path) -> str:
     return "went on"
 
 
+@pytest.mark.middle
 def test_a_loss_that_is_not_finite_on_one_rank_stops_all(simulated_shards: Path, tmp_path: Path) -> None:
     """Rank 0 would wait in the backward's collectives for ever."""
     said = run_ranks(_step_with_one_bad_rank, 2, tmp_path, simulated_shards)

@@ -16,6 +16,8 @@ from train import dist
 from train.config import LossConfig
 from train.losses import Targets, hierarchy_loss, total_loss
 
+pytestmark = pytest.mark.middle
+
 NUM_ROWS, WIDTH, DIM = 12, 6, 4
 WEIGHTS: dict[str, Any] = {"hierarchy_weight": 0.7, "rank_heads_weight": 0.3, "rank_weights": (1.0, 0.5, 2.0, 1.0)}
 CONFIGS = {

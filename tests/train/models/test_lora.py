@@ -231,6 +231,7 @@ def total_of(features: Any) -> Tensor:
     return sum((getattr(features, n) * torch.linspace(-1, 1, getattr(features, n).shape[1])).sum() for n in FEATURES)
 
 
+@pytest.mark.middle
 def test_two_ranks_with_checkpointing_train_every_update_alike(tmp_path: Path) -> None:
     model_of(tmp_path / "model")
     (tmp_path / "ranks").mkdir()

@@ -14,6 +14,8 @@ from engine.specimens.taxonomy import Taxonomy
 from train import metrics
 from train.inference.calibration import Calibration
 
+pytestmark = pytest.mark.middle
+
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:

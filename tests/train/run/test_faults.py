@@ -7,10 +7,13 @@ import re
 import signal
 from pathlib import Path
 
+import pytest
 from mlflow import MlflowClient
 
 from tests.train.faults import Training, keys_of_epochs, weights_hash
 from train.run import commits
+
+pytestmark = pytest.mark.slow
 
 EPOCHS, EPOCH = 12, 7  # and steps of one, of which 40 can be done in a second: the run must not end unasked
 LAST = EPOCHS * EPOCH

@@ -10,6 +10,8 @@ import pytest
 from engine.formats.registry import open_dataset
 from engine.ingest.job import IngestOptions, ingest
 
+pytestmark = pytest.mark.slow
+
 JOB = Path(__file__).parents[1] / "jobs.py"
 
 

@@ -15,6 +15,8 @@ from train.learning.loop import Session
 from train.models import checkpoint
 from train.run import commits, trainer
 
+pytestmark = pytest.mark.middle
+
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     return checkpoint.load(folder).model.state_dict()

@@ -28,6 +28,8 @@ from train.run.tracking import (
     where_to_look,
 )
 
+pytestmark = pytest.mark.middle
+
 
 def config_at(folder: Path, **run: Any) -> Config:
     return Config(run=RunConfig(storage=str(folder), name="a-run", **run))
@@ -162,6 +164,7 @@ def recorded_through_an_outage(folder: Path, away: float) -> None:
         server.kill()
 
 
+@pytest.mark.slow
 def test_a_server_that_is_away_for_a_while_loses_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -18,6 +18,8 @@ from mlflow import MlflowClient
 
 from train.run.trainer import lacking
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[3]
 
 

@@ -10,6 +10,8 @@ from tests.train.small import small_config, small_session
 from train import dist
 from train.run import trainer, worker
 
+pytestmark = pytest.mark.middle
+
 
 def test_accuracies_of_shares_are_those_of_the_whole() -> None:
     parts = [
