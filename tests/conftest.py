@@ -9,6 +9,8 @@ import pytest
 import simplejpeg
 from hypothesis import settings
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # several test processes share the cores: one thread each
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 settings.register_profile("no deadline", deadline=None)  # a busy machine is no failure
 settings.load_profile("no deadline")
 

@@ -205,6 +205,7 @@ def test_serve_configurations() -> None:
         assert (config.http_options.host, config.http_options.port) == ("0.0.0.0", 8000)
 
 
+@pytest.mark.middle
 def test_dockerfile() -> None:
     """hadolint finds nothing; what is copied exists; no image runs as root."""
     path = INFRA / "images" / "Dockerfile"
@@ -222,6 +223,7 @@ def test_dockerfile() -> None:
     assert {line[1:] for line in ignored if line.startswith("!")} >= {"pyproject.toml", "constraints.txt", "engine"}
 
 
+@pytest.mark.middle
 def test_shell_scripts() -> None:
     scripts = [*INFRA.rglob("*.sbatch"), *INFRA.rglob("*.sh")]
     done = subprocess.run([BIN / "shellcheck", *scripts], capture_output=True, text=True, check=False)

@@ -40,6 +40,7 @@ def shrunk(config: Config, shards: Path, folder: Path) -> Config:
 
 
 @pytest.mark.parametrize("name", sorted(RECIPES))
+@pytest.mark.middle
 def test_two_steps_of_every_recipe(name: str, simulated_shards: Path, tmp_path: Path, one_thread: None) -> None:
     session = small_session(shrunk(make(name), simulated_shards, tmp_path))
     before = {key: value.detach().clone() for key, value in session.model.named_parameters()}

@@ -234,6 +234,7 @@ ingest(open_dataset("table", [Path(sys.argv[1])]), sys.argv[2], IngestOptions(sp
 """
 
 
+@pytest.mark.middle
 def test_a_killed_driver_is_followed_by_another(table: Path, tmp_path: Path) -> None:
     """SIGKILL while shards are written; then the same ingest again."""
     run(table, tmp_path / "whole")

@@ -79,6 +79,7 @@ def uninterrupted(specimens: Specimens, data: DataConfig) -> list[dict[str, np.n
 
 @pytest.mark.parametrize("workers", [1, 2, 4, 8])
 @pytest.mark.parametrize("step", [1, 5, 7, 10, 14])
+@pytest.mark.middle
 def test_any_step_any_number_of_workers(
     specimens: Specimens, data: DataConfig, uninterrupted: list[dict[str, np.ndarray]], step: int, workers: int
 ) -> None:

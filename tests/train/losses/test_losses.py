@@ -53,6 +53,7 @@ def test_contrastive(positives: Any, detach_dna: bool) -> None:
 
 
 @pytest.mark.parametrize("options", HIERARCHY_OPTIONS, ids=lambda options: "-".join(options.values()))
+@pytest.mark.middle
 def test_hierarchy(options: dict[str, Any]) -> None:
     for seed in range(6):
         weights = ((1.0, 1.0, 1.0, 1.0), (0.0, 2.0, 0.5, 1.0))[seed % 2]
@@ -92,6 +93,7 @@ def few_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("options", HIERARCHY_OPTIONS, ids=lambda options: "-".join(options.values()))
+@pytest.mark.middle
 def test_in_parts(options: dict[str, Any], few_pairs: None) -> None:
     """Anchors a part at a time, each computed again for its gradient."""
     for seed, positives in enumerate(POSITIVES):

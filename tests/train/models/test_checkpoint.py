@@ -13,6 +13,8 @@ from train.config import Config, absolute_paths, override
 from train.evaluate import main
 from train.models import checkpoint
 
+pytestmark = pytest.mark.middle  # saving asks git for the code's version
+
 
 @pytest.fixture(scope="module")
 def saved(simulated_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Path]:

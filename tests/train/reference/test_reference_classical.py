@@ -64,6 +64,7 @@ def test_every_tool_names_fragments_on_either_strand(
 
 
 @pytest.mark.skipif(bool(classical.missing_programs()), reason=f"no {', '.join(classical.missing_programs())}")
+@pytest.mark.middle
 def test_a_failing_program_is_quoted(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="vsearch failed"):
         classical._execute(["vsearch", "--usearch_global", str(tmp_path / "absent"), "--db", "x"])
