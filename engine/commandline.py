@@ -1,9 +1,11 @@
-"""What all commands share: a wrong command line and a user's mistake are told in one line, with exit code 2."""
+"""What all commands share: one line on stderr and exit code 2 for a wrong command line or a user's mistake."""
 
 import argparse
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
+
+from engine.errors import UserError
 
 MISTAKE = 2
 called_as = ""  # what the console script puts before a command's options; a module that is run is called by its name
@@ -38,20 +40,20 @@ class _Version(argparse.Action):
 
 
 def guarded(command: Callable[[], int]) -> int:
-    """Run a command; returns its exit code, or 2 after one line on stderr about what the user can mend.
+    """Run a command and return its exit code, or 2 after one line on stderr about what the user can mend.
 
-    That is a ValueError (its message says what, got, allowed) and a file or folder that cannot be read or written.
+    That is a ValueError (a `UserError` says what, got, allowed) and a file or folder that cannot be read or written.
     """
     try:
         return command()
     except ValueError as error:
-        told = " ".join(str(error).split())
+        line = f"error: {' '.join(str(error).split())}"
     except OSError as error:
         if error.filename is None:
             raise
-        told = f"got {error.filename}: {error.strerror}; allowed: what this user may read or write"
+        line = f"error: {UserError('file', f'{error.filename} ({error.strerror})', 'what this user may read or write')}"
     except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
+        sys.stderr.write("stopped\n")
         return INTERRUPTED
-    print(f"error: {told}", file=sys.stderr)
+    sys.stderr.write(f"{line}\n")
     return MISTAKE

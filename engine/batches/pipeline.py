@@ -27,7 +27,7 @@ from engine.batches.prepare import Prepare, Specimens
 from engine.batches.sampling import Plan
 from engine.batches.stream import Columns, ProblemLog, ahead, rebatched
 from engine.config import DataConfig
-from engine.ray_seams import numbered_tasks, unhurried
+from engine.ray_seams import numbered_tasks, started_blocks, unhurried
 from engine.specimens.taxonomy import RANKS, Taxonomy
 from engine.store.shards import check_files, read_index
 from engine.store.storage import Location
@@ -185,8 +185,8 @@ def _run_task(task: dict[str, np.ndarray], shared: Any, span: Any, make: _Make) 
     return columns | {"task": np.full(len(columns["key"]), number)}
 
 
-def _started(make: _Make, shared: Any, span: _Span, budget: CpuBudget) -> Iterator[Any]:
-    """Start one execution; returns the iterator of its bundles of blocks, in order."""
+def _started(make: _Make, shared: Any, span: _Span, budget: CpuBudget) -> Iterator[Columns]:
+    """Start one execution; return its blocks in order."""
     import ray
     from ray.data import ExecutionResources
 
@@ -201,7 +201,7 @@ def _started(make: _Make, shared: Any, span: _Span, budget: CpuBudget) -> Iterat
     options.resource_limits = ExecutionResources(
         cpu=budget.execution_cpus, object_store_memory=budget.object_store_bytes
     )
-    return dataset.iter_internal_ref_bundles()
+    return started_blocks(dataset)
 
 
 def _stream(
@@ -213,33 +213,30 @@ def _stream(
     second or two.
     """
     import ray
-    from ray.data.block import BlockAccessor
 
     shared = ray.put(specimens)
     spans = _spans(epochs, make.rows_per_task(specimens, budget, batch_size))
     with ThreadPoolExecutor(1) as starter:
 
-        def start() -> tuple[_Span, Iterator[Any]] | None:
+        def start() -> tuple[_Span, Iterator[Columns]] | None:
             span = next(spans, None)
             return (span, _started(make, shared, span, budget)) if span else None
 
         coming: Future | None = starter.submit(start)
         while coming and (execution := coming.result()):
             coming = None
-            span, bundles = execution
+            span, blocks = execution
             latest = 0
-            for bundle in bundles:
-                for reference in bundle.block_refs:
-                    columns: Columns = BlockAccessor.for_block(ray.get(reference)).to_numpy()  # type: ignore[assignment]
-                    task = columns.pop("task")
-                    if not len(task):
-                        continue
-                    assert latest <= task[0] <= task[-1] <= latest + 1, "blocks out of order"
-                    latest = int(task[-1])
-                    if coming is None and latest + OVERLAP >= len(span.rows):
-                        coming = starter.submit(start)
-                    with unhurried():
-                        yield span.epochs[latest], columns
+            for columns in blocks:
+                task = columns.pop("task")
+                if not len(task):
+                    continue
+                assert latest <= task[0] <= task[-1] <= latest + 1, "blocks out of order"
+                latest = int(task[-1])
+                if coming is None and latest + OVERLAP >= len(span.rows):
+                    coming = starter.submit(start)
+                with unhurried():
+                    yield span.epochs[latest], columns
 
 
 def _inline(

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from engine.curation import Finding, SpecimenSet
 from engine.curation.peptides import motif_share
 from engine.signals import barcodes
+from engine.signals.nucleotides import GENETIC_CODE, code_rows, codon_numbers, per_codon
 
 MIN_LENGTH = 300  # nucleotides; shorter ones do not settle species well
 MAX_LENGTH = 1600  # all of COI has about 1,540
@@ -20,11 +21,8 @@ MAX_N = 0.01  # share, as BOLD's barcode standard
 MIN_MOTIFS = 0.12  # share of peptides that COI barcodes have, see `engine.curation.peptides`
 JUDGED = 150  # nucleotides; shorter ones have too few peptides
 SHIFT_GAIN = 250  # score that a change of frame must gain to be one: 995 of 1,000 of bold gain less than 91
-_STOPS = ("TAA", "TAG")  # of the invertebrate mitochondrial code, table 5
 _BATCH = 4096
 _LETTERS_AT_ONCE = 1 << 22
-_LETTERS = np.full(256, 4, dtype=np.uint8)
-_LETTERS[np.frombuffer(b"ACGT", dtype=np.uint8)] = np.arange(4)
 
 PROBLEMS = {
     "short": f"shorter than {MIN_LENGTH} nucleotides",
@@ -39,17 +37,8 @@ HARMLESS = frozenset({"strand"})
 _SEVERE = ("unlike", "frameshift", "stop", "long", "n", "short", "strand")  # the order of the table
 
 
-def _codon_tables() -> tuple[np.ndarray, np.ndarray]:
-    """Score (int16) and whether it is a stop (bool) of each of 125 codons of A, C, G, T, N; 0 and False with N."""
-    scores = np.zeros((5, 5, 5), dtype=np.int16)
-    scores[:4, :4, :4] = barcodes.CODON_SCORES.reshape(4, 4, 4)
-    stops = np.zeros((5, 5, 5), dtype=bool)
-    for codon in _STOPS:
-        stops[tuple("ACGT".index(letter) for letter in codon)] = True
-    return scores.reshape(-1), stops.reshape(-1)
-
-
-_SCORES, _IS_STOP = _codon_tables()
+_SCORES = per_codon(barcodes.CODON_SCORES.astype(np.int16))
+_IS_STOP = per_codon(np.array([acid == "*" for acid in GENETIC_CODE]))
 
 
 def read_frames(sequences: Sequence[str]) -> dict[str, np.ndarray]:
@@ -62,9 +51,7 @@ def read_frames(sequences: Sequence[str]) -> dict[str, np.ndarray]:
     """
     lengths = np.array([len(sequence) for sequence in sequences])
     width = -(-(int(lengths.max()) + 2) // 3) * 3
-    text = "".join([sequence.ljust(width + 2, "N") for sequence in sequences]).encode()
-    codes = _LETTERS[np.frombuffer(text, dtype=np.uint8)].reshape(len(sequences), width + 2)
-    codons = codes[:, :-2] * np.uint8(25) + codes[:, 1:-1] * np.uint8(5) + codes[:, 2:]
+    codons = codon_numbers(code_rows(sequences, width + 2))
     scores = _SCORES[codons].reshape(len(sequences), -1, 3).astype(np.int32)  # [B, codon, F]
     stops = _IS_STOP[codons].reshape(len(sequences), -1, 3).sum(axis=1)
     summed = np.cumsum(scores, axis=1)

@@ -1,7 +1,6 @@
 """The curation report: runs the checks of `engine.curation` on shard folders and writes what they find."""
 
 import dataclasses
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from itertools import permutations
 from pathlib import Path
@@ -9,7 +8,6 @@ from typing import Any
 
 import pyarrow as pa
 import ray
-import ray.data
 from tqdm import tqdm
 
 from engine.curation import Finding, SpecimenSet, leaks, read_set, report
@@ -17,7 +15,7 @@ from engine.curation.coi import check_coi
 from engine.curation.labels import check_bins, check_lineages, check_names, check_shared_barcodes
 from engine.curation.photos import check_photos, hash_photos, stored_photos
 from engine.curation.suspicion import check_suspicion
-from engine.ray_seams import start_ray
+from engine.ray_seams import numbered_tasks, quiet_data, start_ray
 from engine.store.storage import Location
 
 CHECKS: dict[str, Callable[[SpecimenSet], Finding]] = {
@@ -106,23 +104,16 @@ def _hash_here(directory: str, parts: list[Any]) -> Iterator[tuple[int, list[byt
 
 
 def _hash_parallel(directory: str, parts: list[Any]) -> Iterator[tuple[int, list[bytes]]]:
-    """One Ray task per part, hashes as they come; only places of photos go to the tasks, only hashes come back."""
+    """Yield hashes as they come, one Ray task per part; only places of photos go out, only hashes come back."""
     start_ray()
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
-    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
-    columns = [list(zip(*part, strict=True)) for part in parts]
-    items = [
-        {"number": number, "shard": list(shard), "offset": list(offset), "size": list(size)}
-        for number, (shard, offset, size) in enumerate(columns)
-    ]
+    quiet_data()
+    places = ray.put(parts)
 
     def work(batch: pa.Table) -> pa.Table:
-        row = batch.to_pylist()[0]
-        codes = hash_photos(directory, list(zip(row["shard"], row["offset"], row["size"], strict=True)))
-        return pa.table({"number": [row["number"]], "codes": pa.array([codes], pa.list_(pa.binary()))})
+        number = batch["item"][0].as_py()
+        codes = hash_photos(directory, ray.get(places)[number])
+        return pa.table({"number": [number], "codes": pa.array([codes], pa.list_(pa.binary()))})
 
-    tasks = ray.data.from_items(items, override_num_blocks=len(items))
-    results = tasks.map_batches(work, batch_size=1, batch_format="pyarrow")
-    results.context.enable_progress_bars = False
-    for row in results.iter_rows():
+    tasks = numbered_tasks(len(parts), poll_s=0.03)
+    for row in tasks.map_batches(work, batch_size=1, batch_format="pyarrow").iter_rows():
         yield row["number"], list(row["codes"])

@@ -14,6 +14,8 @@ from collections.abc import Sequence
 import numpy as np
 from tqdm import tqdm
 
+from engine.signals.nucleotides import code_rows, kmer_known, kmer_numbers
+
 K = 24
 EXACT = 20_000  # different barcodes up to which there is one cell
 _DIRECTIONS = 96
@@ -23,8 +25,6 @@ _KEPT = 256  # cells whose 7-mers are kept while near cells are looked at: about
 _SAMPLE = 20_000
 _MOST_LETTERS = 2000  # of a barcode are looked at: COI has 1,540, a mitogenome would only cost
 _COARSE, _FINE = 5, 7  # lengths of k-mers
-_LETTERS = np.full(256, 4, dtype=np.int32)
-_LETTERS[np.frombuffer(b"ACGT", dtype=np.uint8)] = np.arange(4)
 
 
 def nearest(sequences: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -54,27 +54,11 @@ def nearest(sequences: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     return places, distances
 
 
-def _codes(sequences: Sequence[str]) -> np.ndarray:
-    """int32 [B, L]: 0..3, 4 = N or padding."""
-    width = max(map(len, sequences))
-    text = "".join([sequence.ljust(width, "N") for sequence in sequences]).encode()
-    return _LETTERS[np.frombuffer(text, dtype=np.uint8)].reshape(len(sequences), width)
-
-
 def _kmers(sequences: Sequence[str], length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Row and number (0 .. 4**length - 1) of every window without N: two int64 arrays."""
-    codes = _codes(sequences)
-    count = codes.shape[1] - length + 1
-    if count < 1:
-        return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
-    number = np.zeros((len(sequences), count), dtype=np.int32)
-    good = np.ones_like(number, dtype=bool)
-    for place in range(length):
-        column = codes[:, place : place + count]
-        number = number << 2 | (column & 3)
-        good &= column < 4
-    row, at = np.nonzero(good)
-    return row, number[row, at]
+    """Return row and number (0 .. 4**length - 1) of every window without N: two int64 arrays."""
+    codes = code_rows(sequences, max(map(len, sequences)))
+    row, at = np.nonzero(kmer_known(codes, length))
+    return row, kmer_numbers(codes, length)[row, at].astype(np.int64)
 
 
 def _counts(sequences: Sequence[str]) -> np.ndarray:

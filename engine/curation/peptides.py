@@ -9,8 +9,9 @@ mostly another gene or the other half of COI; some scale insects are, too.
 
 import numpy as np
 
+from engine.signals.nucleotides import GENETIC_CODE, per_codon
+
 _ACIDS = "ACDEFGHIKLMNPQRSTVWY*X"
-_TABLE5 = "KNKNTTTTSSSSMIMIQHQHPPPPRRRRLLLLEDEDAAAAGGGGVVVV*Y*YSSSSWCWCLFLF"  # codons in the order of A, C, G, T
 _LENGTH = 4
 # fmt: off
 _MOTIFS = (
@@ -36,13 +37,6 @@ _MOTIFS = (
 MOTIFS = _MOTIFS.split()
 
 
-def _acid_of_codon() -> np.ndarray:
-    """Number in _ACIDS of each of 125 codons of A, C, G, T, N: X with N."""
-    acids = np.full((5, 5, 5), _ACIDS.index("X"), dtype=np.int32)
-    acids[:4, :4, :4] = np.array([_ACIDS.index(acid) for acid in _TABLE5]).reshape(4, 4, 4)
-    return acids.reshape(-1)
-
-
 def _known() -> np.ndarray:
     """bool [22**4]: whether a peptide is a motif."""
     known = np.zeros(len(_ACIDS) ** _LENGTH, dtype=bool)
@@ -54,14 +48,15 @@ def _known() -> np.ndarray:
     return known
 
 
-_ACID, _KNOWN = _acid_of_codon(), _known()
+_ACID = per_codon(np.array([_ACIDS.index(acid) for acid in GENETIC_CODE], dtype=np.int32), other=_ACIDS.index("X"))
+_KNOWN = _known()
 
 
 def motif_share(codons: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """Return float64 [B]: the share of each frame's peptides of 4 that are motifs.
 
     Args:
-        codons: uint8 [B, L], 0..124 as `engine.curation.coi` numbers them; padding is a codon with N.
+        codons: uint8 [B, L], as `nucleotides.codon_numbers` has them; padding is a codon with N.
         lengths: int64 [B], codons of each frame.
     """
     count = codons.shape[1] - _LENGTH + 1

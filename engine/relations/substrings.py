@@ -12,13 +12,13 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from engine.signals.nucleotides import CODES
+
 ANCHOR = 32  # nucleotides, 2 bits each: one 64-bit word
 _CHUNK = 1 << 22  # letters of text handled at a time: about 300 MB
 _BATCH = 1 << 22  # stretches hashed at a time
 _BASE = 0x9E3779B97F4A7C15 | 1  # of the rolling hash; odd, so that it has an inverse modulo 2**64
 _MIX = np.uint64(0xD6E8FEB86659FD93)
-_BITS = np.zeros(256, dtype=np.uint8)
-_BITS[np.frombuffer(b"ACGT", dtype=np.uint8)] = np.arange(4)
 _VALUES = np.random.Generator(np.random.PCG64(0)).integers(1 << 63, size=256, dtype=np.uint64) * np.uint64(
     2
 ) + np.uint64(1)
@@ -71,7 +71,11 @@ class Letters:
         """Codes of all windows of `width` <= 32 letters: uint64 [T - width + 1], those across sequences included."""
         count = max(0, len(self.letters) - width + 1)
         result = np.zeros(count, dtype=np.uint64)
-        power, span, done = _BITS[self.letters].astype(np.uint64), 1, 0  # power: windows of span = 1, 2, 4 .. letters
+        power, span, done = (
+            (CODES[self.letters] & 3).astype(np.uint64),
+            1,
+            0,
+        )  # power: windows of span = 1, 2, 4 .. letters
         while count and done < width:
             if width & span:
                 result = result << np.uint64(2 * span) | power[done : done + count]

@@ -10,6 +10,16 @@ import numpy as np
 from tokenizers import Tokenizer as TokenizerFile
 
 from engine.config import DataConfig
+from engine.errors import UserError
+from engine.signals.nucleotides import (
+    OTHER,
+    code_rows,
+    codon_numbers,
+    kmer_known,
+    kmer_numbers,
+    per_codon,
+    reverse_complement,
+)
 
 GAPS = "-. \t\r\n"  # alignment gaps and the line breaks of wrapped files
 AMBIGUOUS = "RYSWKMBDHVN"  # IUPAC codes for more than one base, all read as N
@@ -18,12 +28,8 @@ _CLEAN_TO = "ACGTT" + "N" * len(AMBIGUOUS)
 _INVALID = ord("!")
 _CLEAN_LETTERS = dict(zip((_CLEAN_FROM + _CLEAN_FROM.lower()).encode(), (_CLEAN_TO * 2).encode(), strict=True))
 _CLEAN = bytes(_CLEAN_LETTERS.get(byte, _INVALID) for byte in range(256))
-_COMPLEMENT = bytes.maketrans(b"ACGTN", b"TGCAN")
 
 PAD, UNKNOWN, FIRST_KMER = 0, 1, 2
-_N = 4  # code of everything that is not A, C, G, T
-_CODES = np.full(256, _N, dtype=np.uint8)
-_CODES[np.frombuffer(b"ACGT", dtype=np.uint8)] = np.arange(4)
 
 # How much more often a codon occurs in the reading frame of COI than among random codons: 10 x natural logarithm, at
 # least -60. Counted in 60,000 insect and other hexapod barcodes of BOLD, each in its frame without stop codons.
@@ -37,16 +43,8 @@ CODON_SCORES = np.array([
 # fmt: on
 
 
-def _strand_scores() -> np.ndarray:
-    """float64 [125, 2]: the score of each triplet of A, C, G, T, N read on this strand and on the other; 0 with N."""
-    scores = np.zeros((5, 5, 5, 2))
-    scores[:4, :4, :4, 0] = CODON_SCORES.reshape(4, 4, 4)
-    scores[:4, :4, :4, 1] = scores[3::-1, 3::-1, 3::-1, 0].transpose(2, 1, 0)
-    return scores.reshape(125, 2)
-
-
-_STRAND_SCORES = _strand_scores()
-_SCORES_OF_STRAND = tuple(_STRAND_SCORES.T.astype(np.int16))  # this strand, the other: whole numbers
+_MIRRORED = CODON_SCORES.reshape(4, 4, 4)[::-1, ::-1, ::-1].transpose(2, 1, 0)  # of each codon's reverse complement
+_STRAND_SCORES = [per_codon(scores.astype(np.int16)) for scores in (CODON_SCORES, _MIRRORED)]  # this strand, the other
 
 
 def clean(raw: str) -> str:
@@ -60,51 +58,38 @@ def clean(raw: str) -> str:
     if _INVALID in data:
         wrong = sorted({letter for letter in raw if letter not in GAPS and ord(letter) not in _CLEAN_LETTERS})
         shown = "".join(wrong[:10]) + ("..." if len(wrong) > 10 else "")
-        raise ValueError(
-            f"barcode: got letters {shown!r} that are no nucleotides, allowed: {_CLEAN_FROM} and gaps '-.'"
-        )
+        raise UserError("barcode", f"letters {shown!r} that are no nucleotides", f"{_CLEAN_FROM} and gaps '-.'")
     return data.strip(b"N").decode("ascii")
 
 
-def reverse_complement(sequence: str) -> str:
-    """Return the other strand of a clean barcode."""
-    return sequence.encode("ascii").translate(_COMPLEMENT)[::-1].decode("ascii")
+def _are_reversed(sequences: Sequence[str]) -> np.ndarray:
+    """Return whether the coding strand of each clean barcode is the other one: bool [B]. See `orient`."""
+    width = -(-max(map(len, sequences), default=0) // 3) * 3 + 2
+    codons = codon_numbers(code_rows(sequences, width))
+    per_frame = [
+        [scores[codons[:, frame::3]].sum(axis=1, dtype=np.int32) for frame in range(3)] for scores in _STRAND_SCORES
+    ]
+    given, other = np.max(per_frame, axis=1)
+    reversed_: np.ndarray = other > given
+    return reversed_
 
 
 def orient(sequence: str) -> tuple[str, int]:
     """Return a clean barcode on its coding strand, and the strand it was given on (+1 coding, -1 the other).
 
-    Every strand and frame is scored by the sum over its codons of CODON_SCORES; the strand of the best of the six is
-    the coding one, a tie keeps the barcode as given. The invertebrate mitochondrial stop codons (TAA, TAG) weigh most,
+    Every strand and frame is scored by the sum over its codons of CODON_SCORES. The strand of the best of the six is
+    the coding one; a tie keeps the barcode as given. The invertebrate mitochondrial stop codons (TAA, TAG) weigh most,
     but stop codons alone leave 40% of the 200 nt and 73% of the 100 nt fragments undecided. Share turned wrongly among
     barcodes that the table was not made from (4,000 of coi val and test): whole 0.05% (these are stored on the other
     strand), 200 nt 0.05%, 100 nt 0.5%, 60 nt 3.3%; of bold (2% of it in the table): 0.00%, 0.00%, 0.1%, 1.9%.
     """
-    data = sequence.encode("ascii")
-    codes = _CODES[np.frombuffer(data + b"N" * (2 + -len(data) % 3), dtype=np.uint8)]
-    codons = codes[:-2] * np.uint8(25) + codes[1:-1] * np.uint8(5) + codes[2:]
-    scores = _STRAND_SCORES[codons].reshape(-1, 6).sum(axis=0)  # per frame: this strand, the other strand
-    if scores[1::2].max() > scores[::2].max():
-        return reverse_complement(sequence), -1
-    return sequence, 1
+    return (reverse_complement(sequence), -1) if _are_reversed([sequence])[0] else (sequence, 1)
 
 
 def orient_batch(sequences: Sequence[str]) -> list[str]:
-    """Return clean barcodes on their coding strands: what `orient` returns, six times as fast for many at once."""
-    if not sequences:
-        return []
-    width = -(-max(map(len, sequences)) // 3) * 3 + 2
-    text = "".join([sequence.ljust(width, "N") for sequence in sequences]).encode("ascii")
-    codes = _CODES[np.frombuffer(text, dtype=np.uint8)].reshape(len(sequences), width)
-    codons = codes[:, :-2] * np.uint8(25) + codes[:, 1:-1] * np.uint8(5) + codes[:, 2:]
-    per_frame = [
-        [table[codons[:, frame::3]].sum(axis=1, dtype=np.int32) for frame in range(3)] for table in _SCORES_OF_STRAND
-    ]
-    given, other = np.max(per_frame, axis=1)
-    return [
-        reverse_complement(sequence) if turn else sequence
-        for sequence, turn in zip(sequences, (other > given).tolist(), strict=True)
-    ]
+    """Return clean barcodes on their coding strands, as `orient` finds them."""
+    turned = _are_reversed(sequences).tolist()
+    return [reverse_complement(one) if turn else one for one, turn in zip(sequences, turned, strict=True)]
 
 
 class Tokenizer(Protocol):
@@ -137,11 +122,11 @@ class KmerTokenizer:
     def __init__(self, k: int, stride: int, max_nucleotides: int) -> None:
         """Raises ValueError when k is not in 1..8, or stride or max_nucleotides leave no window."""
         if not 1 <= k <= 8:
-            raise ValueError(f"k-mer length: got {k}, allowed 1..8")
+            raise UserError("k-mer length", k, "1..8")
         if stride < 1:
-            raise ValueError(f"k-mer stride: got {stride}, allowed 1 or more")
+            raise UserError("k-mer stride", stride, "1 or more")
         if max_nucleotides < k:
-            raise ValueError(f"max_nucleotides: got {max_nucleotides}, allowed at least the k-mer length {k}")
+            raise UserError("max_nucleotides", max_nucleotides, f"at least the k-mer length {k}")
         self.k, self.stride, self.max_nucleotides = k, stride, max_nucleotides
         self.length = (max_nucleotides - k) // stride + 1
         self.vocab_size = FIRST_KMER + 4**k
@@ -155,37 +140,17 @@ class KmerTokenizer:
         """Return the tokens of clean barcodes, each from nucleotide `offset` (one for all, or one each) on: uint16
         [B, L], padded with 0."""
         width = self.max_nucleotides
-        text = "".join([window.ljust(width) for window in _windows(sequences, offset, width)]).encode(
-            "ascii", "replace"
-        )
-        codes = _CODES[np.frombuffer(text, dtype=np.uint8)].reshape(len(sequences), width)
-        tokens = np.zeros((len(sequences), self.length), dtype=self.dtype)
-        for start in range(self.k):  # Horner's rule over the k columns of a window
-            tokens <<= 2
-            tokens |= self._column(codes, start) & 3
+        codes = code_rows(_windows(sequences, offset, width), width)
+        tokens = kmer_numbers(codes, self.k, self.stride, self.dtype)
         tokens += FIRST_KMER
         lengths = np.fromiter(map(len, sequences), dtype=np.int64, count=len(sequences))
         read = np.clip(lengths - np.asarray(offset), 0, width)
-        self._mark_unknown(tokens, codes, read)
+        with_n = np.flatnonzero((codes == OTHER).sum(axis=1) > width - read)  # more than the padding
+        tokens[with_n] = np.where(kmer_known(codes[with_n], self.k, self.stride), tokens[with_n], UNKNOWN)
         counts = np.maximum((read - self.k) // self.stride + 1, 0)
         tokens *= np.arange(self.length) < counts[:, None]
         tokens[(counts == 0) & (lengths > 0), 0] = UNKNOWN
         return tokens
-
-    def _column(self, codes: np.ndarray, start: int) -> np.ndarray:
-        """The start-th nucleotide of every window: [B, L]."""
-        return codes[:, start : start + (self.length - 1) * self.stride + 1 : self.stride]
-
-    def _mark_unknown(self, tokens: np.ndarray, codes: np.ndarray, lengths: np.ndarray) -> None:
-        """Write UNKNOWN into windows with N, looking only at the barcodes that have any."""
-        is_n = codes == _N
-        rows = np.flatnonzero(is_n.sum(axis=1) > codes.shape[1] - lengths)  # more than the padding
-        if len(rows):
-            is_n = is_n[rows]
-            found = self._column(is_n, 0).copy()
-            for start in range(1, self.k):
-                found |= self._column(is_n, start)
-            tokens[rows] = np.where(found, self.dtype.type(UNKNOWN), tokens[rows])
 
 
 class BpeTokenizer:
@@ -201,7 +166,7 @@ class BpeTokenizer:
         try:
             self._tokenizer = TokenizerFile.from_file(path)
         except Exception as error:  # the library raises plain Exception
-            raise ValueError(f"data.tokenizer_file: got {path!r} ({error}), allowed: a tokenizers JSON file") from None
+            raise UserError("data.tokenizer_file", f"{path!r} ({error})", "a tokenizers JSON file") from None
         self.max_nucleotides = max_nucleotides
         self.length = max_nucleotides // 3 + 2
         self.vocab_size = self._tokenizer.get_vocab_size() + 1
@@ -229,7 +194,5 @@ def make_tokenizer(config: DataConfig) -> KmerTokenizer | BpeTokenizer:
     if config.tokenizer == "kmer":
         return KmerTokenizer(config.kmer, config.kmer_stride, config.max_nucleotides)
     if not config.tokenizer_file:
-        raise ValueError(
-            "data.tokenizer_file: got '', allowed: the path of a tokenizers JSON file (tokenizer=bpe needs one)"
-        )
+        raise UserError("data.tokenizer_file", "''", "the path of a tokenizers JSON file (tokenizer=bpe needs one)")
     return BpeTokenizer(config.tokenizer_file, config.max_nucleotides)

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from engine.config import DegradeConfig, RobustConfig
-from engine.signals.barcodes import orient_batch, reverse_complement
-from engine.signals.degrade import degrade_barcode, degrade_batch, fragment, window_at
+from engine.signals.barcodes import orient_batch
+from engine.signals.nucleotides import reverse_complement
+from engine.signals.degrade import degrade_batch, fragment, window_at
 from engine.specimens.schema import rng_for, uniforms_for
 
 NOTHING, IMAGE, DNA = 0, 1, 2  # what is withheld from the fusion
@@ -20,11 +21,10 @@ NOTHING, IMAGE, DNA = 0, 1, 2  # what is withheld from the fusion
 def damaged_barcodes(
     sequences: Sequence[str], keys: Sequence[str], seed: int, epoch: int, config: RobustConfig, orient: bool
 ) -> list[str]:
-    """Return clean barcodes ("" = none), of which the share `config.dna` is damaged: the paper's preset at a random
-    severity (max_severity u^2, so half of them are below a quarter of it), of some a random piece only, whose length is
-    log-uniform, some on the other strand.
+    """Return clean barcodes ("" = none), of which the share `config.dna` is damaged.
 
-    With `orient` they are then turned to the coding strand as evaluation turns what it is given, so that the few short
+    Damage is the paper's preset at a random severity (max_severity u^2, so half of them are below a quarter of it). Of
+    some only a random piece is left, whose length is log-uniform; some come on the other strand. With `orient` they are then turned to the coding strand as evaluation turns what it is given, so that the few short
     pieces that are turned wrongly (METHOD: 0.5% at 100 nt) are met in training, too.
     """
     result = list(sequences)
@@ -47,12 +47,12 @@ def damaged_barcodes(
 def measured_barcodes(
     sequences: Sequence[str], keys: Sequence[str], seed: int, config: DegradeConfig, orient: bool
 ) -> list[str]:
-    """Return clean barcodes ("" = none) as evaluation damages them; a fragment may lie on either strand, and with
-    `orient` it is turned like any barcode that comes in."""
-    result = [
-        degrade_barcode(sequence, rng_for(seed, 0, key, "degrade"), config.severity) if sequence else ""
-        for key, sequence in zip(keys, sequences, strict=True)
-    ]
+    """Return clean barcodes ("" = none) as evaluation damages them.
+
+    A fragment may lie on either strand; with `orient` it is turned like any barcode that comes in.
+    """
+    rngs = [rng_for(seed, 0, key, "degrade") for key in keys]
+    result = degrade_batch(sequences, rngs, np.full(len(sequences), config.severity))
     if config.fragment:
         rngs = [rng_for(seed, 0, key, "fragment") for key in keys]
         result = [fragment(sequence, rng, config.fragment) for sequence, rng in zip(result, rngs, strict=True)]
@@ -67,7 +67,9 @@ def blur_kernels(keys: Sequence[str], seed: int, epoch: int, config: RobustConfi
 
 
 def withheld(keys: Sequence[str], seed: int, epoch: int, config: RobustConfig) -> np.ndarray:
-    """Return what the fusion does not get of each specimen: uint8 [N] of NOTHING, IMAGE, DNA, the last two equally
-    often. The encoders get it all the same."""
+    """Return what the fusion does not get of each specimen: uint8 [N] of NOTHING, IMAGE, DNA.
+
+    The last two are equally frequent. The encoders get both members all the same.
+    """
     draw = uniforms_for(seed, epoch, keys, "withheld", 1)[:, 0]
     return np.where(draw < config.withheld, np.where(draw < config.withheld / 2, IMAGE, DNA), NOTHING).astype(np.uint8)

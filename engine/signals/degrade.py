@@ -12,12 +12,9 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from engine.signals.barcodes import reverse_complement
-
-_BASES = np.frombuffer(b"ACGT", dtype=np.uint8)
-_N = ord("N")
-_CODE = np.full(256, 4, dtype=np.uint8)
-_CODE[_BASES] = np.arange(4)
+from engine.errors import UserError
+from engine.signals import nucleotides
+from engine.signals.nucleotides import BASES, CODES, reverse_complement
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,31 +30,15 @@ class BarcodePreset:
 
 
 PAPER = BarcodePreset()
+_N = ord("N")
 _PER_LETTER = ("substitution", "masking", "deletion", "insertion")
 
 
 def degrade_barcode(
     sequence: str, rng: np.random.Generator, severity: float = 1.0, preset: BarcodePreset = PAPER
 ) -> str:
-    """Return a damaged barcode. In this order: substitution, masking, deletion and insertion, one run of N, truncation.
-
-    Args:
-        sequence: a clean barcode; "" stays "".
-        rng: where the damage comes from.
-        severity: multiplies every rate and share (each at most 1); 0 = no damage.
-        preset: the rates and shares at severity 1.
-
-    Raises:
-        ValueError: when severity is negative or not a number.
-    """
-    if not severity >= 0:
-        raise ValueError(f"severity: got {severity}, allowed 0 or more")
-    amount = {field.name: min(1.0, severity * getattr(preset, field.name)) for field in dataclasses.fields(preset)}
-    sequence = substitute(sequence, rng, amount["substitution"])
-    sequence = mask(sequence, rng, amount["masking"])
-    sequence = insert_and_delete(sequence, rng, amount["deletion"], amount["insertion"])
-    sequence = mask_run(sequence, rng, amount["run"])
-    return truncate(sequence, amount["truncation"])
+    """Return one damaged barcode, see `degrade_batch`."""
+    return degrade_batch([sequence], [rng], np.array([severity]), preset)[0]
 
 
 def degrade_batch(
@@ -66,14 +47,26 @@ def degrade_batch(
     severities: np.ndarray,
     preset: BarcodePreset = PAPER,
 ) -> list[str]:
-    """Return many damaged barcodes, each from its own generator (Philox) and at its own severity.
+    """Return damaged barcodes, each from its own generator and at its own severity, whatever its companions are.
 
-    The operations of `degrade_barcode` in their order, some three times as fast. Operations on letters take 16 bits a
-    letter, so their rates are multiples of 2^-16 below 1. What happens to a barcode does not depend on its companions.
+    In this order: letter by letter, each of A, C, G, T is substituted by one of the three others, is masked by N, is
+    deleted, and gets a random base inserted after it unless it was deleted; one run of N at a uniform place; the end
+    is cut off. A letter's choice takes 16 random bits, so rates are multiples of 2^-16.
+
+    Args:
+        sequences: clean barcodes [B]; "" stays "".
+        rngs: [B], of any bit generator of 64-bit words.
+        severities: float64 [B]; multiplies every rate and share (each at most 1). 0 = no damage.
+        preset: the rates and shares at severity 1.
+
+    Raises:
+        UserError: when a severity is negative or not a number.
     """
+    if not (severities >= 0).all():
+        raise UserError("severity", severities.min(), "0 or more")
     lengths = np.fromiter(map(len, sequences), dtype=np.int64, count=len(sequences))
     width = 4 * -(-int(lengths.max(initial=0)) // 4)
-    letters = np.frombuffer("".join([s.ljust(width, "\0") for s in sequences]).encode("ascii"), dtype=np.uint8).copy()
+    letters = nucleotides.letters("".join([sequence.ljust(width, "\0") for sequence in sequences]))
     words = np.zeros((len(_PER_LETTER), len(sequences), width // 4), dtype=np.uint64)  # four letters a word
     place = np.zeros(len(sequences))
     for row, (rng, length) in enumerate(zip(rngs, lengths.tolist(), strict=True)):
@@ -83,82 +76,44 @@ def degrade_batch(
         place[row] = (raw[0] >> np.uint64(11)) * 2.0**-53
     draws = words.view(np.uint16)
     rates = np.array([getattr(preset, name) for name in _PER_LETTER])[:, None] * severities
-    limits = np.clip(np.rint(rates * 2**16), 0, 2**16 - 1).astype(np.uint16)
+    limits = np.clip(np.rint(rates * 2**16), 0, 2**16).astype(np.uint32)
     substituted, masked, deleted, inserted = (
         np.flatnonzero(hit & (letters > 0).reshape(hit.shape)) for hit in draws < limits[:, :, None]
     )
     substituted = substituted[letters[substituted] != _N]
     other = 1 + draws[0].reshape(-1)[substituted] % 3
-    letters[substituted] = _BASES[(_CODE[letters[substituted]] + other) % 4]
+    letters[substituted] = BASES[(CODES[letters[substituted]] + other) % 4]
     letters[masked] = _N
     copies = (letters > 0).astype(np.int64)
     copies[inserted] = 2
     copies[deleted] = 0
     result = np.repeat(letters, copies)
     inserted = inserted[copies[inserted] == 2]
-    result[np.cumsum(copies)[inserted] - 1] = _BASES[draws[3].reshape(-1)[inserted] % 4]
+    result[np.cumsum(copies)[inserted] - 1] = BASES[draws[3].reshape(-1)[inserted] % 4]
     return _without_run_and_tail(result, copies.reshape(len(sequences), width).sum(axis=1), place, severities, preset)
 
 
 def _without_run_and_tail(
     letters: np.ndarray, lengths: np.ndarray, place: np.ndarray, severities: np.ndarray, preset: BarcodePreset
 ) -> list[str]:
-    """The last two operations, on barcodes that stand one after another in `letters`; `place` in [0, 1): of the run."""
+    """Mask one run of each barcode (at `place` in [0, 1)) and cut its end; the barcodes stand in a row in `letters`."""
     runs = (np.minimum(1.0, severities * preset.run) * lengths).astype(np.int64)
     lost = (np.minimum(1.0, severities * preset.truncation) * lengths).astype(np.int64)
     starts = np.cumsum(lengths) - lengths
     first = starts + (place * (lengths - runs + 1)).astype(np.int64)
     for low, high in zip(first.tolist(), (first + runs).tolist(), strict=True):
         letters[low:high] = _N
-    text = _string(letters)
-    return [text[a:b] for a, b in zip(starts.tolist(), (starts + lengths - lost).tolist(), strict=True)]
-
-
-def substitute(sequence: str, rng: np.random.Generator, rate: float) -> str:
-    """Replace each of A, C, G, T with probability `rate` by one of the three others; N stays."""
-    letters = _letters(sequence)
-    codes = _CODE[letters]
-    hit = (rng.random(len(letters)) < rate) & (codes < 4)
-    letters[hit] = _BASES[(codes[hit] + rng.integers(1, 4, hit.sum())) % 4]
-    return _string(letters)
-
-
-def mask(sequence: str, rng: np.random.Generator, rate: float) -> str:
-    """Replace each letter with probability `rate` by N."""
-    letters = _letters(sequence)
-    letters[rng.random(len(letters)) < rate] = _N
-    return _string(letters)
-
-
-def insert_and_delete(sequence: str, rng: np.random.Generator, deletion: float, insertion: float) -> str:
-    """Letter by letter: leave it out with probability `deletion`; after a letter that is kept, insert a random base
-    with probability `insertion`."""
-    letters = _letters(sequence)
-    kept = rng.random(len(letters)) >= deletion
-    inserted = kept & (rng.random(len(letters)) < insertion)
-    copies = kept.astype(np.int64) + inserted
-    result = np.repeat(letters, copies)
-    result[np.cumsum(copies)[inserted] - 1] = _BASES[rng.integers(0, 4, inserted.sum())]
-    return _string(result)
-
-
-def mask_run(sequence: str, rng: np.random.Generator, share: float) -> str:
-    """Replace one run of int(share x length) letters at a uniform place by N."""
-    run = int(share * len(sequence))
-    start = int(rng.integers(0, len(sequence) - run + 1))
-    return sequence[:start] + "N" * run + sequence[start + run :]
-
-
-def truncate(sequence: str, share: float) -> str:
-    """Cut int(share x length) letters off the end."""
-    return sequence[: len(sequence) - int(share * len(sequence))]
+    joined = nucleotides.text(letters)
+    return [joined[a:b] for a, b in zip(starts.tolist(), (starts + lengths - lost).tolist(), strict=True)]
 
 
 def fragment(sequence: str, rng: np.random.Generator, length: int) -> str:
-    """Return `length` nucleotides from a uniform start (the whole barcode when it is shorter), in half of the cases
-    reverse-complemented. Raises ValueError when length is not positive."""
+    """Return `length` nucleotides from a uniform start, in half of the cases reverse-complemented.
+
+    A shorter barcode comes whole. Raises UserError when length is not positive.
+    """
     if length < 1:
-        raise ValueError(f"fragment length: got {length}, allowed 1 or more")
+        raise UserError("fragment length", length, "1 or more")
     place, strand = rng.random(2)
     window = window_at(sequence, length, place)
     return reverse_complement(window) if strand < 0.5 else window
@@ -174,17 +129,8 @@ def blur(image: np.ndarray, k: int) -> np.ndarray:
     """Return uint8 [H, W, 3]: every pixel is the rounded mean of the k x k pixels around it.
 
     Beyond the border the image is mirrored without repeating the edge pixel (cv2.BORDER_REFLECT_101, what cv2.blur does
-    by default). Raises ValueError when k is even or not positive.
+    by default). Raises UserError when k is even or not positive.
     """
     if k < 1 or k % 2 == 0:
-        raise ValueError(f"blur kernel: got {k}, allowed: odd numbers from 1")
+        raise UserError("blur kernel", k, "odd numbers from 1")
     return cv2.blur(image, (k, k), borderType=cv2.BORDER_REFLECT_101)
-
-
-def _letters(sequence: str) -> np.ndarray:
-    """A writable copy: uint8 [length]."""
-    return np.frombuffer(bytearray(sequence, "ascii"), dtype=np.uint8)
-
-
-def _string(letters: np.ndarray) -> str:
-    return letters.tobytes().decode("ascii")

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from engine.signals.nucleotides import BASES, GENETIC_CODE, reverse_complement
 from engine.simulated.taxonomy import ORDERS, Tree
 from engine.specimens.schema import rng_for
 from engine.specimens.taxonomy import RANKS
@@ -22,14 +23,6 @@ PROTEIN = (
     "TLYFIFGAWAGMVGTSLSILIRAELGHPGALIGDDQIYNVIVTAHAFIMIFFMVMPIMIGGFGNWLVPLMLGAPDMAFPRMNNMSFWLLPPALSLLLVSSMVENGAGTGW"
     "TVYPPLSAGIAHGGASVDLAIFSLHLAGISSILGAVNFITTVINMRSTGISLDRMPLFVWSVVITALLLLLSLPVLAGAITMLLTDRNLNTSFFDPAGGGDPILYQHLF"
 )
-# Invertebrate mitochondrial code (NCBI table 5), codons in the order TTT TTC TTA TTG TCT ... GGG.
-_TABLE5 = "FFLLSSSSYY**CCWWLLLLPPPPHHQQRRRRIIMMTTTTNNKKSSSSVVVVAAAADDEEGGGG"
-_TCAG = (3, 1, 0, 2)  # T C A G as codes of "ACGT"
-TRANSLATION = [""] * 64  # amino acid of codon 16 a + 4 b + c over the codes of "ACGT"
-for _codon, _amino in enumerate(_TABLE5):
-    TRANSLATION[16 * _TCAG[_codon // 16] + 4 * _TCAG[_codon // 4 % 4] + _TCAG[_codon % 4]] = _amino
-_LETTERS = np.frombuffer(b"ACGT", np.uint8)
-_COMPLEMENT = str.maketrans("ACGTNacgtn-", "TGCANtgcan-")
 _IUPAC = "RYKMSW"
 
 
@@ -106,16 +99,16 @@ class Evolution:
     def _survives(self, sequence: list[int], site: int, new: int, chance: float) -> bool:
         codon, place = divmod(site - FRAME, 3)
         bases = sequence[FRAME + 3 * codon : FRAME + 3 * codon + 3]
-        before = TRANSLATION[16 * bases[0] + 4 * bases[1] + bases[2]]
+        before = GENETIC_CODE[16 * bases[0] + 4 * bases[1] + bases[2]]
         bases[place] = new
-        after = TRANSLATION[16 * bases[0] + 4 * bases[1] + bases[2]]
+        after = GENETIC_CODE[16 * bases[0] + 4 * bases[1] + bases[2]]
         return after != "*" and (after == before or chance < self._tolerance[codon])
 
     def _back_translate(self, rng: np.random.Generator) -> list[int]:
         at_weight = np.array([10.0, 1.0, 1.0, 10.0])
         sequence = [0] * FRAME
         for amino in PROTEIN:
-            codons = np.array([c for c in range(64) if TRANSLATION[c] == amino])
+            codons = np.array([c for c in range(64) if GENETIC_CODE[c] == amino])
             weight = at_weight[codons // 16] * at_weight[codons // 4 % 4] * at_weight[codons % 4]
             codon = int(rng.choice(codons, p=weight / weight.sum()))
             sequence += [codon // 16, codon // 4 % 4, codon % 4]
@@ -135,7 +128,7 @@ def _preference(composition: np.ndarray, transition_bias: float = 5.0) -> np.nda
 
 def to_text(sequence: list[int]) -> str:
     """Codes 0 to 3 -> a string of A, C, G, T."""
-    return _LETTERS[np.array(sequence)].tobytes().decode()
+    return BASES[np.array(sequence)].tobytes().decode()
 
 
 def blemish(barcode: str, rng: np.random.Generator) -> str:
@@ -165,7 +158,7 @@ def blemish(barcode: str, rng: np.random.Generator) -> str:
         return "".join(letters)
     barcode = "".join(letters)
     if draw[3] < 0.03:
-        barcode = barcode.translate(_COMPLEMENT)[::-1]
+        barcode = reverse_complement(barcode)
     if draw[4] < 0.01:
         barcode = "-" * int(rng.integers(1, 12)) + barcode + "-" * int(rng.integers(1, 12))
     elif draw[4] < 0.02:

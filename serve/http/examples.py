@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from engine.formats.registry import open_dataset
 from engine.signals import degrade
-from engine.signals.barcodes import reverse_complement
+from engine.signals.nucleotides import reverse_complement
 from engine.specimens.schema import rng_for
 from engine.specimens.taxonomy import RANKS, Taxonomy
 from train.models.checkpoint import CONFIG, TAXONOMY

@@ -33,7 +33,7 @@ from engine.batches.pipeline import (
 from engine.batches.sampling import Plan
 from engine.batches.stream import ahead
 from engine.config import DataConfig
-from engine.ray_seams import Pace, unhurried
+from engine.ray_seams import ExecutorRest, unhurried
 from engine.specimens.taxonomy import Taxonomy
 
 BUDGET = CpuBudget(execution_cpus=2.0, task_cpus=1.0, object_store_bytes=1e8)
@@ -309,20 +309,20 @@ def test_the_executor_rests_only_while_nobody_waits_and_nothing_runs(
 ) -> None:
     """Without a rest it turns a thousand times a second, in the interpreter of the training step."""
     waits: list[float] = []
-    monkeypatch.setattr(Pace.wanted, "wait", waits.append)
+    monkeypatch.setattr(ExecutorRest.wanted, "wait", waits.append)
     operator = types.SimpleNamespace(num_active_tasks=lambda: running)
     with contextlib.nullcontext() if hurried else unhurried():
-        Pace().on_execution_step(types.SimpleNamespace(_topology=[operator]))
-    assert bool(waits) == rests and Pace.wanted.is_set()
+        ExecutorRest().on_execution_step(types.SimpleNamespace(_topology=[operator]))
+    assert bool(waits) == rests and ExecutorRest.wanted.is_set()
 
 
 @pytest.mark.slow
 def test_ray_asks_for_the_rest_while_a_consumer_is_away(
     data: DataConfig, ray_session: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`engine.ray_seams.Pace` reads what Ray calls private; under other names it would never rest, or raise."""
+    """`engine.ray_seams.ExecutorRest` reads what Ray calls private; under other names it would never rest, or raise."""
     seen = []
-    monkeypatch.setattr(Pace.wanted, "wait", seen.append)
+    monkeypatch.setattr(ExecutorRest.wanted, "wait", seen.append)
     data = dataclasses.replace(data, rows_per_task=16, prefetch_batches=1)
     specimens, plan, _ = opened(data)
     little = dataclasses.replace(BUDGET, object_store_bytes=1.0)
@@ -334,11 +334,3 @@ def test_ray_asks_for_the_rest_while_a_consumer_is_away(
         time.sleep(0.1)
     assert seen
     assert len(list(batches)) == 11
-
-
-def test_ray_still_has_the_constants_that_are_set() -> None:
-    """`engine.ray_seams` replaces them; under other names the executor would go back to its waits without a word."""
-    from ray.data._internal.execution import resource_manager, streaming_executor_state
-
-    assert isinstance(streaming_executor_state.WAIT_FOR_TASK_COMPLETION_TIMEOUT_S, float)
-    assert isinstance(resource_manager.ResourceManager.GLOBAL_LIMITS_UPDATE_INTERVAL_S, int | float)

@@ -20,6 +20,7 @@ from engine.curation.photos import difference, likely_pairs, photo_hash, thumbna
 from engine.curation.suspicion import check_suspicion, judge
 from engine.main import main
 from engine.signals import barcodes
+from engine.signals.nucleotides import GENETIC_CODE
 from engine.specimens.schema import INDEX_SCHEMA
 
 CODONS = ["".join(letters) for letters in itertools.product("ACGT", repeat=3)]
@@ -29,7 +30,7 @@ WEIGHTS = np.exp(barcodes.CODON_SCORES / 10.0)
 def coi_like(rng: np.random.Generator, codons: int = 220) -> str:
     """Peptides of COI in codons as frequent as in COI."""
     acids = "".join(rng.choice(peptides.MOTIFS, codons // 4 + 1))[:codons]
-    of_acid = {acid: [i for i, other in enumerate(peptides._TABLE5) if other == acid] for acid in set(acids)}
+    of_acid = {acid: [i for i, other in enumerate(GENETIC_CODE) if other == acid] for acid in set(acids)}
     chosen = [rng.choice(of_acid[acid], p=WEIGHTS[of_acid[acid]] / WEIGHTS[of_acid[acid]].sum()) for acid in acids]
     return "".join(CODONS[i] for i in chosen)
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from engine.curation.query import check_barcode
-from engine.signals.barcodes import reverse_complement
+from engine.signals.nucleotides import reverse_complement
 from tests.engine.curation.test_check import coi_like
 
 GOOD = coi_like(np.random.default_rng(0))

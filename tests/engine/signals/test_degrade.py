@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.signals import degrade
-from engine.signals.barcodes import reverse_complement
 from engine.signals.degrade import PAPER, BarcodePreset, blur, degrade_barcode, fragment
+from engine.signals.nucleotides import reverse_complement
 
 NONE = BarcodePreset(substitution=0, masking=0, deletion=0, insertion=0, run=0, truncation=0)
 CLEAN = st.text("ACGTN", max_size=300)
@@ -44,7 +44,7 @@ def test_severity_zero_changes_nothing(sequence: str, seed: int) -> None:
 
 @pytest.mark.parametrize("severity", [-0.1, float("nan")])
 def test_bad_severity_is_refused(severity: float) -> None:
-    with pytest.raises(ValueError, match=r"severity: got .* allowed 0 or more"):
+    with pytest.raises(ValueError, match=r"severity: got .* allowed: 0 or more"):
         degrade_barcode("ACGT", rng(), severity)
 
 
@@ -142,7 +142,7 @@ def test_half_of_the_fragments_are_reverse_complemented_and_starts_are_uniform()
 
 
 def test_fragment_length_must_be_positive() -> None:
-    with pytest.raises(ValueError, match="fragment length: got 0, allowed 1 or more"):
+    with pytest.raises(ValueError, match="fragment length: got 0, allowed: 1 or more"):
         fragment("ACGT", rng(), 0)
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from engine.signals.barcodes import reverse_complement
 from engine.signals.images import decode
+from engine.signals.nucleotides import reverse_complement
 from serve.answers.answer import Answer, Query
 from serve.answers.predictor import Predictor
 from serve.http.examples import examples_of

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from engine.signals.barcodes import reverse_complement
 from engine.signals.degrade import PAPER
+from engine.signals.nucleotides import reverse_complement
 from train.evaluation import robustness
 from train.evaluation.amplicons import AMPLICONS, FOLMER, Amplicon
 from train.evaluation.robustness import Point

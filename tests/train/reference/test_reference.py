@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from engine.signals import degrade
-from engine.signals.barcodes import reverse_complement
+from engine.signals.nucleotides import reverse_complement
 from train.evaluation.peers import library_peer
 from train.reference import Library, answers, nearest_labels
 from train.reference.align import align

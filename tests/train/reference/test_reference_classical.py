@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engine.signals.barcodes import reverse_complement
+from engine.signals.nucleotides import reverse_complement
 from train.evaluation import classical
 from train.evaluation.classical import COMMANDS, NO_HIT, read_hits, read_sintax, run_tools
 
