@@ -1,0 +1,1 @@
+"""The data engine: what a specimen is, how it is stored, read, checked and made into batches."""

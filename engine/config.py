@@ -39,8 +39,10 @@ class AugmentConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RobustConfig:
-    """Damage done to training inputs, so that one model serves clean and damaged ones; off by default. Everything is
-    drawn from (seed, epoch, specimen key)."""
+    """Damage done to training inputs, so that one model serves clean and damaged ones; off by default.
+
+    Everything is drawn from (seed, epoch, specimen key).
+    """
 
     dna: Probability = 0.0  # share of the barcodes that are damaged
     max_severity: Annotated[float, Field(ge=0.0, lt=10.0)] = 4.0  # of the paper preset; 10 would cut all

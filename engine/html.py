@@ -60,12 +60,12 @@ def page(title: str, sections: Iterable[Section], lead: str = "") -> str:
 
 
 def paragraph(text: str, dim: bool = False) -> str:
-    """Plain text as a paragraph."""
+    """Return plain text as a paragraph."""
     return f"<p{' class=dim' if dim else ''}>{html.escape(text)}</p>"
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A table of plain values: ints get thousands separators, and with floats stand to the right; None is a dash.
+    """Return a table of plain values: ints get thousands separators, None is a dash, numbers stand to the right.
 
     Shares are given as text ("12.3%"): text that begins with a digit and ends with % stands to the right too. What
     follows a line break in a text is set small below it.
@@ -82,17 +82,17 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 
 def bullets(texts: Iterable[str]) -> str:
-    """Plain texts as a list."""
+    """Return plain texts as a list."""
     return "<ul>" + "".join(f"<li>{html.escape(text)}</li>" for text in texts) + "</ul>"
 
 
 def folded(summary: str, *blocks: str) -> str:
-    """Blocks behind a line that opens them."""
+    """Return blocks behind a line that opens them."""
     return f"<details><summary>{html.escape(summary)}</summary>{''.join(blocks)}</details>"
 
 
 def figure(plot: "Figure", caption: str) -> str:
-    """A matplotlib figure as inline SVG, with a caption that also serves as its description."""
+    """Return a matplotlib figure as inline SVG, with a caption that also serves as its description."""
     import matplotlib
 
     text = io.StringIO()
@@ -100,12 +100,12 @@ def figure(plot: "Figure", caption: str) -> str:
         plot.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
     svg = text.getvalue()
     svg = re.sub(r"(?s)<metadata>.*?</metadata>", "", svg[svg.index("<svg") :]).strip()
-    told = html.escape(caption)
-    return f'<figure role="img" aria-label="{told}">{svg}<figcaption>{told}</figcaption></figure>'
+    described = html.escape(caption)
+    return f'<figure role="img" aria-label="{described}">{svg}<figcaption>{described}</figcaption></figure>'
 
 
 def new_figure(width: float = 7.5, height: float = 4.0) -> "Figure":
-    """An empty figure in the pages' style, in inches; free of pyplot's global state."""
+    """Return an empty figure in the pages' style, in inches; free of pyplot's global state."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), facecolor="white", layout="constrained")

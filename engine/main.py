@@ -16,6 +16,7 @@ if not __package__:  # the script form puts engine/ first on the path, where `im
 
 from engine.commandline import Parser, guarded
 from engine.curation.report import HTML_NAME
+from engine.errors import UserError
 from engine.formats.registry import FORMATS, Option, open_dataset
 from engine.ingest.plan import LAYOUTS
 from engine.relations.splits import DEFAULT_FRACTIONS, GROUPINGS, SCHEMES, SplitOptions
@@ -147,7 +148,7 @@ def _parse_option(option: Option, text: str) -> Any:
     try:
         return option.parse(text)
     except ValueError:
-        raise ValueError(f"{_flag(option)}: got {text!r}, allowed: {option.metavar}") from None
+        raise UserError(_flag(option), repr(text), option.metavar) from None
 
 
 def _split_options(arguments: argparse.Namespace) -> SplitOptions | None:
@@ -157,7 +158,7 @@ def _split_options(arguments: argparse.Namespace) -> SplitOptions | None:
     try:
         train, val, test = (float(part) for part in text.split(",")) if text is not None else DEFAULT_FRACTIONS
     except ValueError:
-        raise ValueError(f"--split-fractions: got {text!r}, allowed: three numbers like 0.8,0.1,0.1") from None
+        raise UserError("--split-fractions", repr(text), "three numbers like 0.8,0.1,0.1") from None
     return SplitOptions(
         scheme=scheme or SCHEMES[0],
         fractions=(train, val, test),
@@ -199,7 +200,7 @@ def _ingest(arguments: argparse.Namespace) -> int:
     print("per split:       " + ", ".join(f"{name} {count}" for name, count in written["splits"].items()))
     seconds = time.monotonic() - started
     shown = Location.parse(arguments.out).shown
-    print(f"{shown} written in {seconds:.1f} s; its report.html tells what is in it, and what was left out and why")
+    print(f"{shown} written in {seconds:.1f} s; its report.html says what is in it, and what was left out and why")
     return 0
 
 

@@ -151,7 +151,7 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def to_dict(config: Config) -> dict[str, Any]:
-    """The tree as plain JSON types (tuples become lists)."""
+    """Return the tree as plain JSON types (tuples become lists)."""
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
@@ -221,7 +221,7 @@ def _absolute(path: str) -> str:
 
 
 def absolute_paths(config: Config) -> Config:
-    """The same run with absolute paths: workers run in another directory than the driver."""
+    """Return the same run with absolute paths: workers run in another directory than the driver."""
     data, model = config.data, config.model
     local, folder = "local-dir:", model.image_text.removeprefix("local-dir:")
     return dataclasses.replace(

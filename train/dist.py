@@ -16,12 +16,12 @@ T = TypeVar("T")
 
 
 def world_size() -> int:
-    """Number of ranks; 1 without a process group."""
+    """Return the number of ranks; 1 without a process group."""
     return torch_dist.get_world_size() if _initialised() else 1
 
 
 def rank() -> int:
-    """This process' rank; 0 without a process group."""
+    """Return this process' rank; 0 without a process group."""
     return torch_dist.get_rank() if _initialised() else 0
 
 

@@ -105,13 +105,16 @@ def resample(num_groups: int, resamples: int, seed: int) -> Iterator[np.ndarray]
 def intervals(
     correct: np.ndarray, population: np.ndarray, groups: np.ndarray, resamples: int = 1000, seed: int = 0
 ) -> np.ndarray:
-    """Bootstrap 95% intervals of M micro accuracies; whole groups are drawn with replacement.
+    """Return bootstrap 95% intervals of M micro accuracies; whole groups are drawn with replacement.
 
     Specimens that share a barcode are not independent, so resampling rows would make the intervals too narrow.
 
     Args:
-        correct: bool [N, M]; population: bool [N, M], the specimens that count.
+        correct: bool [N, M].
+        population: bool [N, M], the specimens that count.
         groups: int64 [N], 0..G-1, equal for specimens that are drawn together.
+        resamples: T.
+        seed: of the draws.
 
     Returns:
         float64 [M, 2], low and high; nan where the population is empty.
@@ -145,8 +148,10 @@ def _intervals(
 
 
 def _widened(bounds: np.ndarray, shares: np.ndarray, num_groups: np.ndarray) -> np.ndarray:
-    """Bounds [M, 2] where all or none are correct: no resample differs there, so the exact (Clopper-Pearson) bound of
-    that many groups is taken instead of an interval of no width."""
+    """Return bounds [M, 2] where all or none are correct: the exact (Clopper-Pearson) ones of that many groups.
+
+    No resample differs there: the interval would have no width.
+    """
     limit = 0.025 ** (1 / np.maximum(num_groups, 1))
     bounds[:, 0] = np.where((shares == 1) & (num_groups > 0), limit, bounds[:, 0])
     bounds[:, 1] = np.where((shares == 0) & (num_groups > 0), 1 - limit, bounds[:, 1])
@@ -154,12 +159,10 @@ def _widened(bounds: np.ndarray, shares: np.ndarray, num_groups: np.ndarray) -> 
 
 
 def _macro_draws(values: np.ndarray, kinds: np.ndarray, group: np.ndarray, resamples: int, seed: int) -> np.ndarray:
-    """Means over classes of the mean value within each class, for every resample: float64 [T].
+    """Return the mean over classes of the mean value within each, for every resample: float64 [T].
 
-    A class that no drawn group has is left out of its resample.
-
-    Args:
-        values: float32 [N]; kinds: int64 [N], 0..K-1, the classes; group: int64 [N], 0..G-1.
+    A class that no drawn group has is left out of its resample. values: float32 [N]; kinds: int64 [N], 0..K-1, the
+    classes; group: int64 [N], 0..G-1.
     """
     num_groups = int(group.max()) + 1
     cell, inverse = np.unique(kinds * num_groups + group, return_inverse=True)  # rows of one class and group
@@ -181,14 +184,17 @@ def _macro_draws(values: np.ndarray, kinds: np.ndarray, group: np.ndarray, resam
 def macro_interval(
     correct: np.ndarray, classes: np.ndarray, groups: np.ndarray, resamples: int = 1000, seed: int = 0
 ) -> tuple[float, float]:
-    """Bootstrap 95% interval of one macro accuracy; whole groups are drawn with replacement.
+    """Return the bootstrap 95% interval of one macro accuracy; whole groups are drawn with replacement.
 
     Where few specimens of each class were seen the percentiles are a little narrow: a class that is not drawn drops
     out instead of counting as unknown.
 
     Args:
-        correct: bool [N]; groups: int64 [N], any integers.
+        correct: bool [N].
         classes: int64 [N], the true class; negative = not in the population.
+        groups: int64 [N], any integers.
+        resamples: how many.
+        seed: of the draws.
 
     Returns:
         nan twice when no specimen has a class.
@@ -218,7 +224,7 @@ class Difference:
 
     @property
     def value(self) -> float:
-        """first - second, as fractions of 1."""
+        """Return first - second, as fractions of 1."""
         return self.first - self.second
 
 
@@ -230,10 +236,13 @@ def paired_difference(
     resamples: int = 1000,
     seed: int = 0,
 ) -> Difference:
-    """Accuracy of `first` minus accuracy of `second` on the same N specimens; groups are resampled, pairs kept.
+    """Return the accuracy of `first` minus that of `second` on the same N specimens; groups are resampled.
 
     Args:
-        first, second: bool [N], is the answer correct?
+        first: bool [N], is the answer correct?
+        second: as `first`, of the other answer.
+        resamples: how many.
+        seed: of the draws.
         groups: int64 [N], any integers.
         classes: int64 [N]; given, the macro accuracies are compared, else the micro ones.
 

@@ -21,7 +21,7 @@ def recipe(function: Callable[[], Config]) -> Callable[[], Config]:
 
 
 def make(name: str) -> Config:
-    """The configuration of a recipe. Raises ValueError naming the recipes that there are."""
+    """Return the configuration of a recipe. Raises ValueError naming the recipes that there are."""
     if name not in RECIPES:
         raise ValueError(f"unknown recipe {name!r}; recipes: {', '.join(sorted(RECIPES))}")
     return RECIPES[name]()
@@ -46,9 +46,11 @@ def as_clibd_hir(config: Config) -> Config:
 
 
 def as_robust(config: Config) -> Config:
-    """The same training on damaged inputs: four barcodes in ten by the preset at severity 0 to 4, most of those cut to
-    pieces from 50 nt on; half of the views blurred; a tenth of the photos and of the barcodes kept from the fusion. No
-    dropout: on bold (20 epochs, one seed) clean and damaged barcodes both gained a point without it.
+    """Train the same on damaged inputs.
+
+    Four barcodes in ten are damaged by the preset at severity 0 to 4, most of those cut to pieces from 50 nt on; half
+    of the views are blurred; a tenth of the photos and of the barcodes is kept from the fusion. No dropout: on bold
+    (20 epochs, one seed) clean and damaged barcodes both gained a point without it.
 
     On any recipe: --set data.robust.dna=0.4 --set data.robust.image=0.5 --set data.robust.withheld=0.2
     --set model.dropout=0
@@ -193,8 +195,9 @@ def coi() -> Config:
 
 @recipe
 def bioscan1m() -> Config:
-    """The paper's CLIBD-HiR-Fuse on BIOSCAN-1M, its losses and batches as in the authors' release: OpenCLIP ViT-L/14
-    and DNABERT-2, all of them trained. Without the two pretrained files it starts from random weights of this size.
+    r"""Return the paper's CLIBD-HiR-Fuse on BIOSCAN-1M, its losses and batches as in the authors' release.
+
+    OpenCLIP ViT-L/14 and DNABERT-2 are both trained. Without the two pretrained files it starts from random weights.
 
     python -m engine.main ingest bioscan1m DATA/bioscan1m --out shards/bioscan1m
     python train/main.py --recipe bioscan1m --set data.shards=shards/bioscan1m \\
@@ -240,8 +243,9 @@ def bioscan1m() -> Config:
 
 @recipe
 def bioscan1m_clibd() -> Config:
-    """CLIBD's own training on BIOSCAN-1M: ViT-B/16 and BarcodeBERT, batches of 2,000, 50 epochs, a temperature that
-    learns. Its text tower is BERT-small; ours is that of the open_clip model.
+    r"""Return CLIBD's own training on BIOSCAN-1M: ViT-B/16 and BarcodeBERT, batches of 2,000, 50 epochs.
+
+    The temperature learns. Its text tower is BERT-small; ours is that of the open_clip model.
 
     python -m engine.main ingest bioscan1m DATA/bioscan1m --partitions DATA/CLIBD_partitioning --out shards/clibd
     python train/main.py --recipe bioscan1m_clibd --set data.shards=shards/clibd \\
@@ -266,7 +270,7 @@ def bioscan1m_clibd() -> Config:
 
 @recipe
 def bioscan5m() -> Config:
-    """CLIBD-HiR-Fuse on BIOSCAN-5M in its own splits: the towers of `bioscan1m`, our losses, batches of 2,048.
+    r"""Return CLIBD-HiR-Fuse on BIOSCAN-5M in its own splits: the towers of `bioscan1m`, our losses, batches of 2,048.
 
     python -m engine.main ingest bioscan5m DATA/metadata.csv DATA/BIOSCAN_5M_cropped_256_*.zip --out shards/bioscan5m
     python train/main.py --recipe bioscan5m --set data.shards=shards/bioscan5m \\
@@ -289,8 +293,9 @@ def bioscan5m() -> Config:
 
 @recipe
 def bioclip2() -> Config:
-    """CLIBD-HiR-Fuse that starts from BioCLIP 2: its text tower frozen, its image tower adapted by LoRA, DNABERT-2
-    trained; for a set of one's own on one GPU.
+    r"""Return CLIBD-HiR-Fuse that starts from BioCLIP 2, for a set of one's own on one GPU.
+
+    The text tower is frozen, the image tower adapted by LoRA, DNABERT-2 trained.
 
     python -m engine.main ingest auto downloads/ --out shards/mine
     python train/main.py --recipe bioclip2 --set data.shards=shards/mine \\

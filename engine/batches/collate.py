@@ -40,7 +40,7 @@ class Batch(TypedDict):
 
 
 def collate(columns: Mapping[str, np.ndarray], pad_to: int = 0) -> Batch:
-    """Columns of `engine.batches.prepare.Prepare` -> Batch, padded with invalid rows up to `pad_to`.
+    """Turn columns of `engine.batches.prepare.Prepare` into a Batch, padded with invalid rows up to `pad_to`.
 
     Photos may stay where Ray keeps them, in read-only pages of the object store (copying a batch costs a core a seventh
     of its time): nobody may write into a batch. Where no specimen of the run has an image the pipeline sends images of

@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 
 from engine.batches.collate import Batch, collate
 from engine.batches.prepare import Prepare, Specimens
-from engine.batches.sampling import Plan
+from engine.batches.sampling import EpochPlan
 from engine.batches.stream import Columns, ProblemLog, ahead, rebatched
 from engine.config import DataConfig
 from engine.ray_seams import numbered_tasks, started_blocks, unhurried
@@ -76,7 +76,7 @@ def cpu_budget(cluster: Mapping[str, float], num_workers: int, worker_cpus: floa
 
 
 def load_index(shards: Sequence[str | Path]) -> pa.Table:
-    """The index of one or more shard folders, with the column `folder` added.
+    """Return the index of one or more shard folders, with the column `folder` added.
 
     Rows keep their stored order; several folders are merged by relative position, so that every window of a plan is a
     mixture of all of them. (One after another, each epoch would end on the last folder alone and forget the others.)
@@ -97,7 +97,7 @@ def load_index(shards: Sequence[str | Path]) -> pa.Table:
 
 
 def _without_duplicates(index: pa.Table, folder: str | Path) -> pa.Table:
-    """The rows whose key did not occur before; the others are named and counted."""
+    """Return the rows whose key did not occur before; the others are named and counted."""
     if pc.count_distinct(index["key"]).as_py() == len(index):
         return index
     codes = pc.dictionary_encode(index["key"].combine_chunks()).indices.to_numpy()
@@ -110,7 +110,7 @@ def _without_duplicates(index: pa.Table, folder: str | Path) -> pa.Table:
 
 
 def select_split(index: pa.Table, split: str) -> pa.Table:
-    """Rows of one split. Raises ValueError naming the splits that there are."""
+    """Return the rows of one split. Raises ValueError naming the splits that there are."""
     rows = index.filter(pc.equal(index["split"], split))
     if not len(rows):
         there = sorted(s for s in pc.unique(index["split"]).to_pylist() if s)
@@ -119,7 +119,7 @@ def select_split(index: pa.Table, split: str) -> pa.Table:
 
 
 def label_columns(index: pa.Table) -> dict[str, list[str | None]]:
-    """The label columns as lists, the form that `Taxonomy.build` and `Taxonomy.encode` take."""
+    """Return the label columns as lists, the form that `Taxonomy.build` and `Taxonomy.encode` take."""
     return {rank: index[rank].to_pylist() for rank in RANKS}
 
 
@@ -135,8 +135,10 @@ class _Make:
         return Prepare(specimens, self.data, self.seed, training=self.training)
 
     def rows_per_task(self, specimens: Specimens, budget: CpuBudget, batch_size: int) -> int:
-        """As configured, but no more than fit into a task's share of the object store; whole batches where one fits,
-        which then need no copy."""
+        """Return the rows as configured, but no more than fit into a task's share of the object store.
+
+        Whole batches, which then need no copy, where one fits.
+        """
         row = 2 * 3 * self.data.image_size**2 if bool((specimens.image_size > 0).any()) else 1
         share = budget.object_store_bytes / (BLOCKS_PER_CPU * max(1.0, budget.execution_cpus))
         rows = max(1, min(self.data.rows_per_task, int(share // row)))
@@ -151,7 +153,7 @@ class _Span:
     epochs: list[int] = field(default_factory=list)
 
     def packed(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Three flat arrays, which tasks map from the object store without unpickling a list of thousands."""
+        """Return three flat arrays, which tasks map from the object store without unpickling a list of thousands."""
         return np.concatenate(self.rows), np.cumsum([len(rows) for rows in self.rows]), np.array(self.epochs)
 
 
@@ -173,7 +175,7 @@ _prepared: tuple[str, Prepare] | None = None  # of this worker process: what the
 
 
 def _run_task(task: dict[str, np.ndarray], shared: Any, span: Any, make: _Make) -> Columns:
-    """One task in a Ray worker. `shared`, `span`: object references."""
+    """Run one task in a Ray worker. `shared`, `span`: object references."""
     import ray
 
     global _prepared
@@ -242,7 +244,7 @@ def _stream(
 def _inline(
     make: _Make, specimens: Specimens, epochs: Iterable[tuple[int, np.ndarray]], batch_size: int
 ) -> Iterator[tuple[int, Columns]]:
-    """The same in this process."""
+    """Prepare the rows in this process."""
     prepare = make(specimens)
     for epoch, rows in epochs:
         for first in range(0, len(rows), batch_size):
@@ -272,18 +274,21 @@ def _batches(
 
 def training_batches(
     specimens: Specimens,
-    plan: Plan,
+    plan: EpochPlan,
     data: DataConfig,
     steps: tuple[int, int],
     worker: tuple[int, int],
     budget: CpuBudget | None,
 ) -> Iterator[Batch]:
-    """The batches of one worker for the global steps `steps[0] <= step < steps[1]`, across epochs.
+    """Yield the batches of one worker for the global steps `steps[0] <= step < steps[1]`, across epochs.
 
     An epoch's order is made when its first task is; closing the iterator early leaves no thread, task or block behind.
 
     Args:
         specimens: the train split, rows as in `plan.labels`.
+        plan: the order of every epoch.
+        data: how specimens become batches.
+        steps: the first, and the one after the last.
         worker: (rank, number of workers).
         budget: None prepares in this process, without Ray.
 
@@ -306,7 +311,7 @@ def training_batches(
 def evaluation_batches(
     index: pa.Table, taxonomy: Taxonomy, data: DataConfig, batch_size: int, budget: CpuBudget | None = None
 ) -> Iterator[Batch]:
-    """Every specimen of `index` (rows of `load_index`) exactly once, in stored order, clean and damaged.
+    """Yield every specimen of `index` (rows of `load_index`) exactly once, in stored order, clean and damaged.
 
     The last batch is padded with invalid rows. The damage is drawn from seed 0 and the specimen's key, whatever the
     run's own seed, so that all models meet the same inputs. `budget` None prepares in this process.

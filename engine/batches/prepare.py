@@ -41,7 +41,7 @@ class Specimens:
 
     @classmethod
     def from_index(cls, index: pa.Table, taxonomy: Taxonomy) -> "Specimens":
-        """Columns of `engine.batches.pipeline.load_index` -> arrays. No Python object per specimen."""
+        """Turn columns of `engine.batches.pipeline.load_index` into arrays. No Python object per specimen."""
         path, shard = _shard_numbers(index)
         bins = pc.fill_null(pc.dictionary_encode(index["bin_uri"].combine_chunks()).indices, -1)
         number = {name: index[name].to_numpy() for name in ("image_offset", "image_size", "dna_offset", "dna_size")}
@@ -56,7 +56,7 @@ class Specimens:
 
 
 def _shard_numbers(index: pa.Table) -> tuple[tuple[str, ...], np.ndarray]:
-    """The shard files that occur, and which of them each row is in (int32 [N])."""
+    """Return the shard files that occur, and which of them each row is in (int32 [N])."""
     folder, shard = (pc.dictionary_encode(index[name].combine_chunks()) for name in ("folder", "shard"))
     both = folder.indices.to_numpy().astype(np.int64) * max(1, len(shard.dictionary)) + shard.indices.to_numpy()
     used, inverse = np.unique(both, return_inverse=True)
@@ -67,7 +67,7 @@ def _shard_numbers(index: pa.Table) -> tuple[tuple[str, ...], np.ndarray]:
 
 
 def _bytes_array(column: pa.ChunkedArray) -> np.ndarray:
-    """Strings -> bytes [N] of one width, copied buffer by buffer."""
+    """Return strings as bytes [N] of one width, copied buffer by buffer."""
     width = max(1, pc.max(pc.binary_length(column)).as_py() or 0)
     result = np.zeros((len(column), width), dtype=np.uint8)
     for first in range(0, len(column), _ROWS_AT_ONCE):
@@ -88,9 +88,11 @@ class MemberReader:
         self._shards = ShardReader("/")
 
     def read(self, rows: np.ndarray) -> tuple[dict[str, list[bytes | None]], list[list[str]]]:
-        """Return the bytes of `rows` per member ("image", "dna"; None = none stored or unreadable), and what could
-        not be read, per row ([] = all was). A read that fails is repeated member by member, so that what lies beyond
-        the damage costs nobody else."""
+        """Return the bytes of `rows` per member ("image", "dna"), and what could not be read, per row.
+
+        None stands for a member that is not stored or unreadable; [] for a row of which all was read. A read that
+        fails is repeated member by member, so that the damage costs no other member.
+        """
         members: dict[str, list[bytes | None]] = {name: [None] * len(rows) for name in SUFFIXES}
         problems: list[list[str]] = [[] for _ in rows]
         runs = self._runs(rows)
@@ -113,7 +115,7 @@ class MemberReader:
         return members, problems
 
     def _runs(self, rows: np.ndarray) -> list[tuple[str, int, int, list[tuple[int, str, int, int]]]]:
-        """(shard file, first byte, last byte + 1, [(place in rows, member, offset, size)]) of every read."""
+        """Return (shard file, first byte, last byte + 1, [(place in rows, member, offset, size)]) of every read."""
         specimens = self.specimens
         offsets = np.stack([specimens.image_offset[rows], specimens.dna_offset[rows]], axis=1)
         sizes = np.stack([specimens.image_size[rows], specimens.dna_size[rows]], axis=1)
@@ -137,7 +139,10 @@ class MemberReader:
 
 
 def _member(data: bytes, header: int, size: int, key: str, name: str) -> bytes:
-    """The bytes of a member whose tar header stands at `header`. Raises ValueError when it is not that member's."""
+    """Return the bytes of a member whose tar header stands at `header`.
+
+    Raises ValueError when it is not that member's.
+    """
     file_name = f"{key}.{SUFFIXES[name]}".encode()
     if data[header : header + len(file_name) + 1] != file_name + b"\0":
         raise ValueError(f"no member {file_name.decode()} where the index has it")
@@ -149,7 +154,7 @@ def _reason(error: Exception) -> str:
 
 
 class Prepare:
-    """Rows of `Specimens` -> model inputs as numpy columns. Built once per process.
+    """Turns rows of `Specimens` into model inputs as numpy columns. Built once per process.
 
     Every random choice is drawn from (seed, epoch, specimen key), so the same specimen gets the same augmentation and
     the same damage at any worker count and in any batch. A member that cannot be used is left out and named in the
@@ -165,8 +170,10 @@ class Prepare:
         self.decode_side = images.decode_side(data.image_size, data.augment) if training else data.image_size
 
     def __call__(self, rows: np.ndarray, epoch: int) -> dict[str, np.ndarray]:
-        """Prepare the specimens `rows` (int64 [n]) of one epoch; columns as in `collate.Batch`, and `problem`:
-        "" or, for what could not be used, "MEMBER WHAT: why", several joined by "; "."""
+        """Prepare the specimens `rows` (int64 [n]) of one epoch; columns as in `collate.Batch`, and `problem`.
+
+        That is "" or, for what could not be used, "MEMBER WHAT: why", several joined by "; ".
+        """
         members, problems = self.reader.read(rows)
         return self.prepare(rows, epoch, members["image"], members["dna"], problems)
 
@@ -178,7 +185,7 @@ class Prepare:
         raws: Sequence[bytes | None],
         problems: Sequence[list[str]],
     ) -> dict[str, np.ndarray]:
-        """As a call, with the bytes read by somebody else. `problems`: one list per row, added to."""
+        """Prepare specimens whose bytes were read elsewhere. `problems`: one list per row, added to."""
         keys = self.specimens.key[rows].astype(str)
         names = keys.tolist()
         labels = self.specimens.labels[rows]
@@ -200,12 +207,12 @@ class Prepare:
         if not (self.training and self.data.caption_cut):
             return labels.copy()
         draws = uniforms_for(self.seed, epoch, keys, "caption", 2)
-        return captions.cut_rows(labels, draws, self.data.caption_cut)
+        return captions.cut(labels, draws, self.data.caption_cut)
 
     def _images(
         self, photos: Sequence[bytes | None], keys: list[str], epoch: int, problems: Sequence[list[str]]
     ) -> dict[str, np.ndarray]:
-        """Two views of each photo, written straight into the columns."""
+        """Return two views of each photo, written straight into the columns."""
         count, side, size, augment = len(photos), self.side, self.data.image_size, self.data.augment
         first = np.zeros((count, side, side, 3), dtype=np.uint8)
         second, there = np.zeros_like(first), np.zeros(count, dtype=bool)
@@ -222,8 +229,8 @@ class Prepare:
                 problems[i].append(f"image damaged: {error}")
                 continue
             if self.training:
-                images.view_of(image, size, draws[i][:drawn], augment, first[i])
-                images.view_of(image, size, draws[i][drawn:], augment, second[i])
+                images.training_view(image, size, draws[i][:drawn], augment, first[i])
+                images.training_view(image, size, draws[i][drawn:], augment, second[i])
                 for view, kernel in zip((first, second), kernels[i] if blurred else (), strict=False):
                     if kernel:
                         view[i] = degrade.blur(view[i], kernel)
@@ -236,7 +243,7 @@ class Prepare:
     def _barcodes(
         self, raws: Sequence[bytes | None], keys: list[str], epoch: int, problems: Sequence[list[str]]
     ) -> dict[str, np.ndarray]:
-        """Tokens, identity, and (evaluation) the tokens of the damaged form."""
+        """Return tokens, identity, and (evaluation) the tokens of the damaged form."""
         sequences = [""] * len(raws)
         for i, raw in enumerate(raws):
             if raw is None:
@@ -262,7 +269,7 @@ class Prepare:
         return columns
 
     def _offsets(self, keys: list[str], epoch: int) -> int | np.ndarray:
-        """Where tokenising starts in each barcode: non-overlapping k-mers must learn every reading frame."""
+        """Return where tokenising starts in each barcode: non-overlapping k-mers must learn every reading frame."""
         if not (self.training and self.data.random_offset):
             return 0
         stride = self.data.kmer_stride
@@ -270,5 +277,5 @@ class Prepare:
 
 
 def _identity(sequence: str) -> int:
-    """A number in 0..2^63 - 1 that equal sequences share."""
+    """Return a number in 0..2^63 - 1 that equal sequences share."""
     return int.from_bytes(hashlib.blake2b(sequence.encode(), digest_size=8).digest(), "big") >> 1

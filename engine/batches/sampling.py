@@ -13,6 +13,7 @@ from functools import cached_property
 
 import numpy as np
 
+from engine.errors import UserError
 from engine.specimens.schema import rng_for
 from engine.specimens.taxonomy import RANKS
 
@@ -30,6 +31,7 @@ def partner_order(labels: np.ndarray, window: int, rng: np.random.Generator) -> 
 
     Args:
         labels: integers [N, R], -1 = unknown; every `window` rows in succession are a window, the last may be shorter.
+        window: specimens.
         rng: the only source of randomness.
 
     Returns:
@@ -76,7 +78,7 @@ def _shuffled_sort(units: np.ndarray, group: np.ndarray, rng: np.random.Generato
 
 
 def _heads(group: np.ndarray) -> np.ndarray:
-    """Where each pair of a sorted run starts; the odd one out of a run belongs to its last pair."""
+    """Return where each pair of a sorted run starts; the odd one out of a run belongs to its last pair."""
     index = np.arange(len(group))
     new = np.diff(group, prepend=-1) != 0
     position = index - np.maximum.accumulate(np.where(new, index, 0))
@@ -85,7 +87,7 @@ def _heads(group: np.ndarray) -> np.ndarray:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Plan:
+class EpochPlan:
     """The order of every epoch of a training run.
 
     Each epoch has floor(N / global_batch_size) steps. The remainder of an epoch is left out of it and comes first in
@@ -102,14 +104,11 @@ class Plan:
 
     def __post_init__(self) -> None:
         if self.global_batch_size % self.lanes:
-            raise ValueError(
-                f"run.global_batch_size must be a multiple of data.lanes={self.lanes}, got {self.global_batch_size}"
-            )
+            allowed = f"a multiple of data.lanes={self.lanes}"
+            raise UserError("run.global_batch_size", self.global_batch_size, allowed)
         if len(self.labels) < self.global_batch_size:
-            raise ValueError(
-                f"the train split has {len(self.labels)} specimens, fewer than one batch; "
-                f"run.global_batch_size must be at most that, got {self.global_batch_size}"
-            )
+            allowed = f"at most the {len(self.labels)} specimens of the train split"
+            raise UserError("run.global_batch_size", self.global_batch_size, allowed)
         assert self.labels.shape[1] == len(RANKS)
 
     @property
@@ -127,7 +126,7 @@ class Plan:
         return rng_for(self.seed, 0, "", "left-out").permutation(np.arange(len(self.labels), dtype=np.int32))
 
     def left_out(self, epoch: int) -> np.ndarray:
-        """Rows that `epoch` does not visit, int32 [num_left_out]."""
+        """Return rows that `epoch` does not visit, int32 [num_left_out]."""
         if epoch < 0 or not self.num_left_out:
             return np.empty(0, dtype=np.int32)
         first = epoch * self.num_left_out
@@ -139,7 +138,7 @@ class Plan:
         return -(-len(self.labels) // max(1, round(len(self.labels) / self.window)))
 
     def reading(self, epoch: int) -> np.ndarray:
-        """Rows in the order in which an epoch opens them, int32 [N]; each `window_rows` in succession are a window.
+        """Return rows in the order in which an epoch opens them, int32 [N]: windows of `window_rows`.
 
         Stored runs of READ_TOGETHER rows in random order, so that windows mix differently in every epoch.
         """
@@ -149,7 +148,7 @@ class Plan:
         return rows[rows < count]
 
     def _sequence(self, epoch: int) -> np.ndarray:
-        """All rows, windows as they are read, each in its final order; int32 [N]."""
+        """Return all rows, windows as they are read, each in its final order; int32 [N]."""
         rows = self.reading(epoch)
         window = self.window_rows
         block = max(1, BLOCK_ROWS // window) * window
@@ -161,7 +160,10 @@ class Plan:
         return rows
 
     def order(self, epoch: int) -> np.ndarray:
-        """Rows of one epoch, int32 [steps, V, M]; each row at most once, the previous epoch's remainder first."""
+        """Return rows of one epoch, int32 [steps, V, M].
+
+        Each row at most once, the previous epoch's remainder first.
+        """
         sequence = self._sequence(epoch)
         first = self.left_out(epoch - 1)
         excluded = np.zeros(len(self.labels), dtype=bool)
@@ -176,13 +178,13 @@ class Plan:
         return lanes.reshape(self.lanes, self.steps_per_epoch, -1).transpose(1, 0, 2)
 
     def worker_order(self, epoch: int, rank: int, world_size: int) -> np.ndarray:
-        """The share of one worker, int32 [steps, batch of the worker].
+        """Return the share of one worker, int32 [steps, batch of the worker].
 
         Raises ValueError when the number of workers does not divide the number of lanes.
         """
         if self.lanes % world_size:
             allowed = [count for count in range(1, self.lanes + 1) if self.lanes % count == 0]
-            raise ValueError(f"run.num_workers must divide data.lanes={self.lanes}: one of {allowed}, got {world_size}")
+            raise UserError("run.num_workers", world_size, f"a divisor of data.lanes={self.lanes}: one of {allowed}")
         share = self.lanes // world_size
         own = self.order(epoch)[:, rank * share : (rank + 1) * share]
         return own.reshape(self.steps_per_epoch, -1)

@@ -1,7 +1,9 @@
-"""Between the blocks that tasks make and the batches that a consumer takes: what could not be used is named and
-counted, rows are put together by the batch, and a thread works ahead. No Ray, no torch.
+"""Between the blocks that tasks make and the batches that a consumer takes. No Ray, no torch.
+
+What could not be used is named and counted, rows are put together by the batch, and a thread works ahead.
 """
 
+import contextlib
 import logging
 import queue
 import threading
@@ -48,8 +50,10 @@ class ProblemLog:
 def rebatched(
     blocks: Iterator[tuple[int, Columns]], batch_size: int, problems: ProblemLog
 ) -> Generator[Columns, None, None]:
-    """Blocks of any length -> `batch_size` rows at a time, the last maybe fewer; what is yielded is no view of a block
-    of the object store, unless it is a whole one."""
+    """Yield blocks of any length as `batch_size` rows at a time, the last maybe fewer.
+
+    What is yielded is no view of a block of the object store, unless it is a whole one.
+    """
     parts: list[Columns] = []
     missing = batch_size
     for epoch, block in blocks:
@@ -72,33 +76,32 @@ def _joined(parts: list[Columns]) -> Columns:
     return parts[0] if len(parts) == 1 else {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def ahead(source: Iterator[T], depth: int) -> Generator[T, None, None]:
-    """The items of `source`, made by a thread at most `depth` ahead. Closing ends the thread and closes the source."""
-    items: queue.Queue[tuple[str, Any]] = queue.Queue(maxsize=depth)
-    stop = threading.Event()
+def _fill(source: Iterator[T], items: "queue.Queue[tuple[str, Any]]", stop: threading.Event) -> None:
+    """Move a source into a queue; its end and its errors travel the same way. `stop`: nobody takes items any more."""
 
     def put(kind: str, item: Any) -> None:
         """Wait for room; give up when the consumer has stopped."""
         while not stop.is_set():
-            try:
+            with contextlib.suppress(queue.Full):
                 return items.put((kind, item), timeout=0.1)
-            except queue.Full:
-                continue
 
-    def fill() -> None:
-        """Move the source into the queue; its end and its errors travel the same way."""
-        try:
-            for item in source:
-                put("item", item)
-                if stop.is_set():
-                    break
-            put("end", None)
-        except BaseException as error:  # whatever it is, it belongs to the consumer
-            put("error", error)
-        finally:
-            source.close()  # type: ignore[attr-defined]
+    try:
+        for item in source:
+            put("item", item)
+            if stop.is_set():
+                break
+        put("end", None)
+    except BaseException as error:  # whatever it is, it belongs to the consumer
+        put("error", error)
+    finally:
+        source.close()  # type: ignore[attr-defined]
 
-    thread = threading.Thread(target=fill, name="batches ahead", daemon=True)
+
+def ahead(source: Iterator[T], depth: int) -> Generator[T, None, None]:
+    """Yield the items of `source`, which a thread makes `depth` ahead. Closing ends it and closes the source."""
+    items: queue.Queue[tuple[str, Any]] = queue.Queue(maxsize=depth)
+    stop = threading.Event()
+    thread = threading.Thread(target=_fill, args=(source, items, stop), name="batches ahead", daemon=True)
     thread.start()
     try:
         while True:

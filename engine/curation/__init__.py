@@ -22,7 +22,7 @@ class Finding:
     title: str
     count: int  # what was found; 0 = nothing to look at
     unit: str  # of the count
-    told: str  # what it means, in a sentence or two
+    meaning: str  # what it means, in a sentence or two
     table: pa.Table  # one row for everything found
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # numbers besides, ready for JSON
     is_note: bool = False  # worth knowing, but nothing a curator must act on: leaves the exit code alone
@@ -55,7 +55,7 @@ class SpecimenSet:
         return codes, encoded.dictionary.to_pylist()
 
     def keys(self, rows: Sequence[int] | np.ndarray) -> list[str]:
-        """The tar keys of some rows."""
+        """Return the tar keys of some rows."""
         return self.index["key"].take(pa.array(np.asarray(rows, dtype=np.int64))).to_pylist()
 
 

@@ -42,7 +42,7 @@ _IS_STOP = per_codon(np.array([acid == "*" for acid in GENETIC_CODE]))
 
 
 def read_frames(sequences: Sequence[str]) -> dict[str, np.ndarray]:
-    """What the reading frames of clean, oriented barcodes say, one value per barcode [B].
+    """Return what the reading frames of clean, oriented barcodes say, one value per barcode [B].
 
     Returns:
         motifs: share of peptides that COI has; frame: 0..2, of the highest score; score: mean codon score in it;
@@ -97,7 +97,10 @@ def check_coi(specimens: SpecimenSet) -> Finding:
 
 
 def _batches(sequences: list[str], order: np.ndarray) -> Iterator[list[int]]:
-    """Numbers of sequences of like length (`order`: short ones first), about _LETTERS_AT_ONCE letters at a time."""
+    """Yield numbers of sequences of like length, about _LETTERS_AT_ONCE letters at a time.
+
+    In `order` short ones are first.
+    """
     with tqdm(total=len(order), desc="reading frames", unit="barcode", disable=None) as progress:
         start = 0
         while start < len(order):
@@ -110,10 +113,12 @@ def _batches(sequences: list[str], order: np.ndarray) -> Iterator[list[int]]:
 
 
 def problems_of(sequence: str, strand: int, measured: Mapping[str, float]) -> list[str]:
-    """Which of PROBLEMS a clean, oriented barcode has.
+    """Return which of PROBLEMS a clean, oriented barcode has.
 
     Args:
-        strand: that it was given on, +1 or -1; measured: its values of `read_frames`.
+        sequence: the barcode.
+        strand: that it was given on, +1 or -1.
+        measured: its values of `read_frames`.
     """
     length = len(sequence)
     unlike = measured["motifs"] < MIN_MOTIFS and length >= JUDGED
@@ -149,6 +154,6 @@ def _finding(specimens: SpecimenSet, rows: dict[int, dict[str, object]]) -> Find
     counts = Counter(problem for row in table for problem in str(row["problems"]).split())
     harmful = sum(bool(set(str(row["problems"]).split()) - HARMLESS) for row in table)
     facts = {name: counts[name] for name in PROBLEMS}
-    told = "; ".join(f"{name}: {meaning}" for name, meaning in PROBLEMS.items()) + "."
+    meaning = "; ".join(f"{name}: {text}" for name, text in PROBLEMS.items()) + "."
     title = "Barcodes that do not look like COI"
-    return Finding("coi", title, harmful, "specimens", told, pa.Table.from_pylist(table), facts)
+    return Finding("coi", title, harmful, "specimens", meaning, pa.Table.from_pylist(table), facts)

@@ -90,7 +90,7 @@ def _leaks(sets: Sequence[SpecimenSet]) -> list[Finding]:
 
 
 def _hash_all(specimens: SpecimenSet, parallel: bool) -> list[bytes]:
-    """The hash of every photo of a set, in the order of `stored_photos`."""
+    """Return the hash of every photo of a set, in the order of `stored_photos`."""
     _, photos = stored_photos(specimens)
     parts = [photos[start : start + _PHOTOS_PER_TASK] for start in range(0, len(photos), _PHOTOS_PER_TASK)]
     run = _hash_parallel if parallel and len(parts) > 1 else _hash_here

@@ -25,7 +25,7 @@ _LISTED = 5  # names or keys shown in one cell
 
 
 def check_lineages(specimens: SpecimenSet) -> Finding:
-    """Names whose place in the taxonomy differs between specimens, as `Taxonomy.build` finds them."""
+    """Report names whose place in the taxonomy differs between specimens, as `Taxonomy.build` finds them."""
     taxonomy = Taxonomy.build({rank: specimens.index[rank] for rank in RANKS})
     rows: list[dict[str, Any]] = [
         {
@@ -40,15 +40,15 @@ def check_lineages(specimens: SpecimenSet) -> Finding:
     ]
     rows.sort(key=lambda row: -row["specimens_against"])
     kinds = dict(Counter(row["kind"] for row in rows))
-    told = (
+    meaning = (
         "One name under several parents of an order (training takes the majority's), or in several orders (kept as "
         "different taxa). Often a synonym, a spelling, or a specimen in the wrong family."
     )
-    return Finding("lineages", "Lineage conflicts", len(rows), "names", told, _table(rows), {"by kind": kinds})
+    return Finding("lineages", "Lineage conflicts", len(rows), "names", meaning, _table(rows), {"by kind": kinds})
 
 
 def check_names(specimens: SpecimenSet) -> Finding:
-    """Species labels that name no described species."""
+    """Report species labels that name no described species."""
     codes, names = specimens.codes("species")
     counts = np.bincount(codes[codes >= 0], minlength=len(names)).tolist()
     rows: list[dict[str, Any]] = [
@@ -64,15 +64,15 @@ def check_names(specimens: SpecimenSet) -> Finding:
     found = sorted(
         (row for row in rows if row["type"] not in SPECIES_TYPES), key=lambda row: (-row["specimens"], row["name"])
     )
-    told = (
+    meaning = (
         "Labels of their own type (specimens.names): a code or 'sp. X' may be one species, 'sp.' is many, a complex is "
         "several. Score binomials apart from them."
     )
-    return Finding("names", "Species labels that are no binomials", len(found), "names", told, _table(found), facts)
+    return Finding("names", "Species labels that are no binomials", len(found), "names", meaning, _table(found), facts)
 
 
 def check_shared_barcodes(specimens: SpecimenSet) -> Finding:
-    """Letter-for-letter identical barcodes under different binomials."""
+    """Report letter-for-letter identical barcodes under different binomials."""
     species, names = specimens.codes("species")
     binomial = np.array([name_type(name) in SPECIES_TYPES for name in names] + [False])
     rows = np.flatnonzero((specimens.place >= 0) & binomial[species])
@@ -104,16 +104,16 @@ def check_shared_barcodes(specimens: SpecimenSet) -> Finding:
         "specimens": sum(row["specimens"] for row in found),
         "barcodes across genera": sum(row["across_genera"] for row in found),
     }
-    told = (
+    meaning = (
         "No method can tell these species apart by this barcode: true sharing between close species, a synonym, or a "
         "wrong name. Those across genera come first, they are mostly wrong names or renamed genera."
     )
     title = "Identical barcodes under different species"
-    return Finding("shared_barcodes", title, len(found), "barcodes", told, _table(found), facts)
+    return Finding("shared_barcodes", title, len(found), "barcodes", meaning, _table(found), facts)
 
 
 def check_bins(specimens: SpecimenSet) -> Finding:
-    """Species over several BINs and BINs under several species, graded as BAGS does (see GRADES)."""
+    """Report species over several BINs and BINs under several species, graded as BAGS does (see GRADES)."""
     species, names = specimens.codes("species")
     bins, bin_names = specimens.codes("bin_uri")
     binomial = np.array([name_type(name) in SPECIES_TYPES for name in names] + [False])
@@ -145,7 +145,7 @@ def check_bins(specimens: SpecimenSet) -> Finding:
         )
     grades = Counter(row["grade"] for row in found)
     found.sort(key=lambda row: ("ECDBA".index(row["grade"]), -row["specimens"], row["species"]))
-    told = "BAGS grades, over specimens with a BIN and a binomial: " + "; ".join(
+    meaning = "BAGS grades, over specimens with a BIN and a binomial: " + "; ".join(
         f"{k} = {v}" for k, v in GRADES.items()
     )
     facts = {
@@ -154,7 +154,7 @@ def check_bins(specimens: SpecimenSet) -> Finding:
         "species in several BINs": sum(row["num_bins"] > 1 for row in found),
     }
     title = "BINs and species that do not match (BAGS C and E)"
-    return Finding("bins", title, grades["C"] + grades["E"], "species", told + ".", _table(found), facts)
+    return Finding("bins", title, grades["C"] + grades["E"], "species", meaning + ".", _table(found), facts)
 
 
 def _grade(specimens: int, num_bins: int, shared: bool) -> str:

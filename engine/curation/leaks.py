@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from engine.curation import Finding, SpecimenSet
-from engine.relations.containment import MIN_OVERLAP, RELATIONS, barcode_groups, relations
+from engine.relations.containment import MIN_OVERLAP, RELATIONS, related_groups, relations
 
 QUERIES = ("val", "test", "val_unseen", "test_unseen")
 """Splits that are asked about; what they share with any other split, or with another set, is a leak."""
@@ -19,8 +19,8 @@ _CHAIN = HOW.index("chain")
 
 
 def check_split_leaks(specimens: SpecimenSet) -> Finding:
-    """Specimens of query splits whose barcode another split of the same set has, in whole or in part."""
-    place, groups = specimens.place, barcode_groups(specimens.unique)
+    """Report specimens of query splits whose barcode another split of the same set has, in whole or in part."""
+    place, groups = specimens.place, related_groups(specimens.unique)
     split, names = specimens.codes("split")
     is_query = np.isin(split, [code for code, name in enumerate(names) if name in QUERIES])
     rows, kinds, partners = [], [], []
@@ -41,17 +41,17 @@ def check_split_leaks(specimens: SpecimenSet) -> Finding:
         zip(table["split"].to_pylist(), table["other_split"].to_pylist(), table["how"].to_pylist(), strict=True)
     )
     facts = {f"{asked} in {other}, {how}": count for (asked, other, how), count in sorted(by_pair.items())}
-    told = (
+    meaning = (
         "Their barcode stands in another split too: letter for letter (identical), one inside the other (contained), "
         f"or the end of one is the beginning of the other over {MIN_OVERLAP} nucleotides or more (overlap): scores of "
         "these specimens measure memory. Not counted: chain, related only through barcodes between them."
     )
     title = "Barcodes that cross splits"
-    return Finding("split_leaks", title, int((kind != _CHAIN).sum()), "specimens", told, table, facts)
+    return Finding("split_leaks", title, int((kind != _CHAIN).sum()), "specimens", meaning, table, facts)
 
 
 def check_set_leaks(one: SpecimenSet, other: SpecimenSet) -> Finding:
-    """Specimens of one set whose barcode another set has. Which split each is in decides whether it matters."""
+    """Report specimens of one set whose barcode another set has. Which split each is in decides whether it matters."""
     asked, known = np.flatnonzero(one.place >= 0), np.flatnonzero(other.place >= 0)
     kind, partner = _relate(one, asked, other, known)
     found = kind > 0
@@ -59,11 +59,11 @@ def check_set_leaks(one: SpecimenSet, other: SpecimenSet) -> Finding:
     by_pair = Counter(zip(table["split"].to_pylist(), table["other_split"].to_pylist(), strict=True))
     facts: dict[str, object] = {"specimens with a barcode": len(asked), "how": dict(Counter(table["how"].to_pylist()))}
     facts |= {f"{asked_split} in {other_split}": n for (asked_split, other_split), n in sorted(by_pair.items())}
-    told = (
+    meaning = (
         f"Specimens of {one.name} whose barcode {other.name} has too: train on one and test on the other without them."
     )
     title = f"Barcodes of {one.name} in {other.name}"
-    return Finding("set_leaks", title, int(found.sum()), "specimens", told, table, facts, of_set=one.name)
+    return Finding("set_leaks", title, int(found.sum()), "specimens", meaning, table, facts, of_set=one.name)
 
 
 def _relate(

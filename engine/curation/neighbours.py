@@ -28,8 +28,11 @@ _COARSE, _FINE = 5, 7  # lengths of k-mers
 
 
 def nearest(sequences: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the neighbours of clean, oriented, different barcodes: places int64 [U, K] (-1 = none) and estimated
-    distances float32 [U, K], shares of differing nucleotides (1 - s**(1/7) of the share s of 7-mers in common)."""
+    """Return the neighbours of clean, oriented, different barcodes: places int64 [U, K] (-1 = none) and distances.
+
+    Distances float32 [U, K] are estimated shares of differing nucleotides: 1 - s**(1/7) of the share s of 7-mers in
+    common.
+    """
     sequences = [sequence[:_MOST_LETTERS] for sequence in sequences]
     features = _features(sequences)
     cells, members, tour = _cells(features)
@@ -87,8 +90,10 @@ def _features(sequences: Sequence[str]) -> np.ndarray:
 
 
 def _cells(features: np.ndarray) -> tuple[np.ndarray, list[np.ndarray], list[int]]:
-    """Cells to look into for each cell, itself first: int64 [C, probes]; the members of each, ascending; and an order
-    of the cells in which near ones follow each other."""
+    """Return the cells to look into for each cell (int64 [C, probes], itself first), their members, and a tour.
+
+    Members ascend; in the tour of all cells near ones follow each other.
+    """
     if len(features) <= EXACT:
         return np.zeros((1, 1), dtype=np.int64), [np.arange(len(features))], [0]
     rng = np.random.Generator(np.random.PCG64(1))

@@ -38,7 +38,7 @@ MOTIFS = _MOTIFS.split()
 
 
 def _known() -> np.ndarray:
-    """bool [22**4]: whether a peptide is a motif."""
+    """Return bool [22**4]: whether a peptide is a motif."""
     known = np.zeros(len(_ACIDS) ** _LENGTH, dtype=bool)
     for motif in MOTIFS:
         number = 0

@@ -40,7 +40,7 @@ def photo_hash(data: bytes) -> bytes:
 
 
 def hash_photos(directory: str, photos: Sequence[Photo]) -> list[bytes]:
-    """Hashes of stored photos, b"" where one cannot be read or decoded."""
+    """Return hashes of stored photos, b"" where one cannot be read or decoded."""
     reader = ShardReader(directory)
     reader.fetch(photos)
     images.single_thread()
@@ -55,19 +55,22 @@ def hash_photos(directory: str, photos: Sequence[Photo]) -> list[bytes]:
 
 
 def thumbnail(data: bytes) -> np.ndarray:
-    """float32 [32, 32]: the photo in grey, squeezed into a small square, mean 0, standard deviation 1."""
+    """Return float32 [32, 32]: the photo in grey, squeezed into a small square, mean 0, standard deviation 1."""
     grey = cv2.cvtColor(images.decode(data, _SIDE), cv2.COLOR_RGB2GRAY)
     small = cv2.resize(grey, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA).astype(np.float32)
     return (small - small.mean()) / max(float(small.std()), 1.0)
 
 
 def difference(one: np.ndarray, other: np.ndarray) -> float:
-    """Root mean square difference of two thumbnails: 0 = the same up to brightness and contrast, 1.4 = unrelated."""
+    """Return the root mean square difference of two thumbnails.
+
+    0 = the same up to brightness and contrast, 1.4 = unrelated.
+    """
     return float(np.sqrt(((one - other) ** 2).mean()))
 
 
 def likely_pairs(hashes: np.ndarray) -> np.ndarray:
-    """Pairs of rows (first < second) whose hashes differ in at most MAX_BITS bits: int64 [pairs, 2], sorted.
+    """Return pairs of rows (first < second) whose hashes differ in at most MAX_BITS bits: int64 [pairs, 2], sorted.
 
     Args:
         hashes: uint8 [P, 16].
@@ -90,7 +93,7 @@ def likely_pairs(hashes: np.ndarray) -> np.ndarray:
 
 
 def stored_photos(specimens: SpecimenSet) -> tuple[np.ndarray, list[Photo]]:
-    """Rows with a photo, and where it lies."""
+    """Return rows with a photo, and where it lies."""
     rows = np.flatnonzero(specimens.index["image_offset"].to_numpy() >= 0)
     part = specimens.index.take(pa.array(rows))
     columns = (part[name].to_pylist() for name in ("shard", "image_offset", "image_size"))
@@ -98,9 +101,10 @@ def stored_photos(specimens: SpecimenSet) -> tuple[np.ndarray, list[Photo]]:
 
 
 def check_photos(sets: Sequence[SpecimenSet], hashed: Sequence[Sequence[bytes]]) -> Finding:
-    """Pairs of near-duplicate photos, within and between sets.
+    """Report pairs of near-duplicate photos, within and between sets.
 
     Args:
+        sets: the sets of specimens.
         hashed: per set, the hash of each photo in the order of `stored_photos`.
     """
     owners, rows, photos = [], [], []
@@ -116,12 +120,12 @@ def check_photos(sets: Sequence[SpecimenSet], hashed: Sequence[Sequence[bytes]])
     readers = [ShardReader(specimens.name) for specimens in sets]
     table = []
     for one, other, apart in _verified(pairs, lambda i: readers[owners[i]].read(*photos[i])):
-        told: dict[str, Any] = {"difference": round(apart, 4)}
+        pair: dict[str, Any] = {"difference": round(apart, 4)}
         for name, place in (("", one), ("other_", other)):
             row = sets[owners[place]].index.slice(rows[place], 1).to_pylist()[0]
-            told |= {f"{name}set": sets[owners[place]].name}
-            told |= {f"{name}{column}": row[column] for column in ("key", "split", "species")}
-        table.append(told)
+            pair |= {f"{name}set": sets[owners[place]].name}
+            pair |= {f"{name}{column}": row[column] for column in ("key", "split", "species")}
+        table.append(pair)
     crossing = [row for row in table if (row["set"], row["split"]) != (row["other_set"], row["other_split"])]
     facts = {
         "photos": len(codes),
@@ -131,15 +135,18 @@ def check_photos(sets: Sequence[SpecimenSet], hashed: Sequence[Sequence[bytes]])
         "pairs under different species": sum(row["species"] != row["other_species"] for row in table),
     }
     table.sort(key=lambda row: (row not in crossing, row["difference"], row["key"]))
-    told_all = (
+    meaning = (
         "The same photo twice, perhaps resaved. Between splits it is a leak; under two names one of them is wrong. "
         "Mirrored, turned and cropped copies are not found."
     )
-    return Finding("photos", "Near-duplicate photos", len(table), "pairs", told_all, pa.Table.from_pylist(table), facts)
+    return Finding("photos", "Near-duplicate photos", len(table), "pairs", meaning, pa.Table.from_pylist(table), facts)
 
 
 def _verified(pairs: np.ndarray, read: Callable[[int], bytes]) -> Iterator[tuple[int, int, float]]:
-    """Candidates whose pixels agree, with their difference; sorted pairs, so a photo is decoded once as the first."""
+    """Yield candidates whose pixels agree, with their difference.
+
+    Pairs are sorted, so that a photo is decoded once as the first.
+    """
     last, left = -1, np.empty(0)
     for one, other in tqdm(pairs.tolist(), desc="compare photos", unit="pair", disable=None):
         if one != last:

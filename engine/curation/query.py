@@ -1,18 +1,23 @@
 """A barcode that somebody asks about: is it one, which way round, and what is wrong with it?
 
 What is found goes with the answer to the question itself: a name for a sequence that is no COI is worth nothing,
-however sure the model sounds. Whether it is COI is told by its peptides. These are much the same in all animals (the
-human barcode has 0.72 of them, like the median arthropod), so another animal is not told here, but by novelty and by
+however sure the model sounds. Whether it is COI is judged by its peptides. These are much the same in all animals (the
+human barcode has 0.72 of them, like the median arthropod), so another animal is found by novelty and by
 the distance to the nearest reference.
 """
 
 from dataclasses import dataclass
 
 from engine.curation.coi import HARMLESS, JUDGED, PROBLEMS, problems_of, read_frames
+from engine.errors import UserError
 from engine.signals import barcodes
 
 MIN_NAMED = 100  # nucleotides; of shorter ones even the strand is often uncertain (`barcodes.orient`)
-TOLD = {**PROBLEMS, "short": f"shorter than {MIN_NAMED} nucleotides", "strand": "given on the other strand; turned"}
+SENTENCES = {
+    **PROBLEMS,
+    "short": f"shorter than {MIN_NAMED} nucleotides",
+    "strand": "given on the other strand; turned",
+}
 UNLIKE = "not the COI barcode of an animal, by its peptides: another gene, another part of COI, a bacterium"
 UNJUDGED = f"too short to tell whether it is COI (under {JUDGED} nucleotides)"
 
@@ -35,10 +40,10 @@ class BarcodeCheck:
         """Nothing is wrong that a name would suffer from."""
         return not set(self.problems) - HARMLESS
 
-    def told(self) -> list[str]:
-        """The problems as sentences for whoever asked."""
-        sentences = [UNLIKE if name == "unlike" else TOLD[name] for name in self.problems]
-        return sentences + ([UNJUDGED] if self.is_coi is None else [])
+    def sentences(self) -> list[str]:
+        """Return the problems as sentences for whoever asked."""
+        known = [UNLIKE if name == "unlike" else SENTENCES[name] for name in self.problems]
+        return known + ([UNJUDGED] if self.is_coi is None else [])
 
 
 def check_barcode(raw: str) -> BarcodeCheck:
@@ -49,7 +54,7 @@ def check_barcode(raw: str) -> BarcodeCheck:
     """
     given = barcodes.clean(raw)
     if not given:
-        raise ValueError("barcode: got no nucleotide but N and gaps, required A, C, G or T")
+        raise UserError("barcode", "no nucleotide but N and gaps", "A, C, G or T")
     sequence, strand = barcodes.orient(given)
     measured = {name: values[0].item() for name, values in read_frames([sequence]).items()}
     found = [name for name in problems_of(sequence, strand, measured) if name != "short"]

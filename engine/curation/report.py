@@ -40,8 +40,8 @@ def _short(facts: Any, limit: int = 200) -> str:
             parts += [f"{name}: {inner}"] if inner else []
         elif value:
             parts.append(f"{name} {value}")
-    told = "; ".join(parts)
-    return told if len(told) <= limit else told[: limit - 4] + " ..."
+    joined = "; ".join(parts)
+    return joined if len(joined) <= limit else joined[: limit - 4] + " ..."
 
 
 def write(out: Location, sets: Sequence[SpecimenSet], findings: Sequence[Finding]) -> dict[str, Any]:
@@ -94,7 +94,7 @@ def _csv(table: pa.Table) -> bytes:
 
 
 def as_html(sets: Sequence[SpecimenSet], findings: Sequence[Finding]) -> str:
-    """A page that explains every check, shows its numbers and its first rows."""
+    """Return a page that explains every check, shows its numbers and its first rows."""
     several = len(sets) > 1
     overview = [
         ("note" if one.is_note else "found" if one.count else "ok", one.title, one.of_set, one.count, one.unit)
@@ -121,7 +121,7 @@ def as_html(sets: Sequence[SpecimenSet], findings: Sequence[Finding]) -> str:
 
 def _section(finding: Finding, several: bool) -> html.Section:
     title = f"{finding.title}: {finding.count:,} {finding.unit}"
-    blocks = [html.paragraph(finding.told)]
+    blocks = [html.paragraph(finding.meaning)]
     if finding.check == "bins":
         blocks.append(_grades(finding.facts["grades"]))
     facts = _fact_rows(finding.facts)

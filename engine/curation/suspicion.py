@@ -32,7 +32,10 @@ _MIN_LENGTH = 150  # nucleotides; a shorter barcode neither votes nor is judged
 
 
 def check_suspicion(specimens: SpecimenSet) -> Finding:
-    """Specimens whose neighbours carry another name, coarsest rank first; `exclude` marks the suggested exclusions."""
+    """Report specimens whose neighbours carry another name, coarsest rank first.
+
+    `exclude` marks the suggested exclusions.
+    """
     sequences, _ = specimens.oriented
     long = np.flatnonzero(np.array([len(sequence) for sequence in sequences]) >= _MIN_LENGTH)
     rows: list[dict[str, object]] = []
@@ -53,7 +56,7 @@ def check_suspicion(specimens: SpecimenSet) -> Finding:
             for row in np.flatnonzero(judged["score"] >= LISTED).tolist():
                 if row not in seen:
                     seen.add(row)
-                    rows.append(_told(row, rank, names, codes, judged))
+                    rows.append(_row_of(row, rank, names, codes, judged))
         _add_nearest(rows, specimens, place, places, distances)
     where = [int(str(row.pop("row"))) for row in rows]
     species = specimens.index["species"].take(pa.array(where, pa.int64())).to_pylist()
@@ -71,12 +74,12 @@ def check_suspicion(specimens: SpecimenSet) -> Finding:
             rank: sum(bool(row["exclude"]) and row["rank"] == rank for row in table) for rank in RANKS
         },
     }
-    told = (
+    meaning = (
         "Their nearest barcodes carry another name at the rank given: a wrong name, a mixed-up sample, contamination, "
         "or species that share barcodes. Suggested exclusions are in suggested_exclusions.csv; look before you delete."
     )
     title = "Specimens whose barcode's neighbours have another name"
-    return Finding("suspicion", title, suggested, "suggested exclusions", told, pa.Table.from_pylist(table), facts)
+    return Finding("suspicion", title, suggested, "suggested exclusions", meaning, pa.Table.from_pylist(table), facts)
 
 
 def _add_nearest(
@@ -98,7 +101,9 @@ def _add_nearest(
         row["length"] = len(specimens.unique[specimens.place[int(str(row["row"]))]])
 
 
-def _told(row: int, rank: str, names: list[str], codes: np.ndarray, judged: dict[str, np.ndarray]) -> dict[str, object]:
+def _row_of(
+    row: int, rank: str, names: list[str], codes: np.ndarray, judged: dict[str, np.ndarray]
+) -> dict[str, object]:
     return {
         "row": row,
         "rank": rank,
@@ -120,7 +125,9 @@ def judge(
     Args:
         place: int64 [N], the barcode of each specimen, -1 = none.
         codes: int64 [N], its name, -1 = unknown.
-        places, near: int64 and bool [U, 1 + K]: the barcodes that vote on a barcode, itself first.
+        places: int64 [U, 1 + K], barcodes near each barcode, itself first.
+        near: bool [U, 1 + K], which of them vote.
+        needs_elsewhere: whether an exclusion needs specimens of that name on other barcodes.
 
     Returns per specimen [N]: score float64, agree, against, elsewhere (specimens of that name on no near barcode),
     other (the name most voted for besides its own, -1 = none): int64, and exclude: bool.

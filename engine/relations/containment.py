@@ -34,7 +34,8 @@ def novel_mask(queries: Sequence[str], references: Sequence[str]) -> np.ndarray:
     """Return bool [N]: the query is a barcode that neither contains, nor is contained in, nor equals any reference.
 
     Args:
-        queries, references: clean barcodes; "" (no barcode) is never novel as a query and nothing as a reference.
+        queries: clean barcodes; "" (no barcode) is never novel.
+        references: clean barcodes; "" is nothing.
     """
     unique, place = _unique(queries)
     known, _ = _unique(references)
@@ -52,8 +53,10 @@ RELATIONS = ("none", "overlap", "contained", "identical")
 def relations(
     queries: Sequence[str], references: Sequence[str], min_overlap: int = MIN_OVERLAP
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the closest direct relation of every query to a reference, a position in RELATIONS (int64 [N]), and one
-    reference it holds to (int64 [N], a position; -1 = none). "" is related to nothing."""
+    """Return the closest direct relation of every query to a reference, and one reference that has it.
+
+    Both int64 [N]: a position in RELATIONS, and in `references` (-1 = none). "" is related to nothing.
+    """
     unique, place = _unique(queries)
     known, known_place = _unique(references)
     kind, partner = np.zeros(len(unique) + 1, dtype=np.int64), np.full(len(unique) + 1, -1)
@@ -78,9 +81,10 @@ def relations(
     return kind[place], first_row[partner][place]
 
 
-def barcode_groups(barcodes: Sequence[str], min_overlap: int = MIN_OVERLAP) -> np.ndarray:
-    """Return int64 [N] group ids 0.. in order of appearance: related barcodes (see the top of this file) are in one
-    group, and so on transitively.
+def related_groups(barcodes: Sequence[str], min_overlap: int = MIN_OVERLAP) -> np.ndarray:
+    """Return int64 [N] group ids 0.. in order of appearance: chains of related barcodes are one group.
+
+    What is related is said at the top of this file.
 
     Args:
         barcodes: clean barcodes; each "" (no barcode) is a group of its own.
@@ -90,7 +94,7 @@ def barcode_groups(barcodes: Sequence[str], min_overlap: int = MIN_OVERLAP) -> n
 
 
 def containment_groups(barcodes: Sequence[str]) -> np.ndarray:
-    """Return int64 [N]: groups as `barcode_groups`, by containment and equality alone."""
+    """Return int64 [N]: groups as `related_groups`, by containment and equality alone."""
     unique, place = _unique(barcodes)
     roots = np.arange(len(unique))
     for around, inside in containments(unique, unique):
@@ -111,9 +115,9 @@ def join_overlaps(barcodes: Sequence[str], groups: np.ndarray, min_overlap: int 
 
 
 def shared_stretch_groups(barcodes: Sequence[str], width: int = MIN_OVERLAP) -> np.ndarray:
-    """Return int64 [N] group ids as `barcode_groups`, by the wider rule: containment, or any `width` nucleotides in a
-    row that two barcodes share, whatever stands beside them.
+    """Return int64 [N] group ids as `related_groups`, by the wider rule of a shared stretch.
 
+    Two barcodes are related by containment, or by any `width` nucleotides in a row, whatever stands beside them.
     Windows are compared by 64-bit hash, in as many passes over the barcodes as keep a pass below _PASS windows.
     """
     unique, place = _unique(barcodes)
@@ -142,7 +146,10 @@ def shared_stretch_groups(barcodes: Sequence[str], width: int = MIN_OVERLAP) -> 
 
 
 def _numbered(roots: np.ndarray, place: np.ndarray) -> np.ndarray:
-    """Group ids in order of appearance, from the root of each different barcode and each barcode's place among them."""
+    """Return group ids in order of appearance.
+
+    From the root of each different barcode and each barcode's place among them.
+    """
     result = np.append(roots, 0)[place]
     missing = np.flatnonzero(place < 0)
     result[missing] = len(roots) + np.arange(len(missing))
@@ -150,14 +157,16 @@ def _numbered(roots: np.ndarray, place: np.ndarray) -> np.ndarray:
 
 
 def _in_order(groups: np.ndarray) -> np.ndarray:
-    """The same groups [N], numbered in order of appearance."""
+    """Return the same groups [N], numbered in order of appearance."""
     _, first, inverse = np.unique(groups, return_index=True, return_inverse=True)
     return np.argsort(np.argsort(first))[inverse].astype(np.int64)
 
 
 def _overlaps(sequences: list[str], width: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield pairs (int64, int64) whose unions join all sequences of which one's end is the other's beginning over at
-    least `width` letters. Not every such pair comes, but those that come connect them all."""
+    """Yield pairs (int64, int64) that connect all sequences of which one's end is the other's beginning.
+
+    They share at least `width` letters. Not every such pair comes.
+    """
     ranked = _Ranked(sequences)
     for text, low, high in ranked.beginning_as_ends_of(sequences, width):
         yield text, ranked.order[low]
@@ -176,8 +185,10 @@ class _Ranked:
         self.sequences = [sequences[i] for i in self.order.tolist()]
 
     def beginning_as_ends_of(self, texts: list[str], width: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """Yield (text, low, high), int64 each: the end of the text, `width` letters or more but not all of it, is how
-        the sequences low .. high - 1 of this order begin."""
+        """Yield (text, low, high), int64 each: sequences low .. high - 1 of this order begin with the end of the text.
+
+        That end has `width` letters or more, but is not all of the text.
+        """
         heads = list(dict.fromkeys(sequence[:width] for sequence in self.sequences if len(sequence) >= width))
         if not heads:
             return
@@ -196,15 +207,17 @@ class _Ranked:
 
 
 def _unique(sequences: Sequence[str]) -> tuple[list[str], np.ndarray]:
-    """The different non-empty sequences, and each sequence's place among them (-1 = empty): int64 [N]."""
+    """Return the different non-empty sequences, and each sequence's place among them (-1 = empty): int64 [N]."""
     places: dict[str, int] = {}
     place = [places.setdefault(sequence, len(places)) if sequence else -1 for sequence in sequences]
     return list(places), np.array(place, dtype=np.int64)
 
 
 def join(roots: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Union of pairs: `roots` [N] (changed; each points to the smallest member of its group) with the groups of left
-    and right joined."""
+    """Join the groups of left and right in `roots` [N], which is changed and returned.
+
+    Each entry points to the smallest member of its group.
+    """
     while True:
         one, other = roots[left], roots[right]
         apart = one != other

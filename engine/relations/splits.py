@@ -12,12 +12,13 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from engine.relations.containment import barcode_groups, containment_groups, join, shared_stretch_groups
+from engine.errors import UserError
+from engine.relations.containment import containment_groups, join, related_groups, shared_stretch_groups
 from engine.specimens.schema import SPLITS
 from engine.specimens.taxonomy import RANKS
 
 SCHEMES = ("closed-set", "by-specimen", "seen-unseen")
-GROUPINGS = {"overlap": barcode_groups, "stretch": shared_stretch_groups, "containment": containment_groups}
+GROUPINGS = {"overlap": related_groups, "stretch": shared_stretch_groups, "containment": containment_groups}
 DEFAULT_FRACTIONS = (0.8, 0.1, 0.1)
 MIN_SEEN_RECORDS = 10  # a species with fewer is never seen (CLIBD's recipe)
 SEEN_SHARE = 0.8  # of the other species (CLIBD's recipe)
@@ -37,15 +38,15 @@ class SplitOptions:
 
     def __post_init__(self) -> None:
         if self.scheme not in SCHEMES:
-            raise ValueError(f"split scheme: got {self.scheme!r}, allowed: {', '.join(SCHEMES)}")
+            raise UserError("split scheme", repr(self.scheme), ", ".join(SCHEMES))
         if self.grouping not in GROUPINGS:
-            raise ValueError(f"split grouping: got {self.grouping!r}, allowed: {', '.join(GROUPINGS)}")
+            raise UserError("split grouping", repr(self.grouping), ", ".join(GROUPINGS))
         parts = self.fractions
         if len(parts) != 3 or any(not 0 <= part <= 1 for part in parts) or abs(sum(parts) - 1) > 1e-6:
             got = ",".join(map(str, parts))
-            raise ValueError(f"split fractions: got {got}, allowed: three of 0..1 (train, val, test) that sum to 1")
+            raise UserError("split fractions", got, "three of 0..1 (train, val, test) that sum to 1")
         if self.scheme == "closed-set" and parts[0] == 0:
-            raise ValueError("split fractions: got no train, allowed: a train share above 0 in a closed set")
+            raise UserError("split fractions", "no train", "a train share above 0 in a closed set")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +71,7 @@ def draw_splits(
         labels: int64 [N, R], -1 = unknown.
         given: int64 [N] splits that came with the source; they stay, and rows of their groups join them (the first in
             the order of SPLITS where they disagree).
+        options: the scheme, its shares and its seed.
     """
     groups = GROUPINGS[options.grouping](barcodes)
     names = [barcode or f"key {key}" for key, barcode in zip(keys, barcodes, strict=True)]
@@ -87,7 +89,10 @@ def draw_splits(
 
 
 def found_in_train(barcodes: Sequence[str], groups: np.ndarray, codes: np.ndarray) -> tuple[float | None, float | None]:
-    """Shares of the barcodes of val and test (rows with one) that train or pretrain has: identical, in one group."""
+    """Return the shares of the barcodes of val and test (rows with one) that train or pretrain has.
+
+    Identical, in one group.
+    """
     present = np.fromiter((bool(barcode) for barcode in barcodes), dtype=bool, count=len(barcodes))
     training = present & ((codes == TRAIN) | (codes == PRETRAIN))
     query = np.flatnonzero(present & ((codes == VAL) | (codes == TEST))).tolist()
@@ -99,14 +104,17 @@ def found_in_train(barcodes: Sequence[str], groups: np.ndarray, codes: np.ndarra
 
 
 def _hashes(names: Iterable[str], seed: int) -> np.ndarray:
-    """uint64 [N]: the same name and seed give the same number anywhere."""
+    """Return uint64 [N]: the same name and seed give the same number anywhere."""
     prefix = f"{seed}\0split\0".encode()
     digests = b"".join(hashlib.blake2b(prefix + name.encode(), digest_size=8).digest() for name in names)
     return np.frombuffer(digests, dtype="<u8").astype(np.uint64)
 
 
 def _unit_draws(units: np.ndarray, num_units: int, hashes: np.ndarray) -> np.ndarray:
-    """float64 [G] in [0, 1): from the smallest hash among a unit's rows, mixed again so that size does not bend it."""
+    """Return float64 [G] in [0, 1).
+
+    From the smallest hash among a unit's rows, mixed again so that size does not bend it.
+    """
     smallest = np.full(num_units, np.iinfo(np.uint64).max, dtype=np.uint64)
     np.minimum.at(smallest, units, hashes)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):  # splitmix64's finaliser
@@ -122,8 +130,10 @@ def _by_fractions(draws: np.ndarray, fractions: tuple[float, float, float]) -> n
 def _closed_set(
     units: np.ndarray, labels: np.ndarray, fixed: np.ndarray, draws: np.ndarray, options: SplitOptions
 ) -> np.ndarray:
-    """Split of every unit [G]: by fractions; then, for every taxon of any rank that train lacks, the unit of it with
-    the smallest draw goes to train, so that val and test hold no taxon that train has not."""
+    """Return the split of every unit [G]: by fractions, but val and test hold no taxon that train lacks.
+
+    For every taxon of any rank that train would lack, the unit of it with the smallest draw goes to train.
+    """
     result = np.where(fixed >= 0, fixed, _by_fractions(draws, options.fractions))
     into = np.where(fixed >= 0, -1, TRAIN)
     for rank in reversed(range(len(RANKS))):
@@ -132,8 +142,10 @@ def _closed_set(
 
 
 def _ensure(result: np.ndarray, units: np.ndarray, taxon: np.ndarray, draws: np.ndarray, into: np.ndarray) -> None:
-    """Move units so that every taxon (int64 [N], -1 = none) has a row in its split `into` [G] (-1 = do not move this
-    unit): of those that have none, the unit with the smallest draw goes there. Pretrain is as good as train."""
+    """Move units so that every taxon (int64 [N], -1 = none) has a row in its split `into` [G] (-1 = leave this unit).
+
+    Of a taxon that has none, the unit with the smallest draw goes there. Pretrain is as good as train.
+    """
     goal, there = into[units], result[units]
     there = np.where(there == PRETRAIN, TRAIN, there)
     movable = (taxon >= 0) & (goal >= 0)
@@ -153,7 +165,7 @@ def _ensure(result: np.ndarray, units: np.ndarray, taxon: np.ndarray, draws: np.
 def _seen_unseen(
     units: np.ndarray, labels: np.ndarray, fixed: np.ndarray, draws: np.ndarray, options: SplitOptions
 ) -> np.ndarray:
-    """Split of every unit [G], after CLIBD's recipe, counting groups where it counts records.
+    """Return the split of every unit [G], after CLIBD's recipe, counting groups where it counts records.
 
     Species that share a group stay together (a cluster). A cluster whose largest species has fewer than 10 records is
     unseen, of the others 20% are. Seen: train, val, test by fractions, train having all of their species (it also
@@ -210,7 +222,7 @@ def _clusters(units: np.ndarray, species: np.ndarray, num_species: int) -> np.nd
 
 
 def _crossing(groups: np.ndarray, given: np.ndarray) -> int:
-    """Groups of which rows came with different splits."""
+    """Count groups of which rows came with different splits."""
     rows = given >= 0
     pairs = np.unique(np.stack([groups[rows], given[rows]]), axis=1)
     return int((np.bincount(pairs[0]) > 1).sum()) if pairs.size else 0

@@ -41,7 +41,7 @@ def containments(texts: list[str], patterns: list[str]) -> Iterator[tuple[np.nda
 
 
 def chunks(texts: list[str]) -> Iterator[tuple[int, list[str]]]:
-    """(number of the first, texts) of about _CHUNK letters at a time."""
+    """Yield (number of the first, texts) of about _CHUNK letters at a time."""
     first, letters = 0, 0
     for last, text in enumerate(texts):
         letters += len(text)
@@ -68,7 +68,10 @@ class Letters:
         np.cumsum(_VALUES[self.letters] * np.multiply.accumulate(powers)[:-1], out=self._sums[1:])
 
     def windows(self, width: int) -> np.ndarray:
-        """Codes of all windows of `width` <= 32 letters: uint64 [T - width + 1], those across sequences included."""
+        """Return codes of all windows of `width` <= 32 letters.
+
+        Uint64 [T - width + 1], those across sequences included.
+        """
         count = max(0, len(self.letters) - width + 1)
         result = np.zeros(count, dtype=np.uint64)
         power, span, done = (
@@ -85,7 +88,7 @@ class Letters:
         return result
 
     def hashes(self, start: np.ndarray, length: np.ndarray) -> np.ndarray:
-        """Hash of each stretch, the same wherever it stands: uint64, modulo 2**64."""
+        """Return the hash of each stretch, the same wherever it stands: uint64, modulo 2**64."""
         return (self._sums[start + length] - self._sums[start]) * self._inverses[start]
 
 
@@ -102,7 +105,7 @@ class _Lookup:
         return (keys * _MIX >> self._shift).astype(np.int64)
 
     def __call__(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(which of `keys` are known, their places): two int64 arrays of the same length."""
+        """Return (which of `keys` are known, their places): two int64 arrays of the same length."""
         which = np.flatnonzero(self._seen[self._slots(keys)])
         place = np.minimum(np.searchsorted(self.keys, keys[which]), len(self.keys) - 1)
         found = self.keys[place] == keys[which]

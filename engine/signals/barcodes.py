@@ -48,11 +48,12 @@ _STRAND_SCORES = [per_codon(scores.astype(np.int16)) for scores in (CODON_SCORES
 
 
 def clean(raw: str) -> str:
-    """Return the barcode in capitals A, C, G, T, N: gaps and whitespace removed, U read as T, ambiguous bases as N,
-    N removed from both ends. "" when nothing is left: no barcode.
+    """Return the barcode in capitals A, C, G, T, N; "" when nothing is left, which is no barcode.
+
+    Gaps and whitespace are removed, U is read as T, an ambiguous base as N, and N is removed from both ends.
 
     Raises:
-        ValueError: naming the letters that are no nucleotides.
+        UserError: naming the letters that are no nucleotides.
     """
     data = raw.encode("ascii", "replace").translate(_CLEAN, GAPS.encode())
     if _INVALID in data:
@@ -98,29 +99,33 @@ class Tokenizer(Protocol):
     length: int  # L, tokens per barcode, padding included
     vocab_size: int
 
-    def __call__(self, sequence: str, offset: int = 0) -> np.ndarray: ...
+    def __call__(self, sequence: str, offset: int = 0) -> np.ndarray:
+        """Return the tokens of one clean barcode from nucleotide `offset` on: unsigned integers [L]."""
 
     def encode(self, sequences: Sequence[str], offset: int | Sequence[int] | np.ndarray = 0) -> np.ndarray:
-        """Clean barcodes, each from its nucleotide `offset` on -> unsigned integers [B, L], padded with 0."""
+        """Return the tokens of clean barcodes, padded with 0: unsigned integers [B, L].
+
+        Each begins at nucleotide `offset`: one for all, or one each.
+        """
 
 
 def _windows(sequences: Sequence[str], offset: int | Sequence[int] | np.ndarray, width: int) -> list[str]:
-    """At most `width` nucleotides of each barcode, from its offset on."""
+    """Return at most `width` nucleotides of each barcode, from its offset on."""
     if isinstance(offset, int):
         return [sequence[offset : offset + width] for sequence in sequences]
     return [sequence[start : start + width] for sequence, start in zip(sequences, offset, strict=True)]
 
 
 class KmerTokenizer:
-    """Windows of k nucleotides, one every `stride`. Token 0 = padding, 1 = unknown (a window with N), 2.. = the k-mers
-    of A, C, G, T in alphabetic order.
+    """Windows of k nucleotides, one every `stride`.
 
-    A tail shorter than k is left out; what lies beyond `max_nucleotides` too. A barcode that is not empty but too short
+    Token 0 = padding, 1 = unknown (a window with N), 2.. = the k-mers of A, C, G, T in alphabetic order. A
+    tail shorter than k is left out; what lies beyond `max_nucleotides` too. A barcode that is not empty but too short
     for one window is one unknown token, so that every barcode has a token to average over.
     """
 
     def __init__(self, k: int, stride: int, max_nucleotides: int) -> None:
-        """Raises ValueError when k is not in 1..8, or stride or max_nucleotides leave no window."""
+        """Raise UserError when k is not in 1..8, or stride or max_nucleotides leave no window."""
         if not 1 <= k <= 8:
             raise UserError("k-mer length", k, "1..8")
         if stride < 1:
@@ -133,12 +138,11 @@ class KmerTokenizer:
         self.dtype = np.dtype(np.uint16 if self.vocab_size <= 2**16 else np.uint32)  # uint32 for k = 8 only
 
     def __call__(self, sequence: str, offset: int = 0) -> np.ndarray:
-        """Return the tokens of one clean barcode from nucleotide `offset` on: uint16 [L]."""
+        """Return the tokens of one clean barcode, see `Tokenizer`."""
         return self.encode([sequence], offset)[0]
 
     def encode(self, sequences: Sequence[str], offset: int | Sequence[int] | np.ndarray = 0) -> np.ndarray:
-        """Return the tokens of clean barcodes, each from nucleotide `offset` (one for all, or one each) on: uint16
-        [B, L], padded with 0."""
+        """Return the tokens of clean barcodes, see `Tokenizer`: uint16 [B, L] (uint32 for k = 8)."""
         width = self.max_nucleotides
         codes = code_rows(_windows(sequences, offset, width), width)
         tokens = kmer_numbers(codes, self.k, self.stride, self.dtype)
@@ -162,7 +166,7 @@ class BpeTokenizer:
     """
 
     def __init__(self, path: str, max_nucleotides: int) -> None:
-        """Raises ValueError when the file cannot be read as a tokenizer."""
+        """Raise UserError when the file cannot be read as a tokenizer."""
         try:
             self._tokenizer = TokenizerFile.from_file(path)
         except Exception as error:  # the library raises plain Exception
@@ -174,12 +178,11 @@ class BpeTokenizer:
         self._tokenizer.enable_truncation(self.length)
 
     def __call__(self, sequence: str, offset: int = 0) -> np.ndarray:
-        """Return the tokens of one clean barcode from nucleotide `offset` on: uint16 [L]."""
+        """Return the tokens of one clean barcode, see `Tokenizer`."""
         return self.encode([sequence], offset)[0]
 
     def encode(self, sequences: Sequence[str], offset: int | Sequence[int] | np.ndarray = 0) -> np.ndarray:
-        """Return the tokens of clean barcodes, each from nucleotide `offset` (one for all, or one each) on: uint16
-        [B, L], padded with 0."""
+        """Return the tokens of clean barcodes, see `Tokenizer`: uint16 [B, L] (uint32 for k = 8)."""
         windows = _windows(sequences, offset, self.max_nucleotides)
         tokens = np.zeros((len(windows), self.length), dtype=np.uint16)
         for row, encoding in zip(tokens, self._tokenizer.encode_batch(windows), strict=True):
@@ -190,7 +193,7 @@ class BpeTokenizer:
 
 
 def make_tokenizer(config: DataConfig) -> KmerTokenizer | BpeTokenizer:
-    """Return the tokenizer that the configuration names. Raises ValueError as the classes do."""
+    """Return the tokenizer that the configuration names. Raises UserError as the classes do."""
     if config.tokenizer == "kmer":
         return KmerTokenizer(config.kmer, config.kmer_stride, config.max_nucleotides)
     if not config.tokenizer_file:

@@ -11,8 +11,8 @@ import numpy as np
 
 from engine.config import DegradeConfig, RobustConfig
 from engine.signals.barcodes import orient_batch
-from engine.signals.nucleotides import reverse_complement
 from engine.signals.degrade import degrade_batch, fragment, window_at
+from engine.signals.nucleotides import reverse_complement
 from engine.specimens.schema import rng_for, uniforms_for
 
 NOTHING, IMAGE, DNA = 0, 1, 2  # what is withheld from the fusion
@@ -24,8 +24,10 @@ def damaged_barcodes(
     """Return clean barcodes ("" = none), of which the share `config.dna` is damaged.
 
     Damage is the paper's preset at a random severity (max_severity u^2, so half of them are below a quarter of it). Of
-    some only a random piece is left, whose length is log-uniform; some come on the other strand. With `orient` they are then turned to the coding strand as evaluation turns what it is given, so that the few short
-    pieces that are turned wrongly (METHOD: 0.5% at 100 nt) are met in training, too.
+    some only a random piece is left, whose length is log-uniform; some come on the other strand.
+
+    With `orient` they are then turned to the coding strand, as in evaluation, so that the few short pieces that are
+    turned wrongly (METHOD: 0.5% at 100 nt) are met in training, too.
     """
     result = list(sequences)
     draws = uniforms_for(seed, epoch, keys, "damaged barcode", 6)

@@ -28,6 +28,11 @@ class BarcodePreset:
     run: float = 0.05  # share of the barcode that one run of N covers
     truncation: float = 0.10  # share of the barcode cut off its end
 
+    @classmethod
+    def only(cls, **rates: float) -> "BarcodePreset":
+        """Return a preset of these rates alone, the others 0."""
+        return cls(**{field.name: rates.get(field.name, 0.0) for field in dataclasses.fields(cls)})
+
 
 PAPER = BarcodePreset()
 _N = ord("N")

@@ -41,7 +41,7 @@ def _webp_size(data: bytes) -> tuple[int, int]:
 
 
 def _orientation_after(data: bytes, chunk: bytes, skip: int) -> int:
-    """The orientation in the EXIF chunk of a PNG or WebP; 1 without one."""
+    """Return the orientation in the EXIF chunk of a PNG or WebP; 1 without one."""
     place = data.find(chunk)
     if place < 0:
         return 1

@@ -14,6 +14,7 @@ import numpy as np
 import simplejpeg
 
 from engine.config import AugmentConfig
+from engine.errors import UserError
 from engine.signals.image_headers import file_header, jpeg_segments
 
 MAX_PIXELS = 100_000_000  # a photo beyond this is refused before decoding (300 MB as RGB)
@@ -45,7 +46,7 @@ def decode(data: bytes, min_side: int = 0, max_pixels: int = MAX_PIXELS) -> np.n
         ValueError: with the reason: empty, truncated, corrupt, unknown format, too many pixels.
     """
     if not data:
-        raise ValueError("photo: got 0 bytes, allowed: an image file")
+        raise UserError("photo", "0 bytes", "an image file")
     if data[:2] == b"\xff\xd8":
         return _decode_jpeg(data, min_side, max_pixels)
     width, height, orientation = file_header(data)
@@ -54,8 +55,10 @@ def decode(data: bytes, min_side: int = 0, max_pixels: int = MAX_PIXELS) -> np.n
 
 
 def decode_side(size: int, augment: AugmentConfig) -> int:
-    """Return the `min_side` for which no crop of `training_view` has fewer pixels per side than the view (so scaled
-    decoding never makes a view blurrier)."""
+    """Return the `min_side` for which no crop of `training_view` has fewer pixels per side than the view.
+
+    So scaled decoding never makes a view blurrier.
+    """
     return math.ceil(size * math.sqrt(augment.max_aspect / max(augment.min_area, 1e-3)))
 
 
@@ -67,10 +70,14 @@ def evaluation_view(image: np.ndarray, size: int) -> np.ndarray:
     return _resize(image[top : top + side, left : left + side], size)
 
 
-def training_view(image: np.ndarray, size: int, rng: np.random.Generator, augment: AugmentConfig) -> np.ndarray:
+def training_view(
+    image: np.ndarray,
+    size: int,
+    draws: Sequence[float] | np.ndarray,
+    augment: AugmentConfig,
+    out: np.ndarray | None = None,
+) -> np.ndarray:
     """Return one random view: crop, rotation, flips, colours, in this order.
-
-    Always VIEW_DRAWS numbers are drawn from `rng`, so that switching one change off leaves the others as they were.
 
     Crop: its share of the area is uniform in [min_area, 1], its width/height log-uniform in [1/max_aspect,
     max_aspect], both as far as the photo's own shape allows, its place uniform; resized to a square, averaging areas
@@ -85,19 +92,14 @@ def training_view(image: np.ndarray, size: int, rng: np.random.Generator, augmen
         4. hue         p <- p rotated by h about the grey axis (1, 1, 1)
         5. p is rounded and clipped to 0..255, once.
     All steps are linear, so they are one 3x4 matrix.
+
+    Args:
+        image: the photo.
+        size: side of the view, pixels.
+        draws: VIEW_DRAWS numbers in [0, 1), each for one change, so that switching one off leaves the others alone.
+        augment: how far the changes go.
+        out: where the view is written, if given: uint8 [size, size, 3], contiguous.
     """
-    return view_of(image, size, rng.random(VIEW_DRAWS), augment)
-
-
-def view_of(
-    image: np.ndarray,
-    size: int,
-    draws: Sequence[float] | np.ndarray,
-    augment: AugmentConfig,
-    out: np.ndarray | None = None,
-) -> np.ndarray:
-    """`training_view` for twelve numbers in [0, 1) drawn elsewhere; written into `out` (uint8 [size, size, 3],
-    contiguous) when there is one."""
     top, left, height, width = _crop_box(image.shape[:2], draws, augment)
     if augment.rotate_degrees:
         angle = (2 * draws[4] - 1) * augment.rotate_degrees
@@ -186,7 +188,7 @@ def to_jpeg(data: bytes, max_side: int | None = None) -> tuple[bytes, Change]:
 
 
 def _jpeg_header(data: bytes) -> tuple[int, int, str]:
-    """Width, height, and Gray, YCbCr, RGB or CMYK (which stands for YCCK too)."""
+    """Return width, height, and Gray, YCbCr, RGB or CMYK (which stands for YCCK too)."""
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data, strict=False)
     except (ValueError, KeyError) as error:  # KeyError: the file ends before its colours are known
@@ -211,11 +213,11 @@ def _decode_jpeg(data: bytes, min_side: int, max_pixels: int) -> np.ndarray:
 
 def _check_size(width: int, height: int, max_pixels: int = MAX_PIXELS) -> None:
     if width < 1 or height < 1 or width * height > max_pixels:
-        raise ValueError(f"photo: got {width} x {height} pixels, allowed at most {max_pixels} in all")
+        raise UserError("photo", f"{width} x {height} pixels", f"at most {max_pixels} in all")
 
 
 def _decode_other(data: bytes) -> np.ndarray:
-    """A non-JPEG file as RGB, in its stored orientation."""
+    """Return a non-JPEG file as RGB, in its stored orientation."""
     level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # raised, not printed
     try:
         image = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_UNCHANGED)
@@ -228,7 +230,7 @@ def _decode_other(data: bytes) -> np.ndarray:
     if image.dtype == np.uint16:
         image = cv2.convertScaleAbs(image, alpha=1 / 257)
     if image.dtype != np.uint8:
-        raise ValueError(f"photo: got pixels of type {image.dtype}, allowed: 8 or 16 bits per channel")
+        raise UserError("photo", f"pixels of type {image.dtype}", "8 or 16 bits per channel")
     if image.ndim == 2:
         return cv2.cvtColor(image, cv2.COLOR_GRAY2RGB)
     if image.shape[2] == 3:
@@ -250,8 +252,11 @@ def _turn(image: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def _resize(image: np.ndarray, size: int) -> np.ndarray:
-    """A square of `size`. Shrinking by up to 1.2 is linear interpolation; by up to 2, linear interpolation to twice the
-    size, then the mean of 2 x 2 (twice as fast as INTER_AREA, on average within 1 level of it); beyond, INTER_AREA."""
+    """Return a square of `size`.
+
+    Shrinking by up to 1.2 is linear interpolation; by up to 2, linear interpolation to twice the size, then the mean of
+    2 x 2 (twice as fast as INTER_AREA, on average within 1 level of it); beyond, INTER_AREA.
+    """
     height, width = image.shape[:2]
     shrink = max(height, width) / size
     if shrink <= _SHRINK:
@@ -267,7 +272,7 @@ def _resize(image: np.ndarray, size: int) -> np.ndarray:
 def _crop_box(
     shape: tuple[int, ...], draws: Sequence[float] | np.ndarray, augment: AugmentConfig
 ) -> tuple[int, int, int, int]:
-    """(top, left, height, width) of a random crop from four numbers in [0, 1)."""
+    """Return (top, left, height, width) of a random crop from four numbers in [0, 1)."""
     rows, columns = shape
     area_draw, aspect_draw, row_draw, column_draw = (float(draw) for draw in draws[:4])
     area = augment.min_area + (1 - augment.min_area) * area_draw
@@ -287,7 +292,7 @@ def _crop_box(
 
 
 def _rotated(image: np.ndarray, box: tuple[int, int, int, int], size: int, degrees: float) -> np.ndarray:
-    """The crop, resized to a square and turned about its centre, in one interpolation (areas averaged first)."""
+    """Return the crop, resized to a square and turned about its centre, in one interpolation (areas averaged first)."""
     top, left, height, width = box
     shrink = min(height, width) / size
     if shrink > _SHRINK:

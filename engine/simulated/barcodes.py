@@ -1,5 +1,4 @@
-"""Barcodes of the simulated specimens: COI-like sequences evolved down a tree, haplotypes, and a laboratory's
-blemishes.
+"""Barcodes of the simulated specimens: sequences like COI evolved down a tree, haplotypes, a laboratory's blemishes.
 
 The root is the protein that every barcoded fly has (the 219 codons of the Folmer fragment of Drosophila COI, 658 nt,
 whose first whole codon starts at the second base). Substitutions fall mostly on third positions, towards A and T,
@@ -28,8 +27,7 @@ _IUPAC = "RYKMSW"
 
 @dataclass(frozen=True, kw_only=True)
 class Branch:
-    """Proposed substitutions per site on the way down from the parent to each kind of taxon, and how much that
-    varies."""
+    """Proposed substitutions per site from the parent down to each kind of taxon, and how much that varies."""
 
     order: float = 0.8
     family: float = 0.50
@@ -56,18 +54,19 @@ class Evolution:
 
     @staticmethod
     def composition(at: float, rng: np.random.Generator) -> np.ndarray:
-        """Base frequencies that a lineage's substitutions drift to, [4] over A C G T, for a share `at` of A and T."""
+        """Return base frequencies that a lineage's substitutions drift to.
+
+        [4] over A C G T, a share `at` of A and T.
+        """
         share_t, share_c = rng.uniform(0.48, 0.56), rng.uniform(0.6, 0.72)
         return np.array([at * (1 - share_t), (1 - at) * share_c, (1 - at) * (1 - share_c), at * share_t])
 
     def evolve(self, parent: list[int], length: float, composition: np.ndarray, rng: np.random.Generator) -> list[int]:
-        """A descendant after `length` proposed substitutions per site; proposals that selection refuses change
-        nothing."""
+        """Return a descendant after `length` proposed substitutions per site, of which selection refuses some."""
         return self._substitute(parent, int(rng.poisson(length * LENGTH)), composition, rng)
 
     def mutate(self, parent: list[int], count: int, composition: np.ndarray, rng: np.random.Generator) -> list[int]:
-        """A descendant that differs from the parent at 1 to `count` sites: proposals are repeated until one is
-        accepted."""
+        """Return a descendant that differs from the parent at 1 to `count` sites."""
         for _ in range(1000):
             child = self._substitute(parent, 2 * count, composition, rng, limit=count)
             if child != parent:
@@ -132,8 +131,7 @@ def to_text(sequence: list[int]) -> str:
 
 
 def blemish(barcode: str, rng: np.random.Generator) -> str:
-    """What sequencing and data entry do to a record: most stay clean; cut ends, Ns, gaps, letters, strand for a share
-    each.
+    """Return a barcode as sequencing and data entry leave it: most stay clean.
 
     Rates: 22% lose up to 60 nt at an end, 4% are short (300-500 nt), 7% have Ns (a few or one run), 1% an IUPAC
     letter, 2% gap characters, 2% lower case, 3% are the reverse complement.
@@ -184,9 +182,13 @@ def populate(
     rng: np.random.Generator,
     deep_split: float = 0.0,
 ) -> Haplotypes:
-    """Haplotypes of a species and who carries which, by a Chinese restaurant process.
+    """Return the haplotypes of a species and who carries which, by a Chinese restaurant process.
 
     Args:
+        evolution: of the tree.
+        root: the species' own sequence.
+        composition: base frequencies that its substitutions drift to, [4].
+        rng: where the haplotypes come from.
         held_out: bool [specimens]; such specimens carry haplotypes that no other kind of specimen carries.
         deep_split: proposed substitutions per site between two lineages of the species, 0 for one lineage.
     """

@@ -51,7 +51,7 @@ class Body:
 
 
 def build(order: str, antenna: int, measures: Mapping[str, float], rng: np.random.Generator) -> Body:
-    """A specimen's body: its family's measures with small individual changes, its own posture."""
+    """Return a specimen's body: its family's measures with small individual changes, its own posture."""
     m = {name: value * float(np.exp(rng.normal(0.0, 0.05))) for name, value in measures.items()}
     bend = float(rng.normal(0.0, 0.06))
     head_y = -m["thorax_length"] / 2
@@ -94,8 +94,10 @@ def build(order: str, antenna: int, measures: Mapping[str, float], rng: np.rando
 
 
 def _profile(front: float, tip: float, count: int = 15) -> tuple[np.ndarray, np.ndarray]:
-    """(t, width) [count]: a width of at most 1 along t in 0..1; small exponents make blunt ends, large ones pointed
-    ends."""
+    """Return (t, width) [count]: a width of at most 1 along t in 0..1.
+
+    The larger an exponent the more pointed the end.
+    """
     t = 0.5 - 0.5 * np.cos(np.linspace(0.0, np.pi, count))
     peak = front / (front + tip)
     return t, (t / peak) ** front * ((1.0 - t) / (1.0 - peak)) ** tip
@@ -128,8 +130,7 @@ def _head(m: Mapping[str, float], y: float) -> list[Part]:
 
 
 def _turn(points: np.ndarray, degrees: float, root: tuple[float, float], side: int) -> np.ndarray:
-    """Place points given as (along, forward) of a limb: `degrees` from the tail axis outwards, then mirrored by
-    side."""
+    """Place points given as (along, forward) of a limb: `degrees` from the tail axis, then mirrored by side."""
     angle = np.deg2rad(degrees)
     along, forward = points[:, 0], points[:, 1]
     x = along * np.sin(angle) + forward * np.cos(angle)
@@ -138,7 +139,7 @@ def _turn(points: np.ndarray, degrees: float, root: tuple[float, float], side: i
 
 
 def _wings(kind: str, m: Mapping[str, float], rng: np.random.Generator) -> tuple[list[Part], list[Stroke]]:
-    """Wings as parts of a kind, and their veins; hind wings come first, below the others."""
+    """Return wings as parts of a kind, and their veins; hind wings come first, below the others."""
     parts: list[Part] = []
     veins: list[Stroke] = []
     posture = float(rng.normal(0.0, 6.0))
@@ -174,7 +175,7 @@ def _veins(
     cross: float,
     place: Callable[[np.ndarray], np.ndarray],
 ) -> list[Stroke]:
-    """Four veins along the wing and `cross` across it; `place` turns wing coordinates into the body's."""
+    """Return four veins along the wing and `cross` across it; `place` turns wing coordinates into the body's."""
     shares = np.array([0.0, 0.25, 0.5, 0.75])[:, None]
     grid = place(np.stack([np.tile(along, 4), (leading + shares * (trailing - leading)).ravel()], 1)).reshape(4, -1, 2)
     edge = place(np.stack([along, trailing], 1))
@@ -185,7 +186,7 @@ def _veins(
 
 
 def _elytra(order: str, m: Mapping[str, float], y: float, rng: np.random.Generator) -> list[Part]:
-    """Wing cases: two halves that meet in the middle; bugs also have a triangle and a membrane at the end."""
+    """Return wing cases: two halves that meet in the middle; bugs also have a triangle and a membrane at the end."""
     start, length, width = y - 0.05, m["elytra_length"], m["elytra_width"]
     t, shape = _profile(m["elytra_front"], m["elytra_tip"])
     gap = max(0.0, float(rng.normal(0.0, 0.02))) if order == "Coleoptera" else 0.0

@@ -2,7 +2,7 @@
 
 The body plan follows order and family (`simulated_bodies`), the pattern on abdomen and wings the genus, its colours
 the species. Every species draws from one palette, and light, background, pose, blur and noise belong to the specimen,
-so colours do not tell the family.
+so colours do not reveal the family.
 """
 
 from collections.abc import Iterable
@@ -21,37 +21,21 @@ from engine.specimens.schema import rng_for
 Taxon = tuple[int, int, int, int]  # order in ORDERS, number of the family in its order, of the genus, of the species
 SIDE = 128  # pixels
 _SHIFT = 4  # fractional bits of cv2's coordinates
+
+
+def _colours(text: str) -> np.ndarray:
+    """Read colours "R G B, R G B, ...": float32 [n, 3]."""
+    return np.array([colour.split() for colour in text.split(",")], dtype=np.float32)
+
+
 # Black, browns, ochre, yellow, orange, red, green, steel, petrol, grey, cream: every species draws from these.
-_PALETTE = np.array(
-    [
-        (38, 30, 26),
-        (80, 52, 34),
-        (140, 80, 42),
-        (188, 142, 76),
-        (220, 190, 84),
-        (208, 118, 48),
-        (156, 50, 40),
-        (108, 124, 62),
-        (52, 70, 108),
-        (46, 92, 84),
-        (128, 124, 116),
-        (220, 208, 180),
-    ],
-    dtype=np.float32,
+_PALETTE = _colours(
+    "38 30 26, 80 52 34, 140 80 42, 188 142 76, 220 190 84, 208 118 48, "
+    "156 50 40, 108 124 62, 52 70 108, 46 92 84, 128 124 116, 220 208 180"
 )
 # Paper, sand, lichen, leaf, stone, card, bark, slate.
-_BACKGROUNDS = np.array(
-    [
-        (226, 224, 218),
-        (198, 186, 160),
-        (150, 160, 120),
-        (112, 132, 78),
-        (168, 172, 180),
-        (206, 198, 188),
-        (128, 112, 92),
-        (92, 96, 98),
-    ],
-    dtype=np.float32,
+_BACKGROUNDS = _colours(
+    "226 224 218, 198 186 160, 150 160 120, 112 132 78, 168 172 180, 206 198 188, 128 112 92, 92 96 98"
 )
 _BODY_PATTERNS = ("bands", "saddle", "stripes", "spots", "dark_end", "chevrons", "line", "border", "plain")
 _WING_PATTERNS = ("plain", "bands", "border", "spots", "dark_end", "eyespots", "stripes", "saddle", "chevrons")
@@ -75,7 +59,7 @@ class Look:
 
 
 def photo_jpeg(seed: int, taxon: Taxon, specimen: int) -> bytes:
-    """JPEG of one photo; `specimen` is its number in the source."""
+    """Return the JPEG of one photo; `specimen` is its number in the source."""
     image = draw(seed, taxon, specimen)
     quality = int(rng_for(seed, 0, str(specimen), "simulated/jpeg").integers(84, 95))
     return simplejpeg.encode_jpeg(image, quality=quality, colorspace="RGB", colorsubsampling="420")
@@ -101,14 +85,14 @@ def draw(seed: int, taxon: Taxon, specimen: int, nuisance: float = 1.0) -> np.nd
 
 @lru_cache(maxsize=4096)
 def _family(seed: int, order: str, family: int) -> tuple[int, dict[str, float]]:
-    """(number of the kind of antenna, measures) of a family."""
+    """Return (number of the kind of antenna, measures) of a family."""
     offsets = rng_for(seed, 0, order, "simulated/measures").random(48)
     return family + int(3 * offsets[-1]), family_measures(order, family, offsets)
 
 
 @lru_cache(maxsize=65536)
 def species_look(seed: int, taxon: Taxon) -> Look:
-    """The genus gives the patterns, different inside a family; the species the colours, different inside a genus."""
+    """Return a species' look: patterns by genus, different in a family; colours by species, different in a genus."""
     order, family, genus, species = taxon
     rng = rng_for(seed, 0, f"{order}/{family}/{genus}", "simulated/genus")
     start = int(rng_for(seed, 0, f"{order}/{family}", "simulated/family").integers(9))
@@ -165,7 +149,7 @@ class Pose:
     inverse: np.ndarray  # [2, 2]
 
     def pixels(self, points: np.ndarray) -> np.ndarray:
-        """Points of the body [n, 2] -> pixel coordinates [n, 2]."""
+        """Turn points of the body [n, 2] into pixel coordinates [n, 2]."""
         return points @ self.matrix.T + self.offset
 
 
@@ -202,7 +186,7 @@ def _shadow(canvas: np.ndarray, parts: Iterable[Part], place: Pose, rng: np.rand
 
 
 def _lines(strokes: list[Stroke], place: Pose) -> np.ndarray:
-    """Coverage of the strokes, uint8 [128, 128]."""
+    """Return the coverage of the strokes, uint8 [128, 128]."""
     mask = np.zeros((SIDE, SIDE), np.uint8)
     pixels = _fixed(place.pixels(np.concatenate([stroke.points for stroke in strokes])))
     first = 0
@@ -252,7 +236,7 @@ def _paint(canvas: np.ndarray, part: Part, place: Pose, look: Look) -> None:
 
 
 def _surface(part: Part, place: Pose, low: np.ndarray, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """u along the part (0..1) and v across (-1..1) for the pixels of a window, float32 of `shape` each."""
+    """Return u along the part (0..1) and v across (-1..1) for the pixels of a window, float32 of `shape` each."""
     base = np.array(part.base)
     axis = np.array(part.end) - base
     length = float(np.hypot(axis[0], axis[1]))
@@ -265,7 +249,7 @@ def _surface(part: Part, place: Pose, low: np.ndarray, shape: tuple[int, ...]) -
 
 
 def _colour(part: Part, u: np.ndarray, v: np.ndarray, look: Look) -> tuple[np.ndarray, np.ndarray | float]:
-    """(colour [h, w, 3], opacity) of the points of a part."""
+    """Return (colour [h, w, 3], opacity) of the points of a part."""
     if part.kind in ("wing", "scaled_wing", "membrane"):
         return _wing_colour(part, u, v, look)
     light = 0.62 + 0.45 * np.sqrt(np.clip(1.0 - v * v, 0.0, 1.0))
@@ -293,7 +277,7 @@ def _wing_colour(part: Part, u: np.ndarray, v: np.ndarray, look: Look) -> tuple[
 
 
 def pattern(kind: str, u: np.ndarray, v: np.ndarray, repeats: float, cover: float) -> np.ndarray:
-    """Share of the mark's colour, 0..1, at each (u, v) of a surface."""
+    """Return the share of the mark's colour, 0..1, at each (u, v) of a surface."""
     turns = np.float32(2 * np.pi * repeats)
     if kind == "bands":
         field = np.cos(turns * u) - np.cos(np.pi * cover)

@@ -39,7 +39,7 @@ HELD_OUT = 0.45  # share of val and test specimens whose haplotype no training s
 
 
 def _rows_by(species: np.ndarray, num_species: int) -> list[np.ndarray]:
-    """Row numbers of every species, ascending."""
+    """Return the row numbers of every species, ascending."""
     return np.split(np.argsort(species, kind="stable"), np.cumsum(np.bincount(species, minlength=num_species))[:-1])
 
 
@@ -53,16 +53,16 @@ class SimulatedSource:
     skipped: list[tuple[str, str]] = field(default_factory=list)  # nothing is ever left out
 
     def load_image(self, ref: str) -> bytes:
-        """JPEG of 128 x 128 pixels of the reference "order/family/genus/species/specimen" that `batches` gives."""
+        """Return the JPEG (128 x 128 pixels) of a reference "order/family/genus/species/specimen" of `batches`."""
         order, family, genus, species, specimen = (int(part) for part in ref.split("/"))
         return simulated_photos.photo_jpeg(self.seed, (order, family, genus, species), specimen)
 
     def tree(self) -> Tree:
-        """The taxonomy that the specimens are drawn from, the same for the same seed and size."""
+        """Return the taxonomy that the specimens are drawn from, the same for the same seed and size."""
         return build_tree(self.seed, self.num_species)
 
     def batches(self) -> Iterator[pa.Table]:
-        """All specimens, in random order, in one table."""
+        """Yield all specimens, in random order, in one table."""
         species, split = self._specimens()
         tree = self.tree()
         barcodes, bins = self._barcodes(tree, species, split)
@@ -86,13 +86,13 @@ class SimulatedSource:
         yield pa.table(columns, schema=SPECIMEN_SCHEMA)
 
     def true_labels(self) -> dict[str, list[str]]:
-        """The names at all four ranks of every specimen of `batches`, none missing."""
+        """Return the names at all four ranks of every specimen of `batches`, none missing."""
         tree, (species, _) = self.tree(), self._specimens()
         lineages = [tree.lineage(s) for s in range(self.num_species)]
         return {rank: [tree.names[r][lineages[s][r]] for s in species.tolist()] for r, rank in enumerate(RANKS)}
 
     def haplotypes(self) -> list[str]:
-        """The barcode of every specimen of `batches` before blemishes: 658 nt of ACGT."""
+        """Return the barcode of every specimen of `batches` before blemishes: 658 nt of ACGT."""
         return self._barcodes(self.tree(), *self._specimens())[0]
 
     def _specimens(self) -> tuple[np.ndarray, list[str]]:
@@ -116,7 +116,7 @@ class SimulatedSource:
         return species[shuffled], [split[i] for i in shuffled]
 
     def _labels(self, tree: Tree, species: np.ndarray, split: list[str]) -> list[tuple[str | None, ...]]:
-        """Names per specimen and rank; in train most stop at family, but two of every species are named in full."""
+        """Return names per specimen and rank; in train most stop at family, but two of a species are named in full."""
         depth_draw, hole_draw = rng_for(self.seed, 0, "", "simulated/labels").random((2, len(species)))
         in_train = np.array([part == "train" for part in split])
         for rows in _rows_by(species, self.num_species):
@@ -134,7 +134,7 @@ class SimulatedSource:
         return labels
 
     def _barcodes(self, tree: Tree, species: np.ndarray, split: list[str]) -> tuple[list[str], list[str]]:
-        """(haplotype of 658 nt, BIN) of every specimen."""
+        """Return (haplotype of 658 nt, BIN) of every specimen."""
         evolution, roots, compositions = simulated_barcodes.grow(self.seed, tree)
         barcodes, bins = [""] * len(species), [""] * len(species)
         in_train = np.array([part == "train" for part in split])

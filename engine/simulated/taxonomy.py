@@ -27,7 +27,7 @@ _GENUS_ENDINGS = {
     "Neuroptera": ("chrysa", "leon", "perla", "bia"),
     "Odonata": ("aeschna", "phlebia", "lestes", "gomphus"),
 }
-# Share of the species that have the barcodes of a sister. With it about 12% of the species are not told apart by COI:
+# Share of the species that have the barcodes of a sister. With it about 12% of the species cannot be separated by COI:
 # as many as Mutanen et al. (2016, doi:10.1093/sysbio/syw044) found not monophyletic among European Lepidoptera.
 SISTERS = 0.06
 # Parts of invented names: genus = start + middle + the order's ending, epithet = stem + ending.
@@ -54,7 +54,7 @@ class Tree:
     deep: np.ndarray  # bool [species]: two deep lineages, hence two BINs
 
     def lineage(self, species: int) -> tuple[int, int, int, int]:
-        """A species' indices of (order, family, genus, species)."""
+        """Return a species' indices of (order, family, genus, species)."""
         genus = int(self.parents[2][species])
         family = int(self.parents[1][genus])
         return int(self.parents[0][family]), family, genus, species
@@ -102,7 +102,7 @@ def _names(parents: list[np.ndarray], rng: np.random.Generator) -> tuple[tuple[s
     used: set[str] = set()
 
     def fresh(*parts: Sequence[str], genus: str = "") -> str:
-        """A name of these syllables that no taxon has yet."""
+        """Return a name of these syllables that no taxon has yet."""
         for attempt in range(1000):
             middle = parts[1:-1] * (1 + attempt // 50)  # longer names when the short ones run out
             chosen = [choices[int(rng.integers(len(choices)))] for choices in (parts[0], *middle, parts[-1])]

@@ -45,39 +45,33 @@ def caption(names: Sequence[str | None]) -> str:
     return " ".join(words)
 
 
-def cut(labels: np.ndarray, rng: np.random.Generator, probability: float) -> np.ndarray:
+def cut(labels: np.ndarray, draws: np.ndarray, probability: float) -> np.ndarray:
     """Return a copy of labels, each row with `probability` cut to one of its known ranks; finer ranks become -1.
 
     The rank is drawn uniformly among the known ones, the finest included (which changes nothing). Holes stay holes, and
     a row without any known rank stays as it is.
 
     Args:
-        labels: int64 [R] or [B, R].
-        rng: two numbers are drawn from it per row, whatever they decide.
+        labels: int64 [B, R].
+        draws: float64 [B, 2] in [0, 1): whether a row is cut, and where.
         probability: 0..1.
     """
-    rows = np.atleast_2d(labels)
-    return cut_rows(rows, rng.random((2, len(rows))).T, probability).reshape(labels.shape)
-
-
-def cut_rows(rows: np.ndarray, draws: np.ndarray, probability: float) -> np.ndarray:
-    """`cut` of labels int64 [B, R] by numbers drawn elsewhere, float64 [B, 2] in [0, 1)."""
-    known = rows >= 0
+    known = labels >= 0
     chance, place = draws.T
-    nth = (place * known.sum(axis=1)).astype(np.int64)  # the how-maniest known rank is the last to stay
-    finer = np.cumsum(known, axis=1) - known > nth[:, None]  # known ranks above this one > nth
-    return np.where(finer & (chance < probability)[:, None], -1, rows)
+    last = (place * known.sum(axis=1)).astype(np.int64)  # known ranks above the last one that stays
+    finer = np.cumsum(known, axis=1) - known > last[:, None]
+    return np.where(finer & (chance < probability)[:, None], -1, labels)
 
 
 def _word(name: str) -> str:
-    """A name without spaces, injective; ordinary names unchanged."""
+    """Return a name without spaces, injective; ordinary names unchanged."""
     if name == HOLE:
         return "%3F"
     return name.replace("%", "%25").replace(" ", "%20")
 
 
 def _under_genus(genus: str | None, species: str) -> str:
-    """The species as written after its genus (or after a hole)."""
+    """Return the species as written after its genus (or after a hole)."""
     if not genus:
         return species
     epithet = species.removeprefix(genus + " ")

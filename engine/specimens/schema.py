@@ -99,11 +99,11 @@ def rng_for(seed: int, epoch: int, key: str, stream: str) -> np.random.Generator
 
 
 def uniforms_for(seed: int, epoch: int, keys: Sequence[str], stream: str, count: int) -> np.ndarray:
-    """Return float64 [N, count] in [0, 1): row by row the very numbers of `rng_for(seed, epoch, key,
-    stream).random(count)`, for many specimens at once and about five times as fast.
+    """Return float64 [N, count] in [0, 1), about five times as fast as one specimen at a time.
 
-    Philox is a counter-based generator: block n of a stream is a hash of n (Salmon et al., 2011), so the blocks of all
-    specimens are computed side by side.
+    Row by row they are the numbers of `rng_for(seed, epoch, key, stream).random(count)`. Philox is a
+    counter-based generator: block n of a stream is a hash of n (Salmon et al., 2011), so the blocks of all specimens
+    are computed side by side.
     """
     digests = b"".join([_digest(seed, epoch, key, stream) for key in keys])
     words = np.frombuffer(digests, dtype=np.uint64).reshape(-1, 2)
@@ -115,7 +115,7 @@ def uniforms_for(seed: int, epoch: int, keys: Sequence[str], stream: str, count:
 
 
 def _digest(seed: int, epoch: int, key: str, stream: str) -> bytes:
-    """128 bits that stand for the arguments."""
+    """Return 128 bits that stand for the arguments."""
     return hashlib.blake2b(f"{seed}\0{epoch}\0{stream}\0{key}".encode(), digest_size=16).digest()
 
 
@@ -126,7 +126,7 @@ _Words = tuple[np.ndarray, ...]
 
 
 def _philox(counter: _Words, key: _Words) -> _Words:
-    """Philox 4x64 with 10 rounds: four words of counter and two of key (uint64, broadcast) -> four random words."""
+    """Run Philox 4x64 with 10 rounds: four words of counter and two of key (uint64, broadcast) -> four random words."""
     a, b, c, d = counter
     first, second = key
     for _ in range(10):
@@ -137,7 +137,7 @@ def _philox(counter: _Words, key: _Words) -> _Words:
 
 
 def _multiply(factor: np.uint64, words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The upper and the lower 64 bits of the product, by halves of 32 bits."""
+    """Return the upper and the lower 64 bits of the product, by halves of 32 bits."""
     upper, lower = factor >> _HALF, factor & _LOW
     words_upper, words_lower = words >> _HALF, words & _LOW
     middle_one, middle_two = upper * words_lower, lower * words_upper

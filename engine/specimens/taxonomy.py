@@ -199,7 +199,7 @@ class _Resolver:
 
 
 def _scope(names: Names, orders_of: Sequence[Mapping[str, set[str]]]) -> str:
-    """The order four names belong to: as given, else that of the coarsest name found in one order only, else ""."""
+    """Return the order of four names: as given, else of the coarsest name found in one order only, else ""."""
     if names[0]:
         return names[0]
     for rank, name in enumerate(names):
@@ -279,7 +279,7 @@ def _lineages(
 def _count_parents(
     labels: list[tuple[int, ...]], counts: list[int], rank: int, coarser: int
 ) -> dict[int, Counter[int]]:
-    """Specimens per (taxon at `rank`, taxon at `coarser`), where no rank between the two is known."""
+    """Count specimens per (taxon at `rank`, taxon at `coarser`), where no rank between the two is known."""
     parents: dict[int, Counter[int]] = defaultdict(Counter)
     for row, count in zip(labels, counts, strict=True):
         if row[rank] >= 0 and row[coarser] >= 0 and all(between < 0 for between in row[coarser + 1 : rank]):

@@ -190,5 +190,5 @@ def told(check: BarcodeCheck) -> dict[str, Any]:
         "is_coi": check.is_coi,
         "usable": check.usable,
         "problems": list(check.problems),
-        "told": check.told(),
+        "told": check.sentences(),
     }

@@ -29,7 +29,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from engine.signals.degrade import substitute
+from engine.signals.degrade import BarcodePreset, degrade_barcode
 from serve.bulk.job import UNFINISHED
 from serve.bulk.plan import load_plan
 from tests.benchmarks.barcode_queries import read
@@ -97,9 +97,9 @@ def make_queries(shards: Path, count: int) -> list[str]:
     """Different barcodes: those of val and test, then copies with 1% of the letters substituted."""
     known = [one for split in ("val", "test") for one in read(shards, split).barcodes]
     rng = np.random.default_rng(0)
-    found = dict.fromkeys(known)
+    found, few = dict.fromkeys(known), BarcodePreset.only(substitution=0.01)
     while len(found) < count:
-        found.update(dict.fromkeys(substitute(one, rng, 0.01) for one in known))
+        found.update(dict.fromkeys(degrade_barcode(one, rng, 1.0, few) for one in known))
     return list(found)[:count]
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from engine.batches.sampling import Plan
+from engine.batches.sampling import EpochPlan
 from engine.ingest.plan import Layout
 from engine.specimens.taxonomy import RANKS
 from tests.benchmarks.authors_sampler import linear
@@ -90,7 +90,7 @@ def cut(rows: np.ndarray, batch: int) -> np.ndarray:
     return rows[: len(rows) // batch * batch].reshape(-1, batch)
 
 
-def _steps(plan: Plan, epoch: int) -> np.ndarray:
+def _steps(plan: EpochPlan, epoch: int) -> np.ndarray:
     return plan.order(epoch).reshape(plan.steps_per_epoch, -1)
 
 
@@ -109,7 +109,7 @@ def rows_of(name: str, batch: int, options: argparse.Namespace) -> Iterator[Row]
         for window in (*options.windows, len(labels)):
             if window == len(labels) and layout == "clustered":
                 continue  # one window: the layout no longer matters
-            plan = Plan(labels=labels, seed=0, global_batch_size=batch, window=window)
+            plan = EpochPlan(labels=labels, seed=0, global_batch_size=batch, window=window)
             whole = window == len(labels)
             name_of = (title, batch, "any" if whole else layout, WHOLE if whole else f"window {window}")
             yield measure(labels, name_of, partial(_steps, plan), options.epochs)

@@ -52,13 +52,13 @@ def photo_operations() -> dict[str, tuple[Callable[[], object], int]]:
     photos = [photo(seed) for seed in range(NUM_PHOTOS)]
     large = [photo(seed, 1024) for seed in range(8)]
     decoded = [images.decode(data) for data in photos]
-    augment, rng = AugmentConfig(), np.random.default_rng(0)
+    augment, draws = AugmentConfig(), np.random.default_rng(0).random(images.VIEW_DRAWS)
 
     def views(size: int, least: int) -> None:
         for data in photos:
             image = images.decode(data, least)
-            images.training_view(image, size, rng, augment)
-            images.training_view(image, size, rng, augment)
+            images.training_view(image, size, draws, augment)
+            images.training_view(image, size, draws, augment)
 
     def each(function: Callable[..., object], items: list, *arguments: object) -> tuple[Callable[[], object], int]:
         return lambda: [function(item, *arguments) for item in items], len(items)
@@ -72,8 +72,8 @@ def photo_operations() -> dict[str, tuple[Callable[[], object], int]]:
         f"decode 1024 px, sides >= {side}": each(images.decode, large, side),
         "evaluation view 224": each(images.evaluation_view, decoded, 224),
         "evaluation view 64": each(images.evaluation_view, decoded, 64),
-        "training view 224": each(images.training_view, decoded, 224, rng, augment),
-        "training view 64": each(images.training_view, decoded, 64, rng, augment),
+        "training view 224": each(images.training_view, decoded, 224, draws, augment),
+        "training view 64": each(images.training_view, decoded, 64, draws, augment),
         "decode + two views 224": (lambda: views(224, 0), NUM_PHOTOS),
         "decode + two views 64": (lambda: views(64, side), NUM_PHOTOS),
         "colour jitter 224": each(images.jitter, view, 1.1, 0.9, 1.2, 0.1),
@@ -114,7 +114,7 @@ def barcode_operations() -> dict[str, tuple[Callable[[], object], int]]:
         "degrade_barcode": (lambda: [degrade.degrade_barcode(s, rng) for s in sequences], NUM_BARCODES),
         "fragment": (lambda: [degrade.fragment(s, rng, 200) for s in sequences], NUM_BARCODES),
         "caption": (lambda: [captions.caption(names) for _ in sequences], NUM_BARCODES),
-        "cut, batch": (lambda: captions.cut(labels, rng, 0.3), NUM_BARCODES),
+        "cut, batch": (lambda: captions.cut(labels, rng.random((len(labels), 2)), 0.3), NUM_BARCODES),
         "containment_groups": (lambda: containment.containment_groups(sequences), NUM_BARCODES),
     }
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from engine.batches.sampling import Plan
+from engine.batches.sampling import EpochPlan
 from tests.benchmarks.authors_sampler import quadratic
 from tests.benchmarks.label_sets import bioscan_labels
 
@@ -29,7 +29,7 @@ QUADRATIC = (2000, 4000, 8000, 16000)
 
 def measure_ours(file: str, window: int, epoch: int, workers: int, answer: Connection) -> None:
     """In a fresh process: send wall seconds, CPU seconds and peak resident bytes of one epoch's order."""
-    plan = Plan(labels=np.load(file), seed=0, global_batch_size=256, window=window)
+    plan = EpochPlan(labels=np.load(file), seed=0, global_batch_size=256, window=window)
     wall, cpu = time.perf_counter(), time.process_time()
     rows = plan.worker_order(epoch, 0, workers)
     seconds = time.perf_counter() - wall, time.process_time() - cpu

@@ -34,7 +34,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from engine.batches.prepare import Prepare, Specimens
-from engine.batches.sampling import Plan
+from engine.batches.sampling import EpochPlan
 from engine.config import AugmentConfig, DataConfig
 from engine.signals import barcodes, images
 from engine.specimens.schema import Specimen, uniforms_for
@@ -98,7 +98,7 @@ def ours(folder: Path, batch_size: int, store: int) -> Iterator[Any]:
         logging_level="ERROR",
     )
     specimens = opened(folder)
-    plan = Plan(labels=specimens.labels, seed=SEED, global_batch_size=batch_size)
+    plan = EpochPlan(labels=specimens.labels, seed=SEED, global_batch_size=batch_size)
     budget = cpu_budget(ray.cluster_resources(), 1, 0.01)
     yield from training_batches(specimens, plan, DATA, (0, 10**9), (0, 1), budget)
 
@@ -108,7 +108,7 @@ def alone(folder: Path, batch_size: int, store: int) -> Iterator[Any]:
 
     specimens = opened(folder)
     prepare = Prepare(specimens, DATA, SEED, training=True)
-    plan = Plan(labels=specimens.labels, seed=SEED, global_batch_size=batch_size)
+    plan = EpochPlan(labels=specimens.labels, seed=SEED, global_batch_size=batch_size)
     for epoch in itertools.count():
         for rows in plan.worker_order(epoch, 0, 1):
             yield collate(prepare(rows, epoch))
@@ -259,7 +259,9 @@ def stages(folder: Path, batch_size: int, repeats: int) -> dict[str, float]:
         "decode": lambda: [images.decode(data, prepare.decode_side) for data in photos],
         "views": twice(lambda i: images._resize(decoded[i][4:248, 4:248], 224)),
         "colours": twice(lambda i: images.jitter(out[i], 1.1, 0.9, 1.2, 0.1, out[i])),
-        "views and colours, whole": twice(lambda i: images.view_of(decoded[i], 224, draws[i], DATA.augment, out[i])),
+        "views and colours, whole": twice(
+            lambda i: images.training_view(decoded[i], 224, draws[i], DATA.augment, out[i])
+        ),
         "clean": lambda: [barcodes.clean(raw.decode()) for raw in raws],
         "orient": lambda: barcodes.orient_batch(sequences),
         "tokenise": lambda: prepare.tokenizer.encode(sequences),

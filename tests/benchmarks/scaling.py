@@ -63,14 +63,14 @@ def drive(shards: str, told: Path) -> None:
         select_split,
         training_batches,
     )
-    from engine.batches.sampling import Plan
+    from engine.batches.sampling import EpochPlan
     from engine.config import DataConfig
     from engine.specimens.taxonomy import Taxonomy
 
     ray.init(address="auto", log_to_driver=False, logging_level="ERROR")
     index = select_split(load_index([shards]), "train")
     specimens = Specimens.from_index(index, Taxonomy.build(label_columns(index)))
-    plan = Plan(labels=specimens.labels, seed=0, global_batch_size=BATCH, lanes=8, window=4096, partners=False)
+    plan = EpochPlan(labels=specimens.labels, seed=0, global_batch_size=BATCH, lanes=8, window=4096, partners=False)
     data = DataConfig(shards=(shards,), image_size=SIDE, rows_per_task=BATCH, prefetch_batches=1)
     nodes = int(ray.cluster_resources()["CPU"])
     budget = replace(cpu_budget(ray.cluster_resources(), 0, 0.0), object_store_bytes=1.01 * nodes * STORE_PER_NODE)

@@ -17,14 +17,14 @@ REPEATS = 5
 
 
 def counted(call: Callable[[], T]) -> tuple[T, float]:
-    """What `call` returns, and the floating-point operations of it (a product and a sum are two)."""
+    """Return what `call` returns, and its floating-point operations (a product and a sum are two)."""
     with FlopCounterMode(display=False) as counter:
         result = call()
     return result, float(counter.get_total_flops())
 
 
 def matmul_rate(device: torch.device, precision: str) -> float:
-    """Operations a second of the best of a few large matrix products in `precision` (fp32 or bf16) on `device`."""
+    """Return operations a second of the best of a few large matrix products in `precision` (fp32, bf16)."""
     side = SIDE.get(device.type, SIDE["cpu"])
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     matrix = torch.ones(side, side, device=device, dtype=dtype)

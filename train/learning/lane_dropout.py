@@ -53,12 +53,12 @@ class LaneDropout(nn.Dropout):
 
 
 def seed_of(text: str) -> int:
-    """A seed for torch from what identifies a draw."""
+    """Return a seed for torch from what identifies a draw."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest(), "big")
 
 
 class LaneMasks:
-    """Replaces the dropout modules of a Trimodal's DNA tower and gate, and tells them which rows each call brings."""
+    """Replaces dropout in a Trimodal's DNA tower and gate, and lets it know which rows each call brings."""
 
     def __init__(self, model: nn.Module, lane_rows: int) -> None:
         """`lane_rows`: M."""

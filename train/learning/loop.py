@@ -24,7 +24,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from engine.batches.collate import Batch
 from engine.batches.pipeline import CpuBudget, Specimens, select_split, training_batches
-from engine.batches.sampling import Plan
+from engine.batches.sampling import EpochPlan
+from engine.errors import NotFinite, UserError
 from engine.specimens.captions import caption
 from engine.specimens.taxonomy import Taxonomy
 from train import dist
@@ -57,7 +58,7 @@ class Phase:
 
 
 def phases(config: Config, steps_per_epoch: int) -> tuple[Phase, ...]:
-    """One phase; with `fusion_training=posthoc` two: the encoders without the fused term, then the gate alone.
+    """Return one phase; with `fusion_training=posthoc` two: the encoders without the fused term, then the gate alone.
 
     Raises ValueError when post-hoc fusion leaves the encoders no epoch.
     """
@@ -65,10 +66,8 @@ def phases(config: Config, steps_per_epoch: int) -> tuple[Phase, ...]:
     if config.run.fusion_training == "joint":
         return (Phase(0, total, config.loss),)
     if config.run.fusion_epochs >= config.run.epochs:
-        raise ValueError(
-            f"run.fusion_epochs must be below run.epochs={config.run.epochs} with run.fusion_training=posthoc, "
-            f"got {config.run.fusion_epochs}"
-        )
+        allowed = f"below run.epochs={config.run.epochs} with run.fusion_training=posthoc"
+        raise UserError("run.fusion_epochs", config.run.fusion_epochs, allowed)
     turn = (config.run.epochs - config.run.fusion_epochs) * steps_per_epoch
     encoders = dataclasses.replace(config.loss, fusion_weight=0.0, rank_heads_weight=0.0)
     gate = dataclasses.replace(config.loss, hierarchy_weight=0.0)
@@ -100,8 +99,10 @@ class CaptionTable:
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """Move the tensors; images stay uint8 until the model normalises them. A GPU takes its copy from pinned memory,
-    so that nobody waits for it."""
+    """Move the tensors; images stay uint8 until the model normalises them.
+
+    A GPU takes its copy from pinned memory, so that nobody waits for it.
+    """
 
     def moved(tensor: Tensor) -> Tensor:
         return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
@@ -116,7 +117,7 @@ class Session:
         self.config, self.taxonomy, self.device = config, taxonomy, device
         self.specimens = Specimens.from_index(select_split(index, "train"), taxonomy)
         data = config.data
-        self.plan = Plan(
+        self.plan = EpochPlan(
             labels=self.specimens.labels,
             seed=config.run.seed,
             global_batch_size=config.run.global_batch_size,
@@ -169,7 +170,7 @@ class Session:
         self.optimizer, self.schedule = build_optimizer(self.model, optim, phase.last - phase.first)
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint needs beside the weights."""
+        """Return what a checkpoint needs beside the weights."""
         return {
             "step": self.step,
             "history": self.history,
@@ -187,7 +188,7 @@ class Session:
         """Continue from a checkpoint. Raises ValueError when its data order or its length is not this run's."""
         plan = self.state()["plan"]
         if state["plan"] != plan:
-            raise ValueError(f"cannot resume: the checkpoint's plan is {state['plan']}, this run's is {plan}")
+            raise UserError("resume", f"a checkpoint whose plan is {state['plan']}", f"this run's plan {plan}")
         self.model.load_state_dict(weights)
         self.step, self.history = state["step"], list(state["history"])
         phase = next((p for p in self.phases if p.first < self.step <= p.last), self.phases[0])
@@ -196,14 +197,14 @@ class Session:
         self.schedule.load_state_dict(state["schedule"])
 
     def batches(self, budget: CpuBudget | None) -> Iterator[Batch]:
-        """This worker's batches from the current step to the end of the run."""
+        """Yield this worker's batches from the current step to the end of the run."""
         worker = (dist.rank(), dist.world_size())
         return training_batches(
             self.specimens, self.plan, self.config.data, (self.step, self.total_steps), worker, budget
         )
 
     def _seed(self, part: int) -> None:
-        """Randomness of this step on this worker that is not drawn by lane; of a part of its rows."""
+        """Seed what is not drawn by lane: for this step, this worker and a part of its rows."""
         torch.manual_seed(seed_of(f"{self.config.run.seed}/{self.step}/{dist.rank()}/{part}"))
 
     def _number_rows(self, batch: Batch) -> None:
@@ -214,30 +215,30 @@ class Session:
             self.masks.seed(f"{self.config.run.seed}/{self.step}")
 
     def _features(self, batch: Batch) -> Features:
-        """Forward in the run's precision; weights, losses and optimizer stay float32."""
+        """Run forward in the run's precision; weights, losses and optimizer stay float32."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.run.precision == "bf16"):
             return self.forward(batch)
 
     def _agree(self, terms: dict[str, Tensor], keys: list[str], asked: Sequence[bool]) -> None:
-        """What one rank knows all ranks learn: a loss that is not finite, and requests to stop (into `self.asked`).
+        """Share what any rank knows: a loss that is not finite, and requests to stop (into `self.asked`).
 
-        Raises FloatingPointError on every rank when any rank's loss is not finite.
+        Raises NotFinite on every rank when any rank's loss is not finite.
         """
-        told = torch.tensor([False, *asked], device=self.device, dtype=torch.float32)
-        told[0] = ~torch.isfinite(terms["loss/total"].detach())
-        bad, *requests = dist.all_reduce_sum(told).tolist()
+        flags = torch.tensor([False, *asked], device=self.device, dtype=torch.float32)
+        flags[0] = ~torch.isfinite(terms["loss/total"].detach())
+        bad, *requests = dist.all_reduce_sum(flags).tolist()
         self.asked = tuple(count > 0 for count in requests)
         if bad:
-            raise FloatingPointError(
+            raise NotFinite(
                 f"loss is {terms['loss/total'].item()} at step {self.step} (rank {dist.rank()}); "
                 f"terms { ({k: round(v.item(), 4) for k, v in terms.items()}) }; keys {', '.join(filter(None, keys))}"
             )
 
     def train_step(self, batch: Batch, asked: Sequence[bool] = ()) -> dict[str, Tensor]:
-        """One optimizer step on this worker's share of the global batch; returns the named loss terms.
+        """Take one optimizer step on this worker's share of the global batch; return the named loss terms.
 
         `asked`: requests to stop, as many on every rank; `self.asked` then says which of them any rank has.
-        Raises FloatingPointError, before the optimizer moves, when the loss is not finite.
+        Raises NotFinite, before the optimizer moves, when the loss is not finite.
         """
         if self.step >= self.phase.last:
             self._enter(next(p for p in self.phases if p.first <= self.step < p.last))
@@ -286,7 +287,7 @@ class Meter:
             self.terms[name] = self.terms.get(name, 0.0) + value
 
     def summary(self, peak: float) -> dict[str, float]:
-        """Means over the interval; loss terms averaged over the workers, samples counted over all of them.
+        """Return means over the interval; loss terms averaged over the workers, samples counted over all of them.
 
         `peak`: operations a second of this worker's device, for the share of it that the steps use (`perf/mfu`).
         """
@@ -301,7 +302,7 @@ class Meter:
 
 
 def timed(batches: Iterator[Batch]) -> Iterator[tuple[Batch, float]]:
-    """Each batch with the seconds that it was waited for."""
+    """Yield each batch with the seconds that it was waited for."""
     while True:
         started = time.perf_counter()
         batch = next(batches, None)

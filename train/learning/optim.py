@@ -9,7 +9,7 @@ EMBEDDINGS = ("position", "class_embedding")  # in the names of embeddings that 
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Trainable parameters in two groups: what multiplies activations decays.
+    """Return trainable parameters in two groups: what multiplies activations decays.
 
     Biases, norms, scalars (below 2 dimensions) and embeddings (of tokens, positions, classes) do not.
     """
@@ -30,7 +30,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, ob
 def build_optimizer(
     model: nn.Module, config: OptimConfig, total_steps: int
 ) -> tuple[torch.optim.AdamW, torch.optim.lr_scheduler.OneCycleLR]:
-    """Optimizer and schedule for `total_steps` optimizer steps.
+    """Return optimizer and schedule for `total_steps` optimizer steps.
 
     The momentum stays fixed while the rate moves, as in the authors' release. `total_steps` is raised to 2, because a
     cycle of one step has no warm-up to divide by.

@@ -163,8 +163,10 @@ def _is_summable(config: LossConfig, dtype: torch.dtype) -> bool:
 
 
 def _sums_by_class(views: Views, config: LossConfig) -> Tensor:
-    """`_sums` without floors, for `_is_summable` options: what an anchor's positives add up to is known from the sums
-    of the classes, so a rank costs B x D instead of B x G."""
+    """Return `_sums` without floors, for `_is_summable` options.
+
+    What an anchor's positives add up to is known from the sums of the classes: a rank costs B x D instead of B x G.
+    """
     thinned = config.representatives == "one_per_label"
     dtype, own = views.anchors.dtype, views.own_rows
     sets = (views.stays if thinned else views.stays[:1]).repeat(1, 2).to(dtype)

@@ -49,7 +49,7 @@ class Targets(NamedTuple):
         return cls(batch["labels"], caption, batch["bin"], batch["barcode"], has_image, has_dna, has_text)
 
     def gather(self) -> "Targets":
-        """The targets of all ranks, [G, ...], in one collective."""
+        """Gather the targets of all ranks, [G, ...], in one collective."""
         if dist.world_size() == 1:
             return self
         parts = [part.reshape(len(part), -1) for part in self]
@@ -83,14 +83,14 @@ class World:
         return replace(self, local=local, targets=targets, offset=self.offset + start)
 
     def detached(self, name: str) -> "World":
-        """The same without gradient into one feature."""
+        """Return the same without gradient into one feature."""
         local = self.local | {name: self.local[name].detach()}
         alone = self.columns is self.local
         columns = local if alone else self.columns | {name: self.columns[name].detach()}
         return replace(self, local=local, columns=columns)
 
     def itself(self) -> Tensor:
-        """bool [B, G]: the candidate is the anchor's own specimen."""
+        """Return bool [B, G]: the candidate is the anchor's own specimen."""
         rows = torch.arange(len(self.targets.bin), device=self.targets.bin.device) + self.offset
         return rows[:, None] == torch.arange(len(self.all_targets.bin), device=rows.device)
 
@@ -156,7 +156,7 @@ def _same_caption(world: World) -> Tensor:
 
 
 def _plain_pairs(world: World, positives: Positives) -> Pairs:
-    """The forms of CLIBD and of the release: whatever is not a positive is a negative."""
+    """Return the forms of CLIBD and of the release: whatever is not a positive is a negative."""
     positive = world.itself()
     if positives == "caption":
         positive = positive | _same_caption(world)
@@ -166,8 +166,10 @@ def _plain_pairs(world: World, positives: Positives) -> Pairs:
 
 
 def text_pairs(world: World, positives: Positives) -> Pairs:
-    """Who is whose text. `masked`: same caption = positive; captions that differ at a rank known to both = negative;
-    captions that differ without contradiction ("Diptera Chironomidae" for a Chironomus; holes) take no part.
+    """Return who is whose text.
+
+    `masked`: same caption = positive; captions that differ at a rank known to both = negative; captions that differ
+    without contradiction ("Diptera Chironomidae" for a Chironomus; holes) take no part.
     """
     if positives != "masked":
         return _plain_pairs(world, positives)
@@ -176,8 +178,10 @@ def text_pairs(world: World, positives: Positives) -> Pairs:
 
 
 def image_dna_pairs(world: World, positives: Positives) -> Pairs:
-    """Whose image belongs to whose DNA. `masked`: same specimen, species, BIN or barcode = positive; otherwise
-    different BINs, or labels that differ at a rank known to both = negative; what the labels leave open takes no part.
+    """Return whose image belongs to whose DNA.
+
+    `masked`: same specimen, species, BIN or barcode = positive; otherwise different BINs, or labels that
+    differ at a rank known to both = negative; what the labels leave open takes no part.
     """
     if positives != "masked":
         return _plain_pairs(world, positives)

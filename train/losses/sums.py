@@ -14,7 +14,7 @@ Gradients = tuple[Tensor | None, ...]
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
-    """left @ right.T. On AMD processors oneDNN's float32 product takes half the time of MKL's, torch's usual one."""
+    """Return left @ right.T. On AMD processors oneDNN's float32 product takes half the time of MKL's."""
     if left.device.type == "cpu" and left.dtype == torch.float32 and torch.backends.mkldnn.is_available():
         return functional.linear(left.to_mkldnn(), right).to_dense()
     return left @ right.T
@@ -28,7 +28,7 @@ class LogSums(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, anchors: Tensor, candidates: Tensor, sets: Tensor, itself: Tensor) -> Tensor:
-        """sets: 0 or 1 [S, 2G], in the features' type; itself: int64 [A]. Returns [A, S]."""
+        """Return [A, S]. sets: 0 or 1 [S, 2G], in the features' type; itself: int64 [A]."""
         powers = _product(anchors, candidates).scatter_(1, itself[:, None], -torch.inf)
         largest = powers.amax(dim=1, keepdim=True)
         powers.sub_(largest).exp_()
@@ -39,7 +39,7 @@ class LogSums(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Gradients:
-        """An anchor that no set gives a partner has sums of 0; its gradient must be 0, too."""
+        """Return the gradients: 0, like the sums, for an anchor that no set gives a partner."""
         anchors, candidates, sets, powers, sums = ctx.saved_tensors
         pairs = (torch.where(sums > 0, grads[0] / sums, 0.0) @ sets).mul_(powers)
         if ctx.alone:  # one product instead of two
@@ -56,8 +56,11 @@ class NearSums(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, anchors: Tensor, candidates: Tensor, classes: Tensor, weight: Tensor, own: Tensor) -> Tensor:
-        """anchors [2B, D]; candidates [2G, D], the same tensor when this worker is alone; classes int64 [R, G], none of
-        two ranks; weight [R, G], one value a class; own int64 [B]: this worker's rows among the G."""
+        """Take what all ranks share.
+
+        anchors [2B, D]; candidates [2G, D], the same tensor when this worker is alone; classes int64 [R, G], none of
+        two ranks; weight [R, G], one value a class; own int64 [B]: this worker's rows among the G.
+        """
         members = torch.bincount(classes.flatten())
         ctx.alone = anchors is candidates
         sums = _class_sums(candidates, classes, len(members))

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from engine.errors import UserError
 from train import dist
 from train.config import LossConfig
 from train.losses.hierarchy import hierarchy_loss
@@ -39,11 +40,11 @@ def _global_means(sums: Tensor) -> list[Tensor]:
 
 
 def _directed(logits: Tensor, pairs: Pairs, present: tuple[Tensor, Tensor]) -> Tensor:
-    """[2]: the sum over anchors of the mean over positives of -log softmax over the candidates (eq. 1, many
-    positives), and the number of anchors.
+    """Return [2]: the sum over anchors of the contrastive loss (eq. 1, many positives), and the number of anchors.
 
-    logits [B, G] of anchors against candidates; `present`: bool [B] and bool [G], which of them exist. A row without a
-    positive is no anchor.
+    An anchor's loss is the mean over its positives of -log softmax over the candidates. logits [B, G]
+    of anchors against candidates; `present`: bool [B] and bool [G], which of them exist. A row without a positive is no
+    anchor.
     """
     both = present[0][:, None] & present[1]
     positive, candidate = pairs.positive & both, pairs.candidate & both
@@ -127,7 +128,7 @@ def contrastive_loss(
 def _head_sums(features: "Features", targets: Targets) -> Tensor:
     """[2, R]: cross-entropy of each rank's head over specimens with image, DNA and a label there (eq. 11); how many."""
     if features.rank_logits is None:
-        raise ValueError("loss.rank_heads_weight > 0, but the model was built without classification heads")
+        raise UserError("loss.rank_heads_weight", "more than 0 for a model without classification heads", 0)
     sums = []
     for level, logits in enumerate(features.rank_logits):
         known = targets.has_image & targets.has_dna & (targets.labels[:, level] >= 0)

@@ -69,7 +69,7 @@ def _classes(labels: Tensor) -> Tensor:
 
 
 def _stays(has_image: Tensor, classes: Tensor, config: LossConfig) -> Tensor:
-    """bool [R, G]: who takes part at each rank; `one_per_label` thins out from the finest rank upwards."""
+    """Return bool [R, G]: who takes part at each rank; `one_per_label` thins out from the finest rank upwards."""
     stays = [has_image]
     for finer in reversed(classes[1:].unbind()):
         thins = config.representatives == "one_per_label"

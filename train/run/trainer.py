@@ -29,7 +29,7 @@ os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # ctrl-C ends a sweep
 
 from engine import ray_seams as tasks
 from engine.batches.pipeline import CpuBudget, cpu_budget, label_columns, load_index, select_split
-from engine.batches.sampling import Plan
+from engine.batches.sampling import EpochPlan
 from engine.specimens.taxonomy import Taxonomy
 from train.config import Config, absolute_paths, to_dict
 from train.learning.loop import phases
@@ -86,7 +86,7 @@ def prepare(config: Config) -> tuple[Taxonomy, int]:
         log.warning("taxonomy: %s", conflict)
     if len(taxonomy.conflicts) > 5:
         log.warning("taxonomy: %d conflicts in all", len(taxonomy.conflicts))
-    plan = Plan(
+    plan = EpochPlan(
         labels=taxonomy.encode(label_columns(train)),
         seed=config.run.seed,
         lanes=config.data.lanes,

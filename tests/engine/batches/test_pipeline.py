@@ -30,7 +30,7 @@ from engine.batches.pipeline import (
     select_split,
     training_batches,
 )
-from engine.batches.sampling import Plan
+from engine.batches.sampling import EpochPlan
 from engine.batches.stream import ahead
 from engine.config import DataConfig
 from engine.ray_seams import ExecutorRest, unhurried
@@ -44,11 +44,11 @@ def data(simulated_shards: Path) -> DataConfig:
     return DataConfig(shards=(str(simulated_shards),), image_size=32, rows_per_task=64)
 
 
-def opened(data: DataConfig) -> tuple[Specimens, Plan, Taxonomy]:
+def opened(data: DataConfig) -> tuple[Specimens, EpochPlan, Taxonomy]:
     train = select_split(load_index(data.shards), "train")
     taxonomy = Taxonomy.build(label_columns(train))
     specimens = Specimens.from_index(train, taxonomy)
-    plan = Plan(labels=specimens.labels, seed=3, global_batch_size=32, window=128)
+    plan = EpochPlan(labels=specimens.labels, seed=3, global_batch_size=32, window=128)
     return specimens, plan, taxonomy
 
 
@@ -269,13 +269,13 @@ def test_working_ahead_keeps_order_errors_and_the_limit() -> None:
 def test_the_order_of_an_epoch_is_made_when_it_is_reached(data: DataConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     specimens, plan, _ = opened(data)
     asked: list[int] = []
-    original = Plan.worker_order
+    original = EpochPlan.worker_order
 
-    def recorded(self: Plan, epoch: int, rank: int, world_size: int) -> np.ndarray:
+    def recorded(self: EpochPlan, epoch: int, rank: int, world_size: int) -> np.ndarray:
         asked.append(epoch)
         return original(self, epoch, rank, world_size)
 
-    monkeypatch.setattr(Plan, "worker_order", recorded)
+    monkeypatch.setattr(EpochPlan, "worker_order", recorded)
     batches = training_batches(specimens, plan, data, (0, 10**9), (0, 1), None)
     for _ in range(plan.steps_per_epoch):
         next(batches)

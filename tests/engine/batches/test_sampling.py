@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.batches import sampling
-from engine.batches.sampling import READ_TOGETHER, Plan, partner_order
+from engine.batches.sampling import READ_TOGETHER, EpochPlan, partner_order
 
 
 def random_labels(count: int, seed: int, num_species: int = 81) -> np.ndarray:
@@ -19,8 +19,8 @@ def random_labels(count: int, seed: int, num_species: int = 81) -> np.ndarray:
     return labels
 
 
-def plan_of(count: int, seed: int = 0, batch: int = 32, **kwargs: object) -> Plan:
-    return Plan(labels=random_labels(count, 7), seed=seed, global_batch_size=batch, **kwargs)  # type: ignore[arg-type]
+def plan_of(count: int, seed: int = 0, batch: int = 32, **kwargs: object) -> EpochPlan:
+    return EpochPlan(labels=random_labels(count, 7), seed=seed, global_batch_size=batch, **kwargs)  # type: ignore[arg-type]
 
 
 @settings(max_examples=40, deadline=None)
@@ -61,7 +61,7 @@ def test_workers_share_one_global_order(workers: int) -> None:
     assert np.array_equal(np.concatenate(shares, axis=1), plan.order(2).reshape(plan.steps_per_epoch, -1))
 
 
-def coverage(plan: Plan) -> np.ndarray:
+def coverage(plan: EpochPlan) -> np.ndarray:
     """Share of labelled specimens with another of the same taxon in their global batch, per rank [R]."""
     found, anchors = np.zeros(4), np.zeros(4)
     for step in plan.order(0).reshape(plan.steps_per_epoch, -1):
@@ -76,7 +76,7 @@ def test_partners_stand_in_the_same_batch() -> None:
     """Of the specimens that have a relative in their window, 9 in 10 meet one in their batch at every rank."""
     labels = random_labels(4096, 7, num_species=1500)
     attainable = [(np.bincount(known)[known] > 1).mean() for known in (c[c >= 0] for c in labels.T)]
-    plans = [Plan(labels=labels, seed=0, global_batch_size=128, partners=p) for p in (True, False)]
+    plans = [EpochPlan(labels=labels, seed=0, global_batch_size=128, partners=p) for p in (True, False)]
     with_partners, shuffled = map(coverage, plans)
     assert (with_partners > 0.9 * np.array(attainable)).all(), (with_partners, attainable)
     assert with_partners[3] > 3 * shuffled[3], (with_partners, shuffled)
@@ -127,7 +127,7 @@ DEGENERATE = {
 @pytest.mark.parametrize("labels", DEGENERATE.values(), ids=DEGENERATE.keys())
 @pytest.mark.parametrize(("batch", "lanes", "window"), [(96, 8, 16), (100, 4, 4096), (8, 8, 1), (1, 1, 7)])
 def test_degenerate_labels_and_sizes(labels: np.ndarray, batch: int, lanes: int, window: int) -> None:
-    plan = Plan(labels=labels, seed=0, global_batch_size=batch, lanes=lanes, window=window)
+    plan = EpochPlan(labels=labels, seed=0, global_batch_size=batch, lanes=lanes, window=window)
     for epoch in range(2):
         order = plan.order(epoch)
         assert order.shape == (100 // batch, lanes, batch // lanes)
@@ -138,7 +138,7 @@ def test_degenerate_labels_and_sizes(labels: np.ndarray, batch: int, lanes: int,
 @given(count=st.integers(1, 9000), seed=st.integers(0, 3), window=st.integers(1, 5000))
 def test_windows_are_read_in_whole_stored_runs(count: int, seed: int, window: int) -> None:
     """Every epoch reads each row once, in runs of stored rows, and visits the windows one after another."""
-    plan = Plan(labels=np.full((count, 4), -1), seed=seed, global_batch_size=1, lanes=1, window=window)
+    plan = EpochPlan(labels=np.full((count, 4), -1), seed=seed, global_batch_size=1, lanes=1, window=window)
     assert plan.window_rows <= max(1.5 * window + 1, 2)
     for epoch in range(2):
         reading = plan.reading(epoch)
@@ -152,7 +152,7 @@ def test_windows_are_read_in_whole_stored_runs(count: int, seed: int, window: in
 
 
 def test_windows_mix_differently_in_every_epoch() -> None:
-    plan = Plan(labels=np.full((20_000, 4), -1), seed=0, global_batch_size=100, lanes=4, window=4096)
+    plan = EpochPlan(labels=np.full((20_000, 4), -1), seed=0, global_batch_size=100, lanes=4, window=4096)
     first, second = (set(plan.reading(epoch)[:4096].tolist()) for epoch in range(2))
     assert len(first & second) < 4096
 
@@ -160,7 +160,7 @@ def test_windows_mix_differently_in_every_epoch() -> None:
 @settings(max_examples=25, deadline=None)
 @given(count=st.integers(16, 900), batch=st.sampled_from([8, 16]), epochs=st.integers(2, 12))
 def test_remainders_wander_through_all_specimens(count: int, batch: int, epochs: int) -> None:
-    plan = Plan(labels=random_labels(count, 1), seed=0, global_batch_size=batch)
+    plan = EpochPlan(labels=random_labels(count, 1), seed=0, global_batch_size=batch)
     left = [set(plan.left_out(epoch).tolist()) for epoch in range(epochs)]
     assert all(len(part) == count % batch for part in left)
     if 2 * (count % batch) <= count:

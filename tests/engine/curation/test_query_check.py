@@ -12,11 +12,11 @@ GOOD = coi_like(np.random.default_rng(0))
 
 def test_a_good_barcode_is_fine_on_either_strand_and_in_any_writing() -> None:
     found = check_barcode(GOOD)
-    assert found.usable and found.is_coi and found.told() == []
+    assert found.usable and found.is_coi and found.sentences() == []
     assert (found.strand, found.length, found.frame, found.stops, found.n_share) == (1, 660, 0, 0, 0.0)
     turned = check_barcode("nn--" + reverse_complement(GOOD).lower().replace("t", "u") + "\n")
     assert turned.sequence == GOOD and turned.strand == -1
-    assert turned.usable and turned.told() == ["given on the other strand; turned"]
+    assert turned.usable and turned.sentences() == ["given on the other strand; turned"]
     assert check_barcode("A" + GOOD).frame == 1
 
 
@@ -32,9 +32,9 @@ def test_damage_is_named() -> None:
 def test_what_is_no_coi_is_told_and_what_is_short_is_not_judged() -> None:
     other = check_barcode("".join(np.random.default_rng(1).choice(list("ACGT"), 600)))
     assert other.is_coi is False and "unlike" in other.problems and not other.usable
-    assert "not the COI barcode" in other.told()[0]
+    assert "not the COI barcode" in other.sentences()[0]
     piece = check_barcode(GOOD[100:220])
-    assert piece.is_coi is None and piece.usable and "too short to tell" in piece.told()[0]
+    assert piece.is_coi is None and piece.usable and "too short to tell" in piece.sentences()[0]
     assert check_barcode(GOOD[:60]).problems == ("short",)
     assert check_barcode(GOOD[:200]).is_coi and check_barcode(GOOD[:200]).usable
 

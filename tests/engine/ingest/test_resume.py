@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from engine.batches.collate import Batch
 from engine.batches.pipeline import CpuBudget, Specimens, label_columns, load_index, select_split, training_batches
-from engine.batches.sampling import Plan
+from engine.batches.sampling import EpochPlan
 from engine.config import DataConfig
 from engine.specimens.taxonomy import Taxonomy
 
@@ -37,9 +37,9 @@ def specimens(data: DataConfig) -> Specimens:
     return Specimens.from_index(train, Taxonomy.build(label_columns(train)))
 
 
-def new_plan(specimens: Specimens, data: DataConfig) -> Plan:
+def new_plan(specimens: Specimens, data: DataConfig) -> EpochPlan:
     """A fresh one, as after a restart: nothing of an earlier epoch is remembered."""
-    return Plan(labels=specimens.labels, seed=3, global_batch_size=32, window=data.window)
+    return EpochPlan(labels=specimens.labels, seed=3, global_batch_size=32, window=data.window)
 
 
 def stream(
@@ -131,7 +131,7 @@ def test_rows_after_any_stop(
     labels = np.random.default_rng(seed).integers(-1, 5, (count, 4))
 
     def rows(step: int, ranks: int) -> np.ndarray:
-        plan = Plan(labels=labels, seed=seed, global_batch_size=64, window=window, partners=partners)
+        plan = EpochPlan(labels=labels, seed=seed, global_batch_size=64, window=window, partners=partners)
         epoch, within = divmod(step, plan.steps_per_epoch)
         return np.concatenate([plan.worker_order(epoch, rank, ranks)[within] for rank in range(ranks)])
 

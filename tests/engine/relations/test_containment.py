@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from engine.relations import containment, substrings
 from engine.relations.containment import (
-    barcode_groups,
     containment_groups,
     novel_mask,
+    related_groups,
     relations,
     shared_stretch_groups,
 )
@@ -88,7 +88,7 @@ def test_overlaps_and_stretches_equal_all_pairs(barcodes: list[str], width: int,
         patch.setattr(substrings, "_CHUNK", chunk)
         patch.setattr(containment, "_PASS", windows)
         overlapping = partial(overlaps, width=width)
-        assert barcode_groups(barcodes, width).tolist() == groups_by_hand(barcodes, overlapping)
+        assert related_groups(barcodes, width).tolist() == groups_by_hand(barcodes, overlapping)
         sharing = partial(share, width=width)
         assert shared_stretch_groups(barcodes, width).tolist() == groups_by_hand(barcodes, sharing)
 
@@ -121,13 +121,13 @@ def test_overlap_needs_200_nucleotides_and_both_ends() -> None:
     whole = "".join(rng.choice(list("ACGT"), 900))
     other = "".join(rng.choice(list("ACGT"), 100))
     begin, end, short = whole[:500], whole[300:], whole[301:]
-    assert barcode_groups([begin, end]).tolist() == [0, 0]
-    assert barcode_groups([begin, short]).tolist() == [0, 1]  # 199 nucleotides
+    assert related_groups([begin, end]).tolist() == [0, 0]
+    assert related_groups([begin, short]).tolist() == [0, 1]  # 199 nucleotides
     assert containment_groups([begin, end, begin]).tolist() == [0, 1, 0]
     aside = [whole[:500] + other, end]  # the same 200, but one goes on differently: two molecules
-    assert barcode_groups(aside).tolist() == [0, 1] and shared_stretch_groups(aside).tolist() == [0, 0]
+    assert related_groups(aside).tolist() == [0, 1] and shared_stretch_groups(aside).tolist() == [0, 0]
     chain = [whole[:300], whole[100:500], whole[300:600]]  # the ends share nothing, the middle joins them
-    assert barcode_groups(chain).tolist() == [0, 0, 0]
+    assert related_groups(chain).tolist() == [0, 0, 0]
 
 
 def test_groups_by_hand_written_case() -> None:

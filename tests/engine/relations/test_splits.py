@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.relations.containment import barcode_groups
+from engine.relations.containment import related_groups
 from engine.relations.splits import SCHEMES, SplitOptions, draw_splits
 from engine.specimens.schema import SPLITS
 
@@ -147,7 +147,7 @@ def test_by_specimen_leaks_and_says_so() -> None:
     assert leaking.related == leaking.identical
     tidy = draw_splits(keys, barcodes, labels, none, SplitOptions())
     assert tidy.identical == 0.0 and tidy.related == 0.0
-    assert len(np.unique(barcode_groups(barcodes))) == 200
+    assert len(np.unique(related_groups(barcodes))) == 200
 
 
 @pytest.mark.parametrize(

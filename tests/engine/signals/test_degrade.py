@@ -8,17 +8,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.signals import degrade
 from engine.signals.degrade import PAPER, BarcodePreset, blur, degrade_barcode, fragment
 from engine.signals.nucleotides import reverse_complement
 
-NONE = BarcodePreset(substitution=0, masking=0, deletion=0, insertion=0, run=0, truncation=0)
 CLEAN = st.text("ACGTN", max_size=300)
 LONG = "".join(np.random.default_rng(7).choice(list("ACGT"), 200_000))
 
 
 def rng(seed: int = 0) -> np.random.Generator:
     return np.random.default_rng(seed)
+
+
+def damaged(sequence: str, seed: int = 0, **rates: float) -> str:
+    return degrade_barcode(sequence, rng(seed), 1.0, BarcodePreset.only(**rates))
 
 
 def within_binomial(count: int, trials: int, rate: float) -> bool:
@@ -49,7 +51,7 @@ def test_bad_severity_is_refused(severity: float) -> None:
 
 
 def test_substitution_rate_and_evenness() -> None:
-    result = degrade.substitute(LONG, rng(), 0.01)
+    result = damaged(LONG, substitution=0.01)
     changed = differences(LONG, result)
     assert within_binomial(changed.sum(), len(LONG), 0.01)
     to = [result[i] for i in np.flatnonzero(changed) if LONG[i] == "A"]
@@ -57,61 +59,58 @@ def test_substitution_rate_and_evenness() -> None:
 
 
 def test_substitution_at_rate_one_changes_every_base_and_no_n() -> None:
-    result = degrade.substitute("ACGTNNACGT" * 50, rng(), 1.0)
+    result = damaged("ACGTNNACGT" * 50, substitution=1.0)
     changed = differences("ACGTNNACGT" * 50, result)
     assert changed.tolist() == ([True] * 4 + [False] * 2 + [True] * 4) * 50
     assert result.count("N") == 100
 
 
 def test_masking_rate() -> None:
-    result = degrade.mask(LONG, rng(), 0.003)
+    result = damaged(LONG, masking=0.003)
     assert within_binomial(result.count("N"), len(LONG), 0.003)
     assert result.count("N") == differences(LONG, result).sum()
 
 
 def test_deletion_and_insertion_rates() -> None:
-    deleted = degrade.insert_and_delete(LONG, rng(), 0.002, 0.0)
+    deleted = damaged(LONG, deletion=0.002)
     assert within_binomial(len(LONG) - len(deleted), len(LONG), 0.002)
-    inserted = degrade.insert_and_delete(LONG, rng(), 0.0, 0.002)
+    inserted = damaged(LONG, insertion=0.002)
     assert within_binomial(len(inserted) - len(LONG), len(LONG), 0.002)
 
 
 def test_inserted_bases_follow_kept_letters_only() -> None:
-    assert degrade.insert_and_delete("ACGT" * 20, rng(), 1.0, 1.0) == ""
-    result = degrade.insert_and_delete("N" * 300, rng(), 0.0, 1.0)  # every letter kept, a base after each
+    assert damaged("ACGT" * 20, deletion=1.0, insertion=1.0) == ""
+    result = damaged("N" * 300, insertion=1.0)  # every letter kept, a base after each
     assert result[::2] == "N" * 300 and "N" not in result[1::2] and set(result[1::2]) == set("ACGT")
 
 
 @given(st.text("ACGT", max_size=200), st.integers(0, 99), st.floats(0, 1))
 def test_run_is_one_piece_of_the_given_share(sequence: str, seed: int, share: float) -> None:
-    result = degrade.mask_run(sequence, rng(seed), share)
+    result = damaged(sequence, seed, run=share)
     run = int(share * len(sequence))
     assert len(result) == len(sequence) and result.count("N") == run and "N" * run in result
 
 
 def test_truncation_cuts_the_tail() -> None:
-    assert degrade.truncate("ACGTACGTAC", 0.25) == "ACGTACGT"
-    assert degrade.truncate("ACGT", 1.0) == "" and degrade.truncate("", 0.5) == ""
+    assert damaged("ACGTACGTAC", truncation=0.25) == "ACGTACGT"
+    assert damaged("ACGT", truncation=1.0) == "" and damaged("", truncation=0.5) == ""
 
 
 def test_operations_come_in_the_order_of_the_method() -> None:
     """Each pair of operations, one at full strength, shows which came first."""
 
-    def preset(**rates: float) -> BarcodePreset:
-        return dataclasses.replace(NONE, **rates)
-
     sequence = "A" * 400
-    masked = degrade_barcode(sequence, rng(), 1, preset(substitution=1, masking=1))
+    masked = damaged(sequence, substitution=1, masking=1)
     assert masked == "N" * 400  # masked after substitution; the other way round, N would stay too
-    half = degrade_barcode(sequence, rng(), 1, preset(substitution=1, masking=0.5))
+    half = damaged(sequence, substitution=1, masking=0.5)
     assert "A" not in half and 0 < half.count("N") < 400  # every letter was substituted before some were masked
-    grown = degrade_barcode(sequence, rng(), 1, preset(masking=1, insertion=1))
+    grown = damaged(sequence, masking=1, insertion=1)
     assert grown[::2] == "N" * 400 and "N" not in grown[1::2]  # what is inserted is not masked any more
-    run = degrade_barcode(sequence, rng(), 1, preset(insertion=1, run=0.5))
+    run = damaged(sequence, insertion=1, run=0.5)
     assert run.count("N") == 400  # half of the length after insertion
-    cut = degrade_barcode(sequence, rng(), 1, preset(run=1, truncation=0.25))
+    cut = damaged(sequence, run=1, truncation=0.25)
     assert cut == "N" * 300  # the run's share is of the length before truncation
-    short = degrade_barcode(sequence, rng(), 1, preset(insertion=1, truncation=0.25))
+    short = damaged(sequence, insertion=1, truncation=0.25)
     assert len(short) == 600
 
 

@@ -33,6 +33,11 @@ def saved(image: Image.Image, kind: str, **options: object) -> bytes:
     return buffer.getvalue()
 
 
+def draws(seed: int) -> np.ndarray:
+    """The random numbers of one view."""
+    return np.random.default_rng(seed).random(images.VIEW_DRAWS)
+
+
 def far(one: np.ndarray, other: np.ndarray) -> int:
     assert one.shape == other.shape and one.dtype == np.uint8
     return int(np.abs(one.astype(int) - other.astype(int)).max())
@@ -191,7 +196,7 @@ def test_shrinking_is_antialiased(period: int, degrees: float) -> None:
     stripes = np.repeat(np.where(np.arange(300) % period < period / 2, 255, 0)[None, :, None], 300, axis=0)
     image = np.repeat(stripes, 3, axis=2).astype(np.uint8)
     augment = AugmentConfig(**{**PLAIN.__dict__, "rotate_degrees": degrees})
-    for view in (images.evaluation_view(image, 32), images.training_view(image, 32, np.random.default_rng(1), augment)):
+    for view in (images.evaluation_view(image, 32), images.training_view(image, 32, draws(1), augment)):
         assert view.std() <= 12 + 30 * (period == 5)  # 127 where the stripes survive
 
 
@@ -202,9 +207,9 @@ def test_training_view_is_deterministic_in_shape_and_content(
     image = smooth(*shape)
     augment = AugmentConfig(vertical_flip=0.5, rotate_degrees=degrees, min_area=0.1, max_aspect=3.0)
     before = image.copy()
-    first = images.training_view(image, size, np.random.default_rng(seed), augment)
+    first = images.training_view(image, size, draws(seed), augment)
     assert first.shape == (size, size, 3) and first.dtype == np.uint8 and np.array_equal(image, before)
-    assert np.array_equal(first, images.training_view(image, size, np.random.default_rng(seed), augment))
+    assert np.array_equal(first, images.training_view(image, size, draws(seed), augment))
 
 
 @pytest.mark.parametrize(("height", "width"), [(32, 200), (200, 20), (70, 40), (38, 60), (64, 64), (33, 37), (10, 12)])
@@ -242,22 +247,20 @@ def test_shrinking_comes_near_the_mean_over_each_area(side: int) -> None:
 def test_a_view_is_written_where_it_is_wanted(shape: tuple[int, int], seed: int) -> None:
     image, augment = smooth(*shape), AugmentConfig(vertical_flip=0.5)
     views = np.zeros((3, 24, 24, 3), np.uint8)
-    images.view_of(image, 24, np.random.default_rng(seed).random(images.VIEW_DRAWS), augment, views[1])
-    assert np.array_equal(views[1], images.training_view(image, 24, np.random.default_rng(seed), augment))
+    images.training_view(image, 24, draws(seed), augment, views[1])
+    assert np.array_equal(views[1], images.training_view(image, 24, draws(seed), augment))
     assert not views[0].any() and not views[2].any()
 
 
 def test_nothing_random_is_the_evaluation_view() -> None:
     image = smooth(70, 70)
-    assert np.array_equal(
-        images.training_view(image, 48, np.random.default_rng(0), PLAIN), images.evaluation_view(image, 48)
-    )
+    assert np.array_equal(images.training_view(image, 48, draws(0), PLAIN), images.evaluation_view(image, 48))
 
 
 def test_one_setting_leaves_the_other_draws_alone() -> None:
     image = smooth(60, 80)
     with_flip, without = AugmentConfig(horizontal_flip=1.0), AugmentConfig(horizontal_flip=0.0)
-    one, other = (images.training_view(image, 32, np.random.default_rng(5), a) for a in (with_flip, without))
+    one, other = (images.training_view(image, 32, draws(5), a) for a in (with_flip, without))
     assert np.array_equal(one[:, ::-1], other)
 
 

@@ -23,7 +23,7 @@ from PIL import Image
 
 from engine.batches.collate import Batch
 from engine.batches.pipeline import CpuBudget, Specimens, evaluation_batches, load_index, training_batches
-from engine.batches.sampling import Plan
+from engine.batches.sampling import EpochPlan
 from engine.config import AugmentConfig, DataConfig
 from engine.signals import images
 from engine.specimens.schema import Specimen
@@ -72,7 +72,7 @@ def epoch(folder: Path, budget: CpuBudget | None = None) -> list[Batch]:
     """All batches of one epoch of training."""
     index = load_index([folder])
     specimens = Specimens.from_index(index, Taxonomy.build({rank: index[rank] for rank in RANKS}))
-    plan = Plan(labels=specimens.labels, seed=0, global_batch_size=8)
+    plan = EpochPlan(labels=specimens.labels, seed=0, global_batch_size=8)
     data = DataConfig(shards=(str(folder),), image_size=16, rows_per_task=16)
     return list(training_batches(specimens, plan, data, (0, plan.steps_per_epoch), (0, 1), budget))
 
@@ -283,7 +283,7 @@ def test_names_are_told_once_and_counts_every_epoch(tmp_path: Path, caplog: pyte
     write(tmp_path / "shards", specimens)
     index = load_index([tmp_path / "shards"])
     stored = Specimens.from_index(index, Taxonomy.build({rank: index[rank] for rank in RANKS}))
-    plan = Plan(labels=stored.labels, seed=0, global_batch_size=8)
+    plan = EpochPlan(labels=stored.labels, seed=0, global_batch_size=8)
     data = DataConfig(image_size=16, augment=AugmentConfig())
     assert len(list(training_batches(stored, plan, data, (0, 9), (0, 1), None))) == 9
     assert caplog.text.count("specimen S007") == 1

@@ -22,7 +22,7 @@ def random_barcode(rng: np.random.Generator, length: int = 600) -> str:
 
 
 def mutate(sequence: str, rng: np.random.Generator, rate: float) -> str:
-    return degrade.substitute(sequence, rng, rate)
+    return degrade.degrade_barcode(sequence, rng, 1.0, degrade.BarcodePreset.only(substitution=rate))
 
 
 class Planted:
@@ -105,8 +105,8 @@ def test_alignment_is_the_plain_dynamic_programme_where_the_reference_covers_the
     rng = np.random.default_rng(3)
     reference = random_barcode(rng, 200)
     for start in (50, 60, 75):
-        query = degrade.insert_and_delete(mutate(reference[start : start + 90], rng, 0.05), rng, 0.03, 0.03)
-        query = degrade.mask(query, rng, 0.05)
+        damage = degrade.BarcodePreset.only(masking=0.05, deletion=0.03, insertion=0.03)
+        query = degrade.degrade_barcode(mutate(reference[start : start + 90], rng, 0.05), rng, 1.0, damage)
         distance, _ = align(query, [reference], [start], 20)
         assert distance[0] == fitted(query, reference)
 

@@ -79,7 +79,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(simulated_shards: Path, tmp_path
     """On both workers, at once, with the step and the keys; trying again would end the same."""
     done = started(simulated_shards, tmp_path, "run.num_workers=2", "optim.max_lr=1e30", "optim.clip_norm=0")
     assert done.returncode == 1
-    assert re.search(r"FloatingPointError: loss is (nan|inf) at step \d+ \(rank \d\).*; keys \w+", done.stderr)
+    assert re.search(r"NotFinite: loss is (nan|inf) at step \d+ \(rank \d\).*; keys \w+", done.stderr)
     assert "going on from the last checkpoint" not in done.stderr
 
 
