@@ -27,6 +27,7 @@ from engine.batches.prepare import Prepare, Specimens
 from engine.batches.sampling import EpochPlan
 from engine.batches.stream import Columns, ProblemLog, ahead, rebatched
 from engine.config import DataConfig
+from engine.errors import UserError
 from engine.ray_seams import numbered_tasks, started_blocks, unhurried
 from engine.specimens.taxonomy import RANKS, Taxonomy
 from engine.store.shards import check_files, read_index
@@ -84,7 +85,7 @@ def load_index(shards: Sequence[str | Path]) -> pa.Table:
     Raises ValueError when none is named, and what `engine.store.shards.check_files` and `read_index` raise.
     """
     if not shards:
-        raise ValueError("data.shards is empty: name one or more folders written by `python -m engine.main ingest ...`")
+        raise UserError("data.shards", "nothing", "one or more folders written by `python -m engine.main ingest ...`")
     tables = []
     for folder in shards:
         check_files(folder)

@@ -15,6 +15,7 @@ from engine.curation.coi import check_coi
 from engine.curation.labels import check_bins, check_lineages, check_names, check_shared_barcodes
 from engine.curation.photos import check_photos, hash_photos, stored_photos
 from engine.curation.suspicion import check_suspicion
+from engine.errors import UserError
 from engine.ray_seams import numbered_tasks, quiet_data, start_ray
 from engine.store.storage import Location
 
@@ -59,10 +60,10 @@ def check(
     """
     wrong = [name for name in only if name not in NAMES]
     if wrong:
-        raise ValueError(f"--only: got {', '.join(wrong)}, allowed: {', '.join(NAMES)}")
+        raise UserError("--only", ", ".join(wrong), ", ".join(NAMES))
     places = [Location.parse(directory) for directory in directories]
     if len(set(places)) != len(places):
-        raise ValueError(f"sets: got {', '.join(place.shown for place in places)}, allowed: each folder once")
+        raise UserError("sets", ", ".join(place.shown for place in places), "each folder once")
     sets = [read_set(str(place)) for place in places]
     findings = [
         dataclasses.replace(run(specimens), of_set=specimens.name)

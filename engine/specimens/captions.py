@@ -19,6 +19,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from engine.errors import UserError
 from engine.specimens.taxonomy import RANKS
 
 HOLE = "?"
@@ -35,7 +36,7 @@ def caption(names: Sequence[str | None]) -> str:
         ValueError: when there is not one name per rank.
     """
     if len(names) != len(RANKS):
-        raise ValueError(f"caption: got {len(names)} names, allowed: one per rank {RANKS}, None where unknown")
+        raise UserError("caption", f"{len(names)} names", f"one per rank {RANKS}, None where unknown")
     *upper, species = names
     words = [_word(name) if name else HOLE for name in upper]
     if species:

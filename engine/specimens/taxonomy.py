@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from engine.errors import UserError
+
 RANKS = ("order", "family", "genus", "species")
 FORMAT_VERSION = 1
 
@@ -127,9 +129,9 @@ class Taxonomy:
     def from_json(cls, value: Mapping[str, Any]) -> "Taxonomy":
         """Read what `to_json` wrote. Raises ValueError on another format version or other ranks."""
         if value.get("format_version") != FORMAT_VERSION:
-            raise ValueError(f"taxonomy format version: got {value.get('format_version')!r}, allowed {FORMAT_VERSION}")
+            raise UserError("taxonomy format version", repr(value.get("format_version")), FORMAT_VERSION)
         if tuple(value["ranks"]) != RANKS:
-            raise ValueError(f"taxonomy ranks: got {value['ranks']}, allowed {list(RANKS)}")
+            raise UserError("taxonomy ranks", value["ranks"], list(RANKS))
         conflicts = [
             Conflict(**{**entry, "counts": tuple((name, count) for name, count in entry["counts"])})
             for entry in value["conflicts"]
@@ -150,7 +152,7 @@ class Taxonomy:
         try:
             value = json.loads(Path(path).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise ValueError(f"taxonomy file: got {path} ({error}), allowed: a file written by Taxonomy.save") from None
+            raise UserError("taxonomy file", f"{path} ({error})", "a file written by Taxonomy.save") from None
         return cls.from_json(value)
 
     @cached_property
@@ -213,7 +215,7 @@ def _combinations(columns: Mapping[str, Sequence[str | None]]) -> tuple[list[Nam
     """Return the distinct combinations of four names, and which one each specimen has (int64 [N])."""
     missing = [rank for rank in RANKS if rank not in columns]
     if missing:
-        raise ValueError(f"label columns: missing {missing}, got {sorted(columns)}, required {list(RANKS)}")
+        raise UserError("label columns", f"{sorted(columns)} without {missing}", list(RANKS))
     codes, names = zip(*(_codes(columns[rank]) for rank in RANKS), strict=True)
     combined = codes[0]
     for rank in range(1, len(RANKS)):  # two at a time, so that the product of sizes stays far below 2^63

@@ -128,7 +128,7 @@ def contrastive_loss(
 def _head_sums(features: "Features", targets: Targets) -> Tensor:
     """[2, R]: cross-entropy of each rank's head over specimens with image, DNA and a label there (eq. 11); how many."""
     if features.rank_logits is None:
-        raise UserError("loss.rank_heads_weight", "more than 0 for a model without classification heads", 0)
+        raise UserError("loss.rank_heads_weight", "more than 0 for a model built without classification heads", "0")
     sums = []
     for level, logits in enumerate(features.rank_logits):
         known = targets.has_image & targets.has_dna & (targets.labels[:, level] >= 0)

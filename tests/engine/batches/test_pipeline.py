@@ -161,7 +161,7 @@ def test_cpu_budget_refuses_a_silent_deadlock() -> None:
 
 
 @pytest.mark.parametrize(
-    ("shards", "message"), [((), "data.shards is empty"), (("/nowhere",), "/nowhere")], ids=["none", "missing"]
+    ("shards", "message"), [((), "data.shards: got nothing"), (("/nowhere",), "/nowhere")], ids=["none", "missing"]
 )
 def test_missing_shards(shards: tuple[str, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):

@@ -177,7 +177,10 @@ def test_blocks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"batch": 30}, "multiple of data.lanes=8, got 30"), ({"batch": 512}, "100 specimens, fewer than one batch")],
+    [
+        ({"batch": 30}, "got 30, allowed: a multiple of data.lanes=8"),
+        ({"batch": 512}, "got 512, allowed: at most the 100 specimens"),
+    ],
 )
 def test_impossible_batches_are_refused(changes: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
@@ -185,5 +188,5 @@ def test_impossible_batches_are_refused(changes: dict, message: str) -> None:
 
 
 def test_workers_must_divide_lanes() -> None:
-    with pytest.raises(ValueError, match=r"one of \[1, 2, 4, 8\], got 3"):
+    with pytest.raises(ValueError, match=r"got 3, allowed: .* one of \[1, 2, 4, 8\]"):
         plan_of(100).worker_order(0, 0, 3)

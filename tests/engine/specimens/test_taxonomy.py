@@ -125,7 +125,7 @@ def test_errors_name_what_is_wrong(tmp_path) -> None:
     with pytest.raises(ValueError, match=r"missing \['species'\]"):
         Taxonomy.build({rank: [] for rank in RANKS[:3]})
     value = Taxonomy.build(columns(ROWS)).to_json()
-    with pytest.raises(ValueError, match="format version: got 99, allowed 1"):
+    with pytest.raises(ValueError, match="format version: got 99, allowed: 1"):
         Taxonomy.from_json({**value, "format_version": 99})
     with pytest.raises(ValueError, match="taxonomy file: got"):
         Taxonomy.load(tmp_path / "missing.json")

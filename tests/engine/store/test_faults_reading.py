@@ -109,7 +109,7 @@ def bomb() -> bytes:
 BAD_PHOTOS = {
     "truncated": (truncated, "image damaged: .*damaged JPEG"),
     "zero bytes": (lambda: b"", "image damaged: photo: got 0 bytes"),
-    "bomb": (bomb, "image damaged: photo: got 20000 x 20000 pixels, allowed at most"),
+    "bomb": (bomb, "image damaged: photo: got 20000 x 20000 pixels, allowed: at most"),
     "a web page": (lambda: b"<html>not found</html>", "image damaged: photo: unknown format"),
 }
 
