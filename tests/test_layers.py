@@ -26,9 +26,9 @@ MAY_IMPORT = {  # room or file -> the others that it may import; a package's own
     "train": "engine engine.specimens engine.store",
     "train.models": "engine engine.specimens engine.signals",
     "train.reference": "engine engine.specimens engine.signals engine.store engine.formats engine.batches",
-    "train.losses": "engine.specimens train.models",
+    "train.losses": "engine engine.specimens train.models",
     "train.inference": "engine.specimens train.reference",
-    "train.learning": "engine.specimens engine.batches train.models train.losses",
+    "train.learning": "engine engine.specimens engine.batches train.models train.losses",
     "train.evaluation": "engine engine.specimens engine.signals engine.store engine.batches train.models "
     "train.reference train.inference",
     "train.pages": "engine engine.specimens engine.signals engine.relations engine.batches train.models "

@@ -122,7 +122,7 @@ def test_file_round_trip_and_fingerprint(tmp_path) -> None:
 
 
 def test_errors_name_what_is_wrong(tmp_path) -> None:
-    with pytest.raises(ValueError, match=r"missing \['species'\]"):
+    with pytest.raises(ValueError, match=r"without \['species'\]"):
         Taxonomy.build({rank: [] for rank in RANKS[:3]})
     value = Taxonomy.build(columns(ROWS)).to_json()
     with pytest.raises(ValueError, match="format version: got 99, allowed: 1"):
