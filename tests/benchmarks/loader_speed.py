@@ -18,6 +18,7 @@ process and all its children. Photos: generated (25 kB), or the JPEGs of a folde
 import argparse
 import itertools
 import json
+import logging
 import os
 import random
 import statistics
@@ -95,7 +96,7 @@ def ours(folder: Path, batch_size: int, store: int) -> Iterator[Any]:
         object_store_memory=store,
         include_dashboard=False,
         log_to_driver=False,
-        logging_level="ERROR",
+        logging_level=logging.ERROR,
     )
     specimens = opened(folder)
     plan = EpochPlan(labels=specimens.labels, seed=SEED, global_batch_size=batch_size)

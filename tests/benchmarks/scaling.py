@@ -12,6 +12,7 @@ kind and compared with the others. Nothing else should run.
 
 import argparse
 import json
+import logging
 import random
 import signal
 import statistics
@@ -67,7 +68,7 @@ def drive(shards: str, told: Path) -> None:
     from engine.config import DataConfig
     from engine.specimens.taxonomy import Taxonomy
 
-    ray.init(address="auto", log_to_driver=False, logging_level="ERROR")
+    ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR)
     index = select_split(load_index([shards]), "train")
     specimens = Specimens.from_index(index, Taxonomy.build(label_columns(index)))
     plan = EpochPlan(labels=specimens.labels, seed=0, global_batch_size=BATCH, lanes=8, window=4096, partners=False)

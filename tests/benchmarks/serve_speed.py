@@ -20,6 +20,7 @@ each replica as many clients as it admits at once, but four.
 import argparse
 import asyncio
 import json
+import logging
 import statistics
 import subprocess
 import sys
@@ -216,7 +217,7 @@ def start_serve(settings: Settings) -> dict[str, str]:
     class NoopIdentifier(Identifier):
         Host = NoopHost
 
-    ray.init(address="local", num_cpus=6, log_to_driver=False, logging_level="ERROR")  # processes, not cores
+    ray.init(address="local", num_cpus=6, log_to_driver=False, logging_level=logging.ERROR)  # processes, not cores
     serve.start(http_options={"host": "127.0.0.1", "port": PORT, "request_timeout_s": PATIENCE_S})
     two = replace(settings, min_replicas=2, max_replicas=2)
     applications = {"serve": bind(settings), "serve2": bind(two), "noop": bind(settings, NoopIdentifier)}

@@ -4,6 +4,7 @@ python tests/infra/exporting.py SHARDS STORAGE        prints one JSON line: the 
 """
 
 import json
+import logging
 import os
 import re
 import sys
@@ -97,7 +98,7 @@ def measure() -> None:
         num_cpus=2,
         object_store_memory=300 * 1024**2,
         log_to_driver=False,
-        logging_level="ERROR",
+        logging_level=logging.ERROR,
         include_dashboard=True,
         _system_config=often,
     )

@@ -4,6 +4,7 @@ python tests/train/jobs.py SHARDS STORAGE [key=value ...]        prints one JSON
 """
 
 import json
+import logging
 import sys
 from pathlib import Path
 
@@ -19,7 +20,9 @@ def main() -> None:
 
     shards, storage, *settings = sys.argv[1:]
     config = small_config(shards, f"run.storage={storage}", "run.name=job", *settings)
-    ray.init(address="local", num_cpus=2, object_store_memory=300 * 1024**2, log_to_driver=False, logging_level="ERROR")
+    ray.init(
+        address="local", num_cpus=2, object_store_memory=300 * 1024**2, log_to_driver=False, logging_level=logging.ERROR
+    )
     done = train(config)
     print(json.dumps({"history": done.history, "steps": done.steps}))
     ray.shutdown()

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import open_clip
 import torch
@@ -14,7 +15,7 @@ from train.config import LossConfig, ModelConfig
 from train.models.trimodal import Features, Trimodal, build_model, caption_tokenizer
 
 DATA = DataConfig()
-SMALL_DNA = {"dna_width": 64, "dna_depth": 2}
+SMALL_DNA: dict[str, Any] = {"dna_width": 64, "dna_depth": 2}
 NUM_TAXA = (2, 3, 4, 5)
 FEATURES = ("image", "image_view2", "dna", "text", "fused")
 CAPTIONS = ["Diptera", "Diptera Chironomidae Chironomus Chironomus plumosus", "Lepidoptera Noctuidae", "Coleoptera"]
@@ -36,14 +37,14 @@ def random_barcode(generator: torch.Generator, length: int) -> str:
     return "".join("ACGT"[i] for i in torch.randint(0, 4, (length,), generator=generator).tolist())
 
 
-def batch_of(model: Trimodal, data: DataConfig = DATA, size: int = 12, two_views: bool = True) -> dict[str, object]:
+def batch_of(model: Trimodal, data: DataConfig = DATA, size: int = 12, two_views: bool = True) -> dict[str, Any]:
     """Specimens with images, barcodes of many lengths and captions; some lack one or all of them."""
     generator = torch.Generator().manual_seed(1)
     side = data.image_size
     barcodes = [random_barcode(generator, 200 + 40 * row) for row in range(size)]
     tokens = torch.from_numpy(make_tokenizer(data).encode(barcodes).astype("int64"))
     row = torch.arange(size)
-    batch: dict[str, object] = {
+    batch: dict[str, Any] = {
         "valid": row != size - 1,
         "image": torch.randint(0, 256, (size, side, side, 3), dtype=torch.uint8, generator=generator),
         "has_image": row % 4 != 1,
@@ -58,7 +59,7 @@ def batch_of(model: Trimodal, data: DataConfig = DATA, size: int = 12, two_views
     return batch
 
 
-def write_folder(folder: Path, model_cfg: dict[str, object]) -> dict[str, Tensor]:
+def write_folder(folder: Path, model_cfg: dict[str, Any]) -> dict[str, Tensor]:
     """A `local-dir:` model with small random weights, as open_clip writes it; returns the weights."""
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(3)

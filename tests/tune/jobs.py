@@ -55,7 +55,7 @@ def distributed(shards: str, storage: str) -> dict[str, Any]:
         object_store_memory=STORE,
         include_dashboard=False,
         log_to_driver=False,
-        logging_level="ERROR",
+        logging_level=logging.ERROR,
     )
     settings = ("run.num_workers=2", "run.epochs=6", "run.validate_every=2", "run.tracking=mlflow")
     sweep = sweep_of(shards, storage, *settings, space="slow_learners", trials=2, seeds=1)
@@ -84,7 +84,7 @@ def shrink(shards: str, storage: str) -> dict[str, Any]:
         initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": STORE, "include_dashboard": False}
     )
     node = cluster.add_node(num_cpus=1, object_store_memory=STORE)
-    ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+    ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
     sweep = sweep_of(
         shards, storage, "run.epochs=60", "run.validate_every=10", space="pair", trials=2, early_stopping=False
     )

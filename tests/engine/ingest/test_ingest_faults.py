@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from engine.formats.registry import open_dataset
-from engine.ingest.job import IngestOptions, ingest
 from engine.ingest import shard as ingest_shard
+from engine.ingest.job import IngestOptions, ingest
 from engine.store import storage
 from engine.store.shards import verify
 from engine.store.storage import Location

@@ -33,7 +33,7 @@ def _small(seed: int = 3) -> SimulatedSource:
     return open_dataset("simulated", [], seed=seed, num_specimens=400, num_species=20)
 
 
-def test_a_source_is_a_pure_function_of_its_arguments():
+def test_a_source_is_a_pure_function_of_its_arguments() -> None:
     first, second, other = _small(), pickle.loads(pickle.dumps(_small())), _small(seed=4)
     assert read_all(first).equals(read_all(second))
     assert not read_all(first).equals(read_all(other))
@@ -41,7 +41,7 @@ def test_a_source_is_a_pure_function_of_its_arguments():
     assert first.load_image(ref) == second.load_image(ref) != other.load_image(ref)
 
 
-def test_schema_counts_and_splits(source: SimulatedSource, table: pa.Table):
+def test_schema_counts_and_splits(source: SimulatedSource, table: pa.Table) -> None:
     assert table.schema.equals(SPECIMEN_SCHEMA)
     assert table.num_rows == 9200 and source.skipped == []
     split = Counter(table["split"].to_pylist())
@@ -52,7 +52,9 @@ def test_schema_counts_and_splits(source: SimulatedSource, table: pa.Table):
     assert len(orders) == 8 and orders.most_common(1)[0][0] == "Diptera"
 
 
-def test_labels_are_missing_in_train_as_in_bioscan_and_complete_elsewhere(source: SimulatedSource, table: pa.Table):
+def test_labels_are_missing_in_train_as_in_bioscan_and_complete_elsewhere(
+    source: SimulatedSource, table: pa.Table
+) -> None:
     frame, truth = table.to_pandas(), source.true_labels()
     for rank in RANKS:
         known = frame[rank].notna()
@@ -71,20 +73,20 @@ def test_labels_are_missing_in_train_as_in_bioscan_and_complete_elsewhere(source
     assert (frame["image"].notna() | frame["barcode"].notna()).all()
 
 
-def test_the_taxonomy_is_a_tree(source: SimulatedSource):
+def test_the_taxonomy_is_a_tree(source: SimulatedSource) -> None:
     taxonomy = Taxonomy.build(source.true_labels())
     assert taxonomy.conflicts == ()
     assert [len(names) for names in taxonomy.names] == [8, 26, 55, 120]
 
 
-def test_a_bin_is_mostly_a_species(source: SimulatedSource, table: pa.Table):
+def test_a_bin_is_mostly_a_species(source: SimulatedSource, table: pa.Table) -> None:
     frame = table.to_pandas().assign(truth=source.true_labels()["species"]).dropna(subset=["bin_uri"])
     bins_of_species = frame.groupby("truth")["bin_uri"].nunique()
     species_of_bin = frame.groupby("bin_uri")["truth"].nunique()
     assert 0 < (bins_of_species > 1).sum() < 15 and 0 < (species_of_bin > 1).sum() < 15
 
 
-def test_barcodes_code_for_a_protein_before_blemishes(source: SimulatedSource):
+def test_barcodes_code_for_a_protein_before_blemishes(source: SimulatedSource) -> None:
     haplotypes = set(source.haplotypes())
     for barcode in haplotypes:
         assert len(barcode) == simulated_barcodes.LENGTH and set(barcode) <= set("ACGT")
@@ -94,13 +96,13 @@ def test_barcodes_code_for_a_protein_before_blemishes(source: SimulatedSource):
     assert 0.65 < (letters["A"] + letters["T"]) / letters.total() < 0.75
 
 
-def test_a_good_share_of_test_barcodes_is_new(source: SimulatedSource, table: pa.Table):
+def test_a_good_share_of_test_barcodes_is_new(source: SimulatedSource, table: pa.Table) -> None:
     haplotypes, split = np.array(source.haplotypes()), np.array(table["split"].to_pylist())
     new = ~np.isin(haplotypes[split == "test"], haplotypes[split == "train"])
     assert 0.3 < new.mean() < 0.6
 
 
-def test_blemishes_keep_records_recognisable():
+def test_blemishes_keep_records_recognisable() -> None:
     barcode = "".join(np.random.default_rng(0).choice(list("ACGT"), 658))
     seen = Counter()
     for i in range(2000):
@@ -114,13 +116,13 @@ def test_blemishes_keep_records_recognisable():
     assert seen["clean"] > 1000 and min(seen.values()) > 20
 
 
-def test_photos_decode(source: SimulatedSource, table: pa.Table):
+def test_photos_decode(source: SimulatedSource, table: pa.Table) -> None:
     for ref in table["image"].drop_null().to_pylist()[:24]:
         image = simplejpeg.decode_jpeg(source.load_image(ref))
         assert image.shape == (128, 128, 3) and image.std() > 5
 
 
-def test_every_order_draws_a_different_body():
+def test_every_order_draws_a_different_body() -> None:
     plates = [simulated_photos.draw(0, (order, 0, 0, 0), specimen=1, nuisance=0.0) for order in range(8)]
     assert len({plate.tobytes() for plate in plates}) == 8
 
@@ -132,6 +134,6 @@ def test_every_order_draws_a_different_body():
         ({"num_species": 100, "num_specimens": 500}, "num_specimens, got 500, allowed: 800"),
     ],
 )
-def test_impossible_sizes_are_refused(options: dict[str, int], message: str):
+def test_impossible_sizes_are_refused(options: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         open_dataset("simulated", [], **options)

@@ -9,6 +9,7 @@ import json
 import math
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -218,7 +219,7 @@ def test_every_parameter_of_the_berts_trains_and_checkpointing_changes_nothing(t
             torch.testing.assert_close(gradients[1][key], gradients[0][key])
 
 
-def refusals(folder: Path) -> list[tuple[dict[str, object], DataConfig, str]]:
+def refusals(folder: Path) -> list[tuple[dict[str, Any], DataConfig, str]]:
     """(model options, data, what the one-line error says)."""
     for name in ("good", "empty", "pickled", "cut", "other", "headless", "barcode"):
         (folder / name).mkdir()
@@ -232,7 +233,7 @@ def refusals(folder: Path) -> list[tuple[dict[str, object], DataConfig, str]]:
     save_file(weights, folder / "headless" / "model.safetensors")
     published_barcodebert(folder / "barcode", 3, "pt")
     bpe = bpe_data(folder / "good", 30)
-    cases: list[tuple[dict[str, object], DataConfig, str]] = [
+    cases: list[tuple[dict[str, Any], DataConfig, str]] = [
         ({"dna": "dnabert2", "dna_pretrained": str(folder / name)}, bpe, message)
         for name, message in [
             ("nowhere", "allowed a local folder"),

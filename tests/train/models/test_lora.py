@@ -23,8 +23,8 @@ from train.models.towers import find_blocks
 from train.models.trimodal import Trimodal, build_model
 
 DATA = DataConfig(image_size=32, kmer=5, kmer_stride=5)
-SMALL_DNA = {"dna": "kmer_transformer", "dna_width": 64, "dna_depth": 2, "dropout": 0.0}
-LORA = {"lora_rank": 4, "lora_alpha": 8.0}
+SMALL_DNA: dict[str, Any] = {"dna": "kmer_transformer", "dna_width": 64, "dna_depth": 2, "dropout": 0.0}
+LORA: dict[str, Any] = {"lora_rank": 4, "lora_alpha": 8.0}
 TOWERS = ("image", "text", "dna")
 
 

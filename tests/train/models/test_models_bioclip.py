@@ -18,7 +18,7 @@ from train.models import open_clip_source
 from train.models.trimodal import Trimodal, build_model, caption_tokenizer
 
 NUM_TAXA = (1, 1, 1, 1)
-DNA = {"dna_width": 16, "dna_depth": 1}
+DNA: dict[str, Any] = {"dna_width": 16, "dna_depth": 1}
 BIN, SAFETENSORS = "open_clip_pytorch_model.bin", "open_clip_model.safetensors"
 REPOSITORIES = {"imageomics/bioclip": ("ViT-B-16", (BIN,)), "imageomics/bioclip-2": ("ViT-L-14", (SAFETENSORS, BIN))}
 

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import open_clip
 import pytest
@@ -63,7 +64,7 @@ def test_pretrained_file_of_a_named_model(tmp_path: Path) -> None:
     assert torch.equal(stem, weights["visual.trunk.stem.weight"])
 
 
-def refusals(tmp_path: Path) -> list[tuple[dict[str, object], int, str]]:
+def refusals(tmp_path: Path) -> list[tuple[dict[str, Any], int, str]]:
     """(model configuration, image size, what the one-line error says)."""
     pickled = tmp_path / "pickled"
     write_folder(pickled, SHRUNK_VIT)
