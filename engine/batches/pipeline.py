@@ -194,7 +194,7 @@ def _started(make: _Make, shared: Any, span: _Span, budget: CpuBudget) -> Iterat
     from ray.data import ExecutionResources
 
     dataset = numbered_tasks(len(span.rows)).map_batches(
-        _run_task,  # type: ignore[arg-type]
+        _run_task,
         batch_size=1,
         fn_kwargs={"shared": shared, "span": ray.put(span.packed()), "make": make},
         num_cpus=budget.task_cpus,

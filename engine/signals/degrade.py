@@ -76,7 +76,7 @@ def degrade_batch(
     place = np.zeros(len(sequences))
     for row, (rng, length) in enumerate(zip(rngs, lengths.tolist(), strict=True)):
         count = -(-length // 4)
-        raw = rng.bit_generator.random_raw(1 + len(words) * count)  # type: ignore[attr-defined]
+        raw = rng.bit_generator.random_raw(1 + len(words) * count)
         words[:, row, :count] = raw[1:].reshape(len(words), count)
         place[row] = (raw[0] >> np.uint64(11)) * 2.0**-53
     draws = words.view(np.uint16)

@@ -232,7 +232,7 @@ def make_app(service: Service, page: Path = PAGE) -> FastAPI:
         app.add_exception_handler(kind, _tell)
     known = [route.path for route in app.routes]  # type: ignore[attr-defined]
     endpoints = {path: route for path, (route, _) in direct.items()}
-    app.add_middleware(_Direct, metrics=routes.metrics, known=known, endpoints=endpoints)  # type: ignore[arg-type]
+    app.add_middleware(_Direct, metrics=routes.metrics, known=known, endpoints=endpoints)
     return app
 
 

@@ -70,4 +70,4 @@ def summed(pages: list[str]) -> str:
     for name, family in families.items():
         for (sample_name, labels), value in values[name].items():
             family.add_sample(sample_name, dict(labels), value)
-    return generate_latest(_Families(list(families.values()))).decode()  # type: ignore[arg-type]
+    return generate_latest(_Families(list(families.values()))).decode()

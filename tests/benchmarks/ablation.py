@@ -111,7 +111,7 @@ def run(options: argparse.Namespace) -> None:
                 train(override(config, [f"run.name={folder.name}"]), folder)
             target = folder.with_suffix(".npz")
             if not target.is_file():
-                np.savez(target, **answers(folder, shards))  # type: ignore[arg-type]
+                np.savez(target, **answers(folder, shards))
 
 
 def table(options: argparse.Namespace) -> None:

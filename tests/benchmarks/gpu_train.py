@@ -114,7 +114,7 @@ def count_flops(session: "Session", batch: "Batch") -> int:
     from torch.utils.flop_counter import FlopCounterMode
 
     with FlopCounterMode(display=False) as counter:
-        session.train_step(dict(batch))  # type: ignore[arg-type]
+        session.train_step(dict(batch))
     return int(counter.get_total_flops())
 
 
@@ -126,7 +126,7 @@ def steady_step(options: argparse.Namespace, session: "Session", batch: "Batch",
     cuda = session.device.type == "cuda"
     if cuda:
         torch.cuda.reset_peak_memory_stats()
-    seconds = median_seconds(lambda: session.train_step(dict(batch)), session.device, options.steps)  # type: ignore[arg-type]
+    seconds = median_seconds(lambda: session.train_step(dict(batch)), session.device, options.steps)
     print(f"step of {options.batch}: {1000 * seconds:.1f} ms, {options.batch / seconds:.1f} specimens/s")
     print(f"{flops / 1e12:.3f} TFLOP a step: MFU {100 * flops / seconds / rate:.1f}% of {rate / 1e12:.2f} TFLOP/s")
     if cuda:

@@ -101,7 +101,8 @@ def strike(out: Path, number: int, seed: int) -> dict[str, Any]:
     storage, shards = out / f"run-{number}-{seed}", shards_of(out)
     shutil.rmtree(storage, ignore_errors=True)  # of a drill that was broken off
     training = Training(shards, storage, *settings)
-    started, killed, log = time.monotonic(), [], ""
+    killed: list[Any] = []
+    started, log = time.monotonic(), ""
     try:
         last = total // 3 if part == "data worker" else total - 10  # data tasks work ahead: late there are none
         # A run that has committed nothing does not say that it resumed, so one that is killed again has a commit first.

@@ -81,7 +81,7 @@ def compared(task: Task, answers: dict[str, np.ndarray], rank: int, rows: np.nda
         peers = [name for name in answers if name not in OURS]
         best = max(peers, key=lambda name: scored(task, answers[name], rank, rows)[place])
         right = [answers[name][rows, rank] == truth[rows] for name in (own, best)]
-        gap = paired_difference(*right, task.groups[rows], classes, resamples=resamples)
+        gap = paired_difference(right[0], right[1], task.groups[rows], classes, resamples)
         texts.append(f"{100 * gap.value:+.2f} [{100 * gap.low:+.2f}, {100 * gap.high:+.2f}] ({best})")
     return " | ".join(texts)
 

@@ -140,7 +140,7 @@ class Release:
         ours = copy.deepcopy(model)
         self.module, self.clock, self.tokenizer = module, clock, tokenizer
         towers = _OpenClip(ours.image_encoder.tower, ours.text_encoder.tower)
-        self.model = module.SimpleCLIP(_PerToken(ours.dna_encoder), self._tokens, device, towers).to(device)  # type: ignore[arg-type]
+        self.model = module.SimpleCLIP(_PerToken(ours.dna_encoder), self._tokens, device, towers).to(device)
         self.model.fusion_head = module.GatedFusion(model.embed_dim).to(device)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-5)
         self.pair_loss, self.hierarchy_loss = module.ClipLossNew(temperature=0.07), module.HMLC(loss_type="hmce")

@@ -115,7 +115,7 @@ def run(options: argparse.Namespace) -> None:
     if not target.is_file():
         model = checkpoint.load(folder)
         index = measured(load_index([options.shards]), options.split)
-        np.savez(target, **answers(model.model, model.config, model.taxonomy, index))  # type: ignore[arg-type]
+        np.savez(target, **answers(model.model, model.config, model.taxonomy, index))
 
 
 def damaged(names: Sequence[str], query: str) -> list[str]:

@@ -152,7 +152,8 @@ def measure_bare(predictor: Predictor, given: Inputs, seconds: float) -> dict[st
     """p50 of one query in ms, and queries a second one by one and BATCH at a time."""
 
     def loop(call: Callable[[int], Any]) -> tuple[float, float]:
-        times, end = [], time.perf_counter() + seconds
+        times: list[float] = []
+        end = time.perf_counter() + seconds
         while time.perf_counter() < end:
             start = time.perf_counter()
             call(len(times))

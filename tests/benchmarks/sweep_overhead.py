@@ -43,7 +43,7 @@ def plain(sweep: Any, trials: int) -> list[float]:
         if sweep.capacity.distributed:
             train(config)
         else:
-            given = {field.name: "" for field in dataclasses.fields(Task)}
+            given: dict[str, Any] = {field.name: "" for field in dataclasses.fields(Task)}
             given |= {"run_id": create_run(config, {}), "budget": None, "threads": 1, "final": False}
             training = InProcess(Task(**given), config)
             while training.next() is not None:

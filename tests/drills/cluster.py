@@ -123,7 +123,7 @@ class Cluster:
 
     def alive(self) -> set[str]:
         """Addresses of the nodes that the head believes alive; empty where it does not answer."""
-        from ray._raylet import GcsClient
+        from ray._raylet import GcsClient  # type: ignore[attr-defined]
 
         if not any(self.head.pids()):
             return set()

@@ -108,7 +108,7 @@ class Machine:
     def _ungrouped(self) -> bool:
         """Whether the control group could be removed: the kernel keeps it while a dead process is in it."""
         try:
-            self.group.rmdir()  # type: ignore[union-attr]
+            self.group.rmdir()
         except OSError:
             return False
         return True

@@ -98,7 +98,7 @@ def test_user_errors_are_one_line(
     try:
         code = main([argument.format(tmp=tmp_path) for argument in arguments])
     except SystemExit as stop:  # how argparse ends
-        code = stop.code
+        code = int(stop.code or 0)
     error = [
         line for line in capsys.readouterr().err.splitlines() if not line.startswith("ingest:")
     ]  # the progress bar

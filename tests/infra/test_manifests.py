@@ -132,7 +132,7 @@ def test_a_wrong_pod_is_found() -> None:
 
 
 def gib(text: str) -> float:
-    number, unit = re.fullmatch(r"(\d+)(\D*)", text).groups()  # type: ignore[union-attr]
+    number, unit = re.fullmatch(r"(\d+)(\D*)", text).groups()
     return float(number) * {"Gi": 1.0, "Mi": 2**-10, "": 2**-30}[unit]
 
 

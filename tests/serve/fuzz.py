@@ -8,6 +8,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import requests
 
@@ -29,7 +30,24 @@ NAMES = (
     "x" * 5000,
     "\ud7ff",
 )
-_TYPES = (None, True, -1, 0, 1e308, 2**80, "", "\0", [], {}, [[]], {"a": {}}, "NaN", ["x"] * 40, [None], -0.0)
+_TYPES: tuple[Any, ...] = (
+    None,
+    True,
+    -1,
+    0,
+    1e308,
+    2**80,
+    "",
+    "\0",
+    [],
+    {},
+    [[]],
+    {"a": {}},
+    "NaN",
+    ["x"] * 40,
+    [None],
+    -0.0,
+)
 
 
 @dataclass(frozen=True)

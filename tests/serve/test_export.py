@@ -27,8 +27,8 @@ pytestmark = pytest.mark.middle
 def same(one: Predictor, other: Predictor, served: Served) -> None:
     """Both give the same answers, names of the model aside."""
     asked = [Query(at.key, (at.image,) if at.image else (), at.dna) for at in served.specimens()[:6]]
-    for first, second in zip(one.identify(asked), other.identify(asked), strict=True):
-        first, second = first.to_dict(), second.to_dict()
+    for ours, theirs in zip(one.identify(asked), other.identify(asked), strict=True):
+        first, second = ours.to_dict(), theirs.to_dict()
         first.pop("model"), second.pop("model")
         assert first == second
 

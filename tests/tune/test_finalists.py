@@ -8,7 +8,7 @@ from tune.ledger import Entry
 
 def tried(number: int, score: float, state: str = "finished", epoch: int = 9) -> Entry:
     values = {"loss.hierarchy_weight": number / 10, "loss.temperature": 0.07}
-    return Entry(number, values, 0, state=state, history=[(epoch, score)])  # type: ignore[arg-type]
+    return Entry(number, values, 0, state=state, history=[(epoch, score)])
 
 
 def final(number: int, seed: int, test: float | None, val: float = 0.5) -> Entry:
@@ -51,7 +51,7 @@ def test_differences_are_paired_by_seed() -> None:
     assert [one.number for one in found] == [3, 0, 4]  # a training that failed counts for more than a high mean
     gap = found[0].difference
     assert gap and gap.value == pytest.approx(0.04 / 3)
-    assert gap.high - gap.low < 0.04 < found[0].score.high - found[0].score.low  # type: ignore[union-attr]
+    assert gap.high - gap.low < 0.04 < found[0].score.high - found[0].score.low
     assert found[2].failed == 1
     assert "90.0, 90.0, 1 failed" in final_table(found)
 

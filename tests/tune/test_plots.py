@@ -17,14 +17,14 @@ def trials() -> list[Entry]:
             number, one, 0, state=state, history=[(3, 0.4 + number / 100), (9, 0.5)][: 2 if state == "finished" else 1]
         )
         for number, (one, state) in enumerate(zip(values, states, strict=True))
-    ]  # type: ignore[arg-type]
+    ]
 
 
 def test_a_line_for_every_trial_and_grey_ones_end_before_the_score() -> None:
     figure = plots.parallel_coordinates(PAIR, trials())
     (axes,) = figure.axes
     lines = [line for line in axes.get_lines() if len(line.get_xdata()) > 2 or line.get_color() == plots.STOPPED]
-    lengths = sorted(len(line.get_xdata()) for line in lines)  # type: ignore[arg-type]
+    lengths = sorted(len(line.get_xdata()) for line in lines)
     assert lengths == [2, 3, 3, 3]
     assert [line.get_linestyle() for line in lines].count("--") == 1
     assert "3 trials to the end, 1 stopped early" in axes.get_title(loc="left")
@@ -34,7 +34,7 @@ def test_the_surface_marks_every_trial_where_it_lies() -> None:
     figure = plots.surface(PAIR, trials(), winner=3)
     assert figure is not None
     lines = figure.axes[0].get_lines()
-    places = [line.get_xydata()[0].tolist() for line in lines]  # type: ignore[index]
+    places = [line.get_xydata()[0].tolist() for line in lines]
     assert places[2] == [0.0, 1.0]  # temperature 0.01, weight 1
     assert places[0] == [PAIR["loss.temperature"].position(0.07), PAIR["loss.hierarchy_weight"].position(0.01)]
     assert [line.get_marker() for line in lines] == ["D", "o", "o", "o"]

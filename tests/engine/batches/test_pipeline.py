@@ -75,7 +75,7 @@ def test_the_global_batch_does_not_depend_on_the_workers(data: DataConfig, worke
     parts = [next(training_batches(specimens, plan, data, (5, 6), (r, workers), None)) for r in range(workers)]
     assert [key for part in parts for key in part["keys"]] == whole["keys"]
     for name in ("image", "image_view2", "dna_tokens", "labels", "caption"):
-        assert torch.equal(torch.cat([part[name] for part in parts]), whole[name])  # type: ignore[literal-required]
+        assert torch.equal(torch.cat([part[name] for part in parts]), whole[name])
 
 
 def test_a_later_start_continues_the_same_stream(data: DataConfig) -> None:
@@ -261,7 +261,7 @@ def test_working_ahead_keeps_order_errors_and_the_limit() -> None:
     assert next(items) == 0
     time.sleep(0.3)
     assert max(made) <= 4  # one taken, two waiting, one in hand
-    items.close()  # type: ignore[attr-defined]
+    items.close()
     assert made[-1] == -1
     assert not any(thread.name == "batches ahead" for thread in threading.enumerate())
 
@@ -321,7 +321,7 @@ def test_ray_asks_for_the_rest_while_a_consumer_is_away(
     data: DataConfig, ray_session: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`engine.ray_seams.ExecutorRest` reads what Ray calls private; under other names it would never rest, or raise."""
-    seen = []
+    seen: list[float] = []
     monkeypatch.setattr(ExecutorRest.wanted, "wait", seen.append)
     data = dataclasses.replace(data, rows_per_task=16, prefetch_batches=1)
     specimens, plan, _ = opened(data)

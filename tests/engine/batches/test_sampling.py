@@ -20,7 +20,7 @@ def random_labels(count: int, seed: int, num_species: int = 81) -> np.ndarray:
 
 
 def plan_of(count: int, seed: int = 0, batch: int = 32, **kwargs: object) -> EpochPlan:
-    return EpochPlan(labels=random_labels(count, 7), seed=seed, global_batch_size=batch, **kwargs)  # type: ignore[arg-type]
+    return EpochPlan(labels=random_labels(count, 7), seed=seed, global_batch_size=batch, **kwargs)
 
 
 @settings(max_examples=40, deadline=None)

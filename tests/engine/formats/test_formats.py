@@ -3,6 +3,7 @@
 import gzip
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -14,7 +15,7 @@ from engine.specimens.schema import SPECIMEN_SCHEMA
 BARCODE = "AACTTTATATTTTATTTTTGG"
 
 
-def read(format_name: str, path: Path, **options) -> tuple[pd.DataFrame, list[tuple[str, str]]]:
+def read(format_name: str, path: Path, **options: Any) -> tuple[pd.DataFrame, list[tuple[str, str]]]:
     source = open_dataset(format_name, [path], **options)
     table = read_all(source)
     assert table.schema.equals(SPECIMEN_SCHEMA)

@@ -113,7 +113,7 @@ def test_training_reads_from_s3(table: Path, tmp_path: Path, s3: str, monkeypatc
         requests: list[object] = []
         read = ShardReader._try_read
         with monkeypatch.context() as patch:
-            patch.setattr(ShardReader, "_try_read", lambda self, one: (requests.append(one), read(self, one))[1])  # noqa: B023
+            patch.setattr(ShardReader, "_try_read", lambda self, one: (requests.append(one), read(self, one))[1])  # type: ignore[func-returns-value]  # noqa: B023
             columns.append(prepare(rows, 0))
         assert len(requests) <= (5 if folder == s3 else 0), "neighbours in one request, none asked for twice"
     remote, local = columns
@@ -167,11 +167,11 @@ def test_specimens_behind_urls(
     assert report["image_removed"]["by_reason"] == {"missing image file": 1} and report["written"]["specimens"] == 46
     assert not any(b"secret" in (out / name).read_bytes() for name in out.list())
     capsys.readouterr()
-    for path, told in (
+    for wrong, told in (
         (private / "in" / "none.csv", "which does not exist"),
         (private / "in" / "0.jpg", "URL: got s3:"),
     ):
-        assert main(["ingest", "table", str(path), "--out", str(tmp_path / "no")]) == 2
+        assert main(["ingest", "table", str(wrong), "--out", str(tmp_path / "no")]) == 2
         assert told in (error := capsys.readouterr().err) and "secret" not in error
     (private / "bad" / "bad.csv").write_atomically(b"foo,bar\n1,2\n")
     assert main(["ingest", "table", str(private / "bad"), "--out", str(tmp_path / "no"), "--serial"]) == 2

@@ -160,7 +160,7 @@ def test_off_leaves_every_batch_as_it_is_and_each_share_changes_its_own_columns(
 
     def batch(**shares: float) -> Batch:
         robust = RobustConfig(max_severity=2.0, fragments=0.9, other_strand=0.1, max_kernel=5) if not shares else None
-        config = dataclasses.replace(data, robust=robust or RobustConfig(**shares))  # type: ignore[arg-type]
+        config = dataclasses.replace(data, robust=robust or RobustConfig(**shares))
         return next(training_batches(specimens, plan, config, (0, 1), (0, 1), None))
 
     plain = next(training_batches(specimens, plan, data, (0, 1), (0, 1), None))
@@ -179,7 +179,7 @@ def test_damage_is_the_specimens_own_at_any_batch_worker_and_through_ray(data: D
     assert [differing(a, b) for a, b in zip(here, through_ray, strict=True)] == [set()] * 3
     halves = [next(training_batches(specimens, plan, data, (5, 6), (rank, 2), None)) for rank in range(2)]
     for name in ("image", "image_view2", "dna_tokens", "withheld"):
-        assert torch.equal(torch.cat([half[name] for half in halves]), here[0][name])  # type: ignore[literal-required]
+        assert torch.equal(torch.cat([half[name] for half in halves]), here[0][name])
     prepare = Prepare(specimens, data, plan.seed, training=True)
     rows = np.arange(40)
     columns, alone, later = prepare(rows, 1), prepare(rows[7:8], 1), prepare(rows, 2)

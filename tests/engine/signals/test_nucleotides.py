@@ -40,7 +40,7 @@ def test_kmers_are_numbers_to_the_base_four(sequence: str, k: int, stride: int) 
 
 @given(SEQUENCES)
 def test_codons_and_their_tables(sequence: str) -> None:
-    table = nucleotides.per_codon(np.array(list(GENETIC_CODE)), other="X")  # type: ignore[arg-type]
+    table = nucleotides.per_codon(np.array(list(GENETIC_CODE)), other="X")
     found = table[nucleotides.codon_numbers(nucleotides.codes(sequence))].tolist()
     windows = [sequence[i : i + 3] for i in range(len(sequence) - 2)]
     assert len(found) == len(windows)

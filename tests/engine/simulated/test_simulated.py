@@ -2,6 +2,7 @@
 
 import pickle
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +22,8 @@ _COMPLEMENT = str.maketrans("ACGT", "TGCA")
 
 @pytest.fixture(scope="module")
 def source() -> SimulatedSource:
-    return open_dataset("simulated", [], seed=0)
+    source: Any = open_dataset("simulated", [], seed=0)
+    return source
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +32,8 @@ def table(source: SimulatedSource) -> pa.Table:
 
 
 def _small(seed: int = 3) -> SimulatedSource:
-    return open_dataset("simulated", [], seed=seed, num_specimens=400, num_species=20)
+    source: Any = open_dataset("simulated", [], seed=seed, num_specimens=400, num_species=20)
+    return source
 
 
 def test_a_source_is_a_pure_function_of_its_arguments() -> None:
@@ -104,7 +107,7 @@ def test_a_good_share_of_test_barcodes_is_new(source: SimulatedSource, table: pa
 
 def test_blemishes_keep_records_recognisable() -> None:
     barcode = "".join(np.random.default_rng(0).choice(list("ACGT"), 658))
-    seen = Counter()
+    seen: Counter[str] = Counter()
     for i in range(2000):
         record = simulated_barcodes.blemish(barcode, rng_for(0, 0, str(i), "test"))
         upper = record.upper().replace("-", "")

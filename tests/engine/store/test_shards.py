@@ -4,7 +4,7 @@ import json
 import os
 import pickle
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -111,7 +111,7 @@ def test_same_specimens_same_bytes_and_nothing_left_behind(tmp_path: Path, make_
     with tarfile.open(tmp_path / "x" / "000000.tar") as tar:
         assert {(member.mtime, member.uid, member.uname) for member in tar} == {(0, 0, "")}
 
-    def broken():
+    def broken() -> Iterator[Specimen]:
         yield specimens(make_jpeg)[0]
         raise RuntimeError("the source failed")
 

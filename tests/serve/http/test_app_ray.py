@@ -146,19 +146,19 @@ def test_answers_are_the_predictors_alone_and_in_a_batch(
     batch = requests.post(f"{running.url}/v1/identify:batch", json={"queries": bodies, "threshold": 0.3}, timeout=60)
     for found, expected in zip(batch.json()["answers"], wanted, strict=True):
         assert close(unnamed(found), expected)
-    one = some[0]
+    stored = some[0]
     form = requests.post(
         f"{running.url}/v1/identify",
         timeout=60,
         files=[
-            ("image", ("x.jpg", one.image)),
-            ("dna", (None, one.dna)),
-            ("key", (None, one.key)),
+            ("image", ("x.jpg", stored.image or b"")),
+            ("dna", (None, stored.dna or "")),
+            ("key", (None, stored.key)),
             ("threshold", (None, "0.3")),
         ],
     )
-    (expected,) = predictor.identify([query(one, "fused")], threshold=0.3)
-    assert close(unnamed(form.json()), unnamed(json.loads(json.dumps(expected.to_dict()))))
+    (named,) = predictor.identify([query(stored, "fused")], threshold=0.3)
+    assert close(unnamed(form.json()), unnamed(json.loads(json.dumps(named.to_dict()))))
 
 
 def test_the_other_endpoints_work_through_ray(running: Running) -> None:

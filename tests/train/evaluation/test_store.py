@@ -38,7 +38,7 @@ def test_fingerprint_tells_models_keys_and_settings_apart() -> None:
     assert whole != store.fingerprint(model, ["ab"], {"size": 3})
     assert whole != store.fingerprint(model, ["a", "b"], {"size": 4})
     with torch.no_grad():
-        model.bias += 1
+        model.bias.add_(1)
     assert whole != store.fingerprint(model, ["a", "b"], {"size": 3})
 
 

@@ -117,7 +117,7 @@ def test_a_combination_is_fitted_on_known_species_only(monkeypatch: pytest.Monke
     ):
         pieces = [piece(None, known), withheld, withheld]
         monkeypatch.setattr(calibrate, "_pieces", lambda *_, pieces=pieces: pieces)
-        assert calibrate.fit_combination(part, "dna+library") == found  # type: ignore[arg-type]
+        assert calibrate.fit_combination(part, "dna+library") == found
 
 
 def test_back_off_ends_at_the_deepest_rank_past_the_threshold() -> None:

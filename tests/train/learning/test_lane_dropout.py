@@ -24,8 +24,8 @@ def prepared(shards: Path, *settings: str) -> tuple[Session, dict[str, Any]]:
     session = small_session(small_config(shards, *DROPOUT, *settings))
     batch: dict[str, Any] = dict(next(session.batches(None)))
     batch["has_dna"][3] = False
-    session.captions.attach(batch)  # type: ignore[arg-type]
-    session._number_rows(batch)  # type: ignore[arg-type]
+    session.captions.attach(batch)
+    session._number_rows(batch)
     session.model.train()
     return session, batch
 

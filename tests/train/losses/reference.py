@@ -200,7 +200,7 @@ class Hierarchy:
             rectified: list[dict[Pair, Tensor]] = []
             clamped = 0
             for block, pairs in enumerate(self.pairs[rank]):
-                maximum = None  # the first pair of the largest loss at the neighbouring rank
+                maximum: Any = None  # the first pair of the largest loss at the neighbouring rank
                 for loss in self.pairs[order[place - 1]][block].values() if place else ():
                     if maximum is None or loss.item() > maximum.item():
                         maximum = loss
@@ -213,7 +213,7 @@ class Hierarchy:
 
     def clamp_means(self) -> tuple[dict[int, Tensor], dict[int, float]]:
         means, shares = {rank: self.rank_mean(self.pairs[rank]) for rank in self.order()}, {}
-        largest = None
+        largest: Any = None
         for rank in self.order():
             shares[rank] = float(largest is not None and largest.item() > means[rank].item())
             means[rank] = largest = largest if shares[rank] else means[rank]

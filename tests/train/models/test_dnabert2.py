@@ -83,7 +83,7 @@ CONFIG = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "
 def bpe_data(folder: Path, vocabulary: int) -> DataConfig:
     """Data of a BPE tokenizer file with that many tokens: four letters, three special ones, the rest never met."""
     tokens = ["[UNK]", "[CLS]", "[SEP]", "A", "C", "G", "T"] + [f"<{i}>" for i in range(vocabulary - 7)]
-    tree = {
+    tree: dict[str, Any] = {
         "version": "1.0",
         "truncation": None,
         "padding": None,
@@ -171,7 +171,7 @@ def published_barcodebert(folder: Path, specials: int, kind: str) -> tuple[objec
     vocabulary = names + ["".join(kmer) for kmer in product("ACGT", repeat=3)]
     config = CONFIG | {"vocab_size": len(vocabulary), "max_position_embeddings": 64}
     torch.manual_seed(1)
-    model = BertForTokenClassification(BertConfig(**config, num_labels=64)).eval()
+    model = BertForTokenClassification(BertConfig(**(config | {"num_labels": 64}))).eval()
     if kind == "pt":
         weights = {f"module.{name}": value for name, value in model.state_dict().items()}
         weights["module.bert.embeddings.position_ids"] = torch.arange(64)[None]
