@@ -1,11 +1,10 @@
 """Finds out which format files have, from their headers and how folders are laid out; says so, and opens them.
 
-A table is told by its columns' names, FASTA by its first letter, HDF5 by its groups, a folder by the tables in it, else
+A table is seen by its columns' names, FASTA by its first letter, HDF5 by its groups, a folder by the tables in it, else
 by the photos. Files that fit no format are passed over where others beside them do. Two formats side by side, or none,
 are an error that names what was seen. A format's options belong to the format: name it to give them.
 """
 
-import gzip
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -15,7 +14,7 @@ import h5py
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from engine.formats import bioscan1m, bioscan5m, fasta, image_folders, table
+from engine.formats import archives, bioscan1m, bioscan5m, fasta, image_folders, table
 from engine.formats.barcodebert import split_of_file
 from engine.formats.columns import match_columns
 from engine.formats.delimited import read_header
@@ -24,14 +23,15 @@ from engine.formats.photos import HDF5_SUFFIXES
 from engine.formats.registry import FORMATS
 from engine.formats.registry import open_dataset as open_by_name
 from engine.formats.source import SpecimenSource
+from engine.formats.unpacked import inner_name, members, open_unpacked, packing_of
 
 log = logging.getLogger(__name__)
 
 _OF_FILES = ("bold", "barcodebert", "clibd-hdf5", "fasta", "table")  # the others need the folder, for photos
-TABLE_SUFFIXES = (".csv", ".tsv", ".tab", ".txt", ".csv.gz", ".tsv.gz", ".tab.gz", ".txt.gz")
+TABLE_SUFFIXES = (".csv", ".tsv", ".tab", ".txt")  # behind them also that of a packing
+_FOR_TEXT = ("barcodebert", "bioscan1m", "bioscan5m")  # whose readers take text; in parquet they are tables
 PARQUET_SUFFIXES = (".parquet", ".pq")
 _FOLDERS = tuple(dict.fromkeys((*bioscan1m.FOLDERS, *bioscan5m.FOLDERS)))  # where a release keeps its metadata
-_MAX_DEPTH = 8  # of folders that are looked through for a photo
 _5M_ONLY = {"chunk", "chunk_number", "coord-lat", "index_bioscan_1m_insect", "bioscan1m_index", "inferred_ranks"}
 
 
@@ -69,27 +69,43 @@ def format_of_file(path: Path) -> str | None:
 
     Raises ValueError when it cannot be read.
     """
-    name = path.name.lower()
+    name = inner_name(path)
+    if archives.is_archive(path):
+        return "table"
+    if path.suffix.lower() == ".zip" and (packing_of(path) != "zip" or not _is_zip_of_one(path)):
+        return None
     if name.endswith(HDF5_SUFFIXES):
         return "clibd-hdf5" if _has_split_groups(path) else None
     if name.endswith(PARQUET_SUFFIXES):
         try:
-            return format_of_header(pq.read_schema(path).names, path.name)
+            found = format_of_header(pq.read_schema(path).names, path.name)
         except (pa.ArrowInvalid, OSError) as error:
             raise ValueError(f"auto: {path} cannot be read ({str(error).splitlines()[0]})") from None
-    if name.endswith(fasta.SUFFIXES) or (name.endswith(TABLE_SUFFIXES) and _starts_like_fasta(path)):
+        return "table" if found in _FOR_TEXT else found
+    if name.endswith(".xlsx"):
+        return "table"
+    if fasta.is_fasta(path) or (name.endswith((*TABLE_SUFFIXES, ".zip")) and _starts_like_fasta(path)):
         return "fasta"
-    if not name.endswith(TABLE_SUFFIXES) or path.match(fasta.TAXONOMY):
+    if not name.endswith(TABLE_SUFFIXES) or fasta.is_taxonomy(path):
         return None
     try:
-        return format_of_header(read_header(path, "\t,;", True)[0], path.name)
-    except (ValueError, OSError):  # empty, or no text
+        return format_of_header(read_header(path), path.name)
+    except ValueError as error:
+        if "cut off" in str(error):
+            raise
+        return None  # empty, or no text
+    except OSError:
         return None
+
+
+def _is_zip_of_one(path: Path) -> bool:
+    inside = members(path)
+    return len(inside) == 1 and inside[0].lower().endswith((*TABLE_SUFFIXES, *fasta.SUFFIXES))
 
 
 def _starts_like_fasta(path: Path) -> bool:
     try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        with open_unpacked(path) as file:
             return file.read(64).lstrip(b"\xef\xbb\xbf \r\n\t").startswith(b">")
     except OSError:
         return False
@@ -106,7 +122,7 @@ def _has_split_groups(path: Path) -> bool:
 
 
 def detect(paths: list[Path]) -> tuple[str, list[Path]]:
-    """Return (format, the files it was told by) of files and folders together; for photos, the first one.
+    """Return (format, the files it was seen by) of files and folders together; for photos, the first one.
 
     Raises ValueError when they are of several formats or of none.
     """
@@ -122,60 +138,67 @@ def detect(paths: list[Path]) -> tuple[str, list[Path]]:
     if found:
         return found.popitem()
     folders = [path for path in paths if path.is_dir()]
-    photo = next((photo for folder in folders for photo in _photos(folder)), None)
+    photo = next((folder / place for folder in folders for place in image_folders.photos_below(folder)), None)
     if photo and len(folders) == len(paths):
-        folder = next(folder for folder in folders if photo.is_relative_to(folder))
-        inside = photo.relative_to(folder).parts[:-1]
-        if not inside or image_folders.guess_labels(inside):  # else "data/moths/images", where something else lies too
-            return "images", [photo]
+        return "images", [photo]
     known = ", ".join(sorted(set(FORMATS) - {"auto", "simulated"}))
-    raise ValueError(f"auto: got {_what_was_seen(paths)}; allowed: files of {known}")
+    raise ValueError(f"auto: got {_what_was_seen(paths)}; allowed: files of {known}{_hint(paths)}")
 
 
 def _files(path: Path) -> Iterator[Path]:
     """A file, or the files of a folder and of where a release keeps its own."""
-    if path.is_file():
+    if path.is_file() or archives.is_archive(path):
         yield path
         return
-    suffixes = (*TABLE_SUFFIXES, *PARQUET_SUFFIXES, *HDF5_SUFFIXES, *fasta.SUFFIXES)
+    suffixes = (*TABLE_SUFFIXES, *PARQUET_SUFFIXES, *HDF5_SUFFIXES, *fasta.SUFFIXES, ".xlsx", ".zip")
     seen: set[Path] = set()
     for folder in (place for name in _FOLDERS if (place := path / name).is_dir()):
         with os.scandir(folder) as entries:
-            names = sorted(entry.name for entry in entries if entry.name.lower().endswith(suffixes))
-        for file in (folder / name for name in names):
+            names = sorted(entry.name for entry in entries if not entry.name.startswith("."))
+        for file in (
+            folder / name
+            for name in names
+            if inner_name(folder / name).endswith(suffixes) or name.lower().endswith(".zip")
+        ):
             if file.is_file() and file.resolve() not in seen:
                 seen.add(file.resolve())
                 yield file
 
 
-def _photos(folder: Path, depth: int = 0) -> Iterator[Path]:
-    with os.scandir(folder) as found:
-        entries = sorted((entry.name, entry.is_dir()) for entry in found if not entry.name.startswith("."))
-    yield from (folder / name for name, is_dir in entries if name.lower().endswith(image_folders.PHOTO_SUFFIXES))
-    for name, is_dir in entries:
-        if is_dir and depth < _MAX_DEPTH:
-            yield from _photos(folder / name, depth + 1)
-
-
 def _what_was_seen(paths: list[Path]) -> str:
     """A line about files that fit no format: a table's columns, or the names in a folder."""
-    told = []
+    seen = []
     for path in paths[:5]:
         if path.is_dir():
             names = sorted(os.listdir(path))
-            told.append(f"{path} with {', '.join(names[:10]) or 'nothing'}{', ...' if len(names) > 10 else ''}")
-        elif path.name.lower().endswith(TABLE_SUFFIXES) and path.stat().st_size:
-            told.append(f"{path} with columns {', '.join(read_header(path, chr(9) + ',;', False)[0][:40])}")
+            seen.append(f"{path} with {', '.join(names[:10]) or 'nothing'}{', ...' if len(names) > 10 else ''}")
+        elif inner_name(path).endswith(TABLE_SUFFIXES) and path.stat().st_size:
+            seen.append(f"{path} with columns {', '.join(read_header(path)[:40])}")
         else:
-            told.append(f"{path}, which is {'empty' if not path.stat().st_size else 'of no known kind'}")
-    return "; ".join(told)
+            seen.append(f"{path}, which is {'empty' if not path.stat().st_size else 'of no known kind'}")
+    return "; ".join(seen)
+
+
+def _hint(paths: list[Path]) -> str:
+    """Return what the first table lacks to be one of specimens."""
+    for path in paths:
+        if path.is_file() and inner_name(path).endswith(TABLE_SUFFIXES) and path.stat().st_size:
+            fields = match_columns(read_header(path), table.ALIASES)
+            lacks = [] if "key" in fields else ["an id"]
+            lacks += [] if "image" in fields or "barcode" in fields else ["barcodes or image files"]
+            return f" ({path.name} lacks {' and '.join(lacks)}; `ingest table --columns` names them)" if lacks else ""
+    return ""
 
 
 def open_dataset(paths: list[Path]) -> SpecimenSource:
-    """Open files of whatever format they have. Raises ValueError when that cannot be told."""
+    """Open files of whatever format they have. Raises ValueError when that cannot be seen."""
     name, files = detect(paths)
     others = f" and {len(files) - 1} more" if len(files) > 1 else ""
     log.warning("auto: format %s, by %s%s", name, files[0], others)
+    options = {}
+    if name == "bold":
+        folder = next((path for path in paths if path.is_dir()), None)
+        options = {"images": folder} if folder and next(image_folders.photos_below(folder), None) else {}
     if name in _OF_FILES:
         paths = files
-    return open_by_name(name, paths)
+    return open_by_name(name, paths, **options)

@@ -46,10 +46,10 @@ class BarcodeBertSource(FileSource):
 
     def batches(self) -> Iterator[pa.Table]:
         """Read all files. Raises ValueError when one is empty or lacks a required column."""
-        self.skipped.clear()
+        self.start()
         for path in self.paths:
-            pieces = read_delimited(path, ",\t", True, lambda names, path=path: _pick(names, path))  # type: ignore[misc]
-            for specimens, _ in specimens_of(pieces, path, self.skipped):
+            pieces = read_delimited(path, lambda names, path=path: _pick(names, path))  # type: ignore[misc]
+            for specimens, _ in specimens_of(pieces, path, self):
                 split = pc.coalesce(our_splits(specimens["split"]), pa.scalar(split_of_file(path.name), pa.string()))
                 yield with_column(specimens, "split", split)
 

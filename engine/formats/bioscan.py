@@ -70,10 +70,10 @@ class BioscanSource(FileSource):
 
     def batches(self) -> Iterator[pa.Table]:
         """Read all files. Raises ValueError when one is empty or lacks a required column."""
-        self.skipped.clear()
+        self.start()
         for path in self.paths:
-            pieces = read_delimited(path, ",\t", True, lambda names, path=path: self.pick(names, path))  # type: ignore[misc]
-            for specimens, columns in specimens_of(pieces, path, self.skipped):
+            pieces = read_delimited(path, lambda names, path=path: self.pick(names, path))  # type: ignore[misc]
+            for specimens, columns in specimens_of(pieces, path, self):
                 yield self.finish(self._with_photos(specimens, columns), columns)
 
     def pick(self, names: list[str], path: Path) -> dict[str, str]:

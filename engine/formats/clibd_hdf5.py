@@ -57,14 +57,14 @@ class ClibdHdf5Source(FileSource):
 
     def batches(self) -> Iterator[pa.Table]:
         """Read all groups of all files. Raises ValueError when a file is none of CLIBD's."""
-        self.skipped.clear()
+        self.start()
         seen = np.empty(0, dtype=np.int64)
         for number, path in enumerate(self.paths):
             groups = _groups(self.files[number].file(), path)
             for name in sorted(groups, key=lambda name: GROUPS.index(name) if name in GROUPS else len(GROUPS)):
                 hashes: list[np.ndarray] = []
                 repeated = 0
-                for specimens, columns in specimens_of(_rows(groups[name], name, number, path), path, self.skipped):
+                for specimens, columns in specimens_of(_rows(groups[name], name, number, path), path, self):
                     mine = name_hashes(specimens["key"].to_pylist())
                     new = ~np.isin(mine, seen)
                     hashes.append(mine[new])

@@ -78,11 +78,11 @@ class ClibdHirSource(FileSource):
     def batches(self) -> Iterator[pa.Table]:
         """Read all files, twice: codes get their names first. Raises ValueError when one lacks a column."""
         name_of_code = self._names_of_codes()
-        self.skipped.clear()
+        self.start()
         without_name: Counter[str] = Counter()
         for path in self.paths:
             split = FILE_SPLITS.get(path.name.lower().removesuffix(".gz").removesuffix(".csv"))
-            for specimens, columns in specimens_of(self._pieces(path), path, self.skipped):
+            for specimens, columns in specimens_of(self._pieces(path), path, self):
                 rows = [self._names(*row, name_of_code, without_name) for row in _labels(columns)]
                 good = [row is not None for row in rows]
                 for rank, names in zip(RANKS, zip(*(row or (None,) * 4 for row in rows), strict=True), strict=False):
@@ -109,9 +109,7 @@ class ClibdHirSource(FileSource):
 
     def _pieces(self, path: Path) -> Iterator[tuple[pa.Table, list[tuple[str, str]]]]:
         required = ("key", "caption", "barcode")
-        return read_delimited(
-            path, ",\t", True, lambda names: pick_columns(names, path, ALIASES, required, "clibd-hir-csv")
-        )
+        return read_delimited(path, lambda names: pick_columns(names, path, ALIASES, required, "clibd-hir-csv"))
 
     def _names_of_codes(self) -> dict[tuple[int, str], str]:
         """The name that most captions give a rank's code."""

@@ -1,19 +1,29 @@
-"""Delimited text as users have it, streamed: odd bytes, quotes, newlines, gzip; a bad row never stops the others."""
+"""Delimited text as users have it, streamed: any delimiter, quotes, encodings and line ends.
 
-import codecs
-import csv
-import gzip
+A row that cannot be read never stops the others: it is left out and named. What stands before the header (blank lines,
+"sep=;", comments) is passed over; the delimiter is the one that splits header and rows alike. Rows that end early are
+filled up where they reach the columns that a specimen needs, empty cells beyond the header go, and R's row names get a
+column of their own.
+"""
+
 import io
-from collections.abc import Callable, Iterator, Mapping
+import itertools
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO, cast
 
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 
-_BLOCK_SIZE = 1 << 23  # bytes of text parsed at once, some 10^4 rows; a record (with quoted newlines) must fit
+from engine.formats.clean_text import CleanText
 
+log = logging.getLogger(__name__)
+
+DELIMITERS = "\t,;|"
+_BLOCK_SIZE = 1 << 23  # bytes of text parsed at once, some 10^4 rows; a record (with quoted newlines) must fit
 _MAX_LINES = 200  # that a record may go over
+_HEAD = 60  # lines that are looked at before the first is read
 
 Picker = Callable[[list[str]], Mapping[str, str]]
 """Gets a header's names, returns the fields to read, {field: column name}. May raise ValueError."""
@@ -22,81 +32,124 @@ Rows = tuple[pa.Table, list[tuple[str, str]]]
 """Some rows, and (place, reason) of those that were left out on the way."""
 
 
-def _byte_as_latin1(error: UnicodeError) -> tuple[str, int]:
-    if not isinstance(error, UnicodeDecodeError):
-        raise error
-    return error.object[error.start : error.end].decode("latin-1"), error.end
+def split_cells(line: str, delimiter: str, quoted: bool = True) -> tuple[list[str], bool]:
+    """Return a line's cells, and whether a quote is open at its end (the last cell then begins with it).
+
+    A quote counts where it begins a cell and the one that ends it is followed by a delimiter or the end.
+    """
+    if not quoted or '"' not in line:
+        return line.split(delimiter), False
+    cells, place = [], 0
+    while True:
+        end = line.find(delimiter, place)
+        if line.startswith('"', place):
+            close = place + 1
+            while (close := line.find('"', close)) >= 0 and line.startswith('""', close):
+                close += 2
+            if close < 0:
+                return [*cells, line[place:]], True
+            after = line.find(delimiter, close)
+            if not line[close + 1 : after if after >= 0 else len(line)].strip():
+                cells.append(line[place + 1 : close].replace('""', '"'))
+                if after < 0:
+                    return cells, False
+                place = after + len(delimiter)
+                continue
+        cells.append(line[place : end if end >= 0 else len(line)])
+        if end < 0:
+            return cells, False
+        place = end + len(delimiter)
 
 
-codecs.register_error("taxafuse.byte-as-latin1", _byte_as_latin1)
+class Header:
+    """A file's first lines: what is passed over, its delimiter and its columns.
 
-
-class CleanText(io.RawIOBase):
-    """A text file as well-formed UTF-8 bytes with plain newlines, streamed.
-
-    Bytes that are no UTF-8 are taken as Latin-1 one by one (BOLD mixes both inside a file); UTF-16 is recognised by
-    its mark; carriage returns go, wherever they stand (BOLD has them in the middle of each line), unless they are all
-    the newlines a file has; .gz is unpacked.
+    Raises ValueError when there is no header line.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._file = cast(BinaryIO, gzip.GzipFile(path) if path.suffix == ".gz" else path.open("rb"))
-        self._pending = self._file.read(1 << 20)
-        is_utf16 = self._pending[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-        encoding = "utf-16" if is_utf16 else "utf-8-sig"
-        errors = "replace" if is_utf16 else "taxafuse.byte-as-latin1"
-        self._decoder = codecs.getincrementaldecoder(encoding)(errors)
-        self._return = "\n" if b"\r" in self._pending and b"\n" not in self._pending else ""
-        self._clean = b""
+    def __init__(self, path: Path, delimiters: str = DELIMITERS, member: str | None = None) -> None:
+        with io.TextIOWrapper(io.BufferedReader(CleanText(path, member)), encoding="utf-8", newline="\n") as text:
+            lines = [line.rstrip("\n") for line in itertools.islice(text, _HEAD)]
+        if not any(line.strip() for line in lines):
+            raise ValueError(f"table: got {path}, which is empty; allowed: a header line and at least one row")
+        self.num_skipped = 0  # lines before the header
+        self.has_row_names = False
+        named = ""
+        while self.num_skipped < len(lines) - 1 and _is_preamble(lines, self.num_skipped, delimiters):
+            line = lines[self.num_skipped].strip()
+            named = line[4:5] if line.lower().startswith("sep=") else named
+            self.num_skipped += 1
+        first, *rows = lines[self.num_skipped :]
+        self.delimiter = named or _delimiter(first, [row for row in rows if row.strip()], delimiters)
+        names = [name.strip() for name in split_cells(first, self.delimiter)[0]]
+        if names[0].startswith("#"):
+            names[0] = names[0].lstrip("# ")
+        while len(names) > 1 and not names[-1]:
+            names.pop()
+        cells = [split_cells(row, self.delimiter) for row in rows if row.strip()]
+        whole = [row for row, is_open in cells if not is_open]
+        if whole and all(len(row) == len(names) + 1 for row in whole) and any(row[-1].strip() for row in whole):
+            names, self.has_row_names = ["", *names], True
+        self.names = names
+        opened = sum(is_open for _, is_open in cells)
+        self.quoted = not (opened > 5 and 2 * opened > len(cells))  # else the quotes of this file are letters
 
-    def readable(self) -> bool:
-        """Always: `io.BufferedReader` asks."""
+
+def _is_preamble(lines: Sequence[str], at: int, delimiters: str) -> bool:
+    line, following = lines[at].strip(), lines[at + 1]
+    if not line or line.lower().startswith("sep="):
         return True
+    return line.startswith("#") and not any(line.count(d) and line.count(d) == following.count(d) for d in delimiters)
 
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        """Fill the start of a buffer with clean bytes; returns how many, 0 at the end of the file."""
-        at_end = False
-        while not self._clean and not at_end:
-            at_end = not self._pending
-            text = self._decoder.decode(self._pending, final=at_end)
-            self._clean = text.replace("\r", self._return).encode()
-            self._pending = self._file.read(1 << 20)
-        size = min(len(buffer), len(self._clean))
-        buffer[:size] = self._clean[:size]
-        self._clean = self._clean[size:]
-        return size
 
-    def close(self) -> None:
-        """Close the file, too."""
-        self._file.close()
-        super().close()
+def _delimiter(first: str, rows: Sequence[str], delimiters: str) -> str:
+    """Return the delimiter that splits most rows as the header, into most cells."""
+
+    def score(delimiter: str) -> tuple[float, int]:
+        width = len(split_cells(first, delimiter)[0])
+        widths = [len(split_cells(row, delimiter)[0]) for row in rows]
+        alike = sum(width <= found <= width + 1 for found in widths) / max(len(widths), 1)
+        return (alike if width > 1 else -1.0, width)
+
+    best = max(delimiters, key=score)
+    return best if score(best)[0] >= 0.5 else max(delimiters, key=first.count)
 
 
 class WholeRecords(io.RawIOBase):
-    """Delimited text without the lines that open a quote which no later line closes, streamed.
+    """Rows of a table as the parser wants them: of the header's width, quotes only where they enclose cells; streamed.
 
-    Such a line would swallow all that follow. A record may go over several lines if together they have the header's
-    number of columns.
+    A line that opens a quote which no later line closes would swallow all that follow: it is left out. So is a row
+    that is too wide, or too short for the columns that it needs.
 
     Args:
-        source: clean text, see `CleanText`; its first line passes as it is.
-        delimiter: between values.
-        num_columns: of the header.
-        leave_out: is told each line that is left out.
+        source: clean text, see `CleanText`.
+        header: the file's.
+        needed: places of columns of which a row has to reach the first group and one of the second.
+        leave_out: gets the text of each row that is left out, and the reason.
     """
 
-    def __init__(self, source: BinaryIO, delimiter: str, num_columns: int, leave_out: Callable[[str], None]) -> None:
-        self._source, self._delimiter, self._num_columns, self._leave_out = source, delimiter, num_columns, leave_out
-        self._ready = source.readline()
-        self._rest = b""  # a line without its end
+    def __init__(
+        self,
+        source: BinaryIO,
+        header: Header,
+        needed: tuple[Sequence[int], Sequence[int]],
+        leave_out: Callable[[str, str], None],
+    ) -> None:
+        self._source, self._header, self._leave_out = source, header, leave_out
+        self._width = len(header.names)
+        self._reach = max([*needed[0], min(needed[1], default=0)], default=0) + 1
+        self._delimiter = header.delimiter.encode()
+        for _ in range(header.num_skipped + 1):
+            source.readline()
+        self._ready = self._rest = b""
         self._waiting: list[bytes] = []  # lines whose quote is open
 
     def readable(self) -> bool:
-        """Always: `io.BufferedReader` asks."""
+        """Return True: `io.BufferedReader` asks."""
         return True
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        """Fill the start of a buffer with whole lines' bytes; returns how many, 0 at the end of the source."""
+        """Fill the start of a buffer with whole rows' bytes; return how many, 0 at the end of the source."""
         at_end = False
         while not self._ready and not at_end:
             chunk = self._source.read(1 << 20)
@@ -111,43 +164,79 @@ class WholeRecords(io.RawIOBase):
         data = self._rest + chunk
         cut = len(data) if at_end else data.rfind(b"\n") + 1
         data, self._rest = data[:cut], data[cut:]
-        if not self._waiting and b'"' not in data:
-            return data
-        lines, self._waiting = self._waiting + data.splitlines(keepends=True), []
+        lines, self._waiting = self._waiting + data.split(b"\n"), []
+        if lines and not lines[-1]:
+            lines.pop()
         good: list[bytes] = []
         place = 0
         while place < len(lines):
-            if b'"' not in lines[place] or self._record(lines[place : place + 1]):
-                good.append(lines[place])
+            line = lines[place]
+            if b'"' not in line:
+                if line.count(self._delimiter) == self._width - 1:
+                    good.append(line)
+                elif line.strip():
+                    self._add(good, line.decode(), line.decode().split(self._header.delimiter))
                 place += 1
                 continue
-            last = self._closing_line(lines, place)
-            if last is None and not at_end and len(lines) < place + _MAX_LINES:
+            text = line.decode()
+            cells, is_open = split_cells(text, self._header.delimiter, self._header.quoted)
+            if not is_open:
+                self._add(good, text, cells)
+                place += 1
+                continue
+            count = self._continued(lines, place, cells)
+            if not count and not at_end and len(lines) < place + _MAX_LINES and len(cells) <= self._width:
                 self._waiting = lines[place:]
                 break
-            if last is not None and len(self._record(lines[place : last + 1])) == self._num_columns:
-                good += lines[place : last + 1]
-                place = last + 1
-            else:
-                self._leave_out(lines[place].decode(errors="replace").rstrip("\n"))
-                place += 1
-        return b"".join(good)
+            if not count:
+                self._leave_out(text, "unclosed quote")
+            place += 1 + len(self._joined(lines, place, count, good))
+        return b"\n".join([*good, b""])
 
-    def _closing_line(self, lines: list[bytes], first: int) -> int | None:
-        """The first line with which the record that begins at `first` is whole."""
-        following = range(first + 1, min(first + _MAX_LINES, len(lines)))
-        ends = (place for place in following if b'"' in lines[place] and self._record(lines[first : place + 1]))
-        return next(ends, None)
+    def _joined(self, lines: list[bytes], first: int, count: int, good: list[bytes]) -> range:
+        """Add the record of `count` lines more; return their numbers."""
+        if count:
+            text = b"\n".join(lines[first : first + count + 1]).decode()
+            self._add(good, text, split_cells(text, self._header.delimiter)[0])
+        return range(count)
 
-    def _record(self, lines: list[bytes]) -> list[str]:
-        """The values of lines that are one record, [] when they are several or a quote is open at their end."""
-        text = [line.decode(errors="replace").rstrip("\n") + "\n" for line in lines]
-        try:
-            records = list(csv.reader(text, delimiter=self._delimiter, strict=len(text) > 1))
-        except csv.Error:
-            return []
-        is_open = bool(records) and bool(records[0]) and records[0][-1].endswith("\n")
-        return [] if len(records) != 1 or is_open else records[0]
+    def _continued(self, lines: list[bytes], first: int, cells: list[str]) -> int:
+        """Return how many further lines make the record that begins at `first` whole, 0 = none do."""
+        text, delimiter = cells[-1], self._header.delimiter
+        if len(lines) > first + 1 and self._is_row(lines[first]) and self._is_row(lines[first + 1]):
+            return 0  # two rows of full width, of which the first has a stray quote
+        for count in range(1, min(_MAX_LINES, len(lines) - first)):
+            line = lines[first + count].decode()
+            if '"' not in line:
+                text += "\n" + line
+                continue
+            tail, is_open = split_cells(text + "\n" + line, delimiter)
+            if not is_open:
+                return count if len(cells) - 1 + len(tail) == self._width and "\n" in tail[0] else 0
+            if len(cells) - 1 + len(tail) > self._width:
+                return 0
+            text += "\n" + line
+        return 0
+
+    def _is_row(self, line: bytes) -> bool:
+        return line.count(self._delimiter) == self._width - 1
+
+    def _add(self, good: list[bytes], text: str, cells: list[str]) -> None:
+        """Add a row in the header's width, or leave it out."""
+        found = len(cells)
+        while len(cells) > self._width and not cells[-1].strip():
+            cells = cells[:-1]
+        if len(cells) < self._width and found >= self._reach:
+            cells = cells + [""] * (self._width - found)
+        if len(cells) != self._width:
+            self._leave_out(text, f"wrong number of columns: {found}, the header has {self._width}")
+            return
+        good.append(self._header.delimiter.join(map(self._quote, cells)).encode())
+
+    def _quote(self, cell: str) -> str:
+        if cell.startswith('"') or self._header.delimiter in cell or "\n" in cell:
+            return '"' + cell.replace('"', '""') + '"'
+        return cell
 
     def close(self) -> None:
         """Close the source, too."""
@@ -155,73 +244,63 @@ class WholeRecords(io.RawIOBase):
         super().close()
 
 
-def read_delimited(path: Path, delimiters: str, quoted: bool, pick: Picker) -> Iterator[Rows]:
+def read_delimited(path: Path, pick: Picker, member: str | None = None) -> Iterator[Rows]:
     """Read some columns of a delimited text file, all as text, some 10^4 rows at a time.
 
     Args:
         path: the file, see `CleanText` for what it may look like.
-        delimiters: the one that splits the header into most names is taken.
-        quoted: whether quotes enclose values; False = quotes are letters.
-        pick: says which columns are read.
+        pick: says which columns are read; of a name that comes twice the first is taken, and a warning says so.
+        member: of a zip.
 
     Yields:
-        A table of large_string columns named by field, and (place, reason) of rows whose number of columns is wrong.
+        A table of large_string columns named by field, and (place, reason) of rows that were left out.
 
     Raises ValueError when the file is empty or cannot be parsed.
     """
-    header, delimiter = read_header(path, delimiters, quoted)
-    chosen = pick(header)
-    numbered = [str(position) for position in range(len(header))]  # names may repeat or need trimming
-    places = {field: numbered[header.index(name)] for field, name in chosen.items()}
+    header = Header(path, member=member)
+    chosen = pick(header.names)
+    warn_repeated(header.names, chosen.values(), path)
+    numbered = [str(position) for position in range(len(header.names))]  # names may repeat or be empty
+    places = {field: numbered[header.names.index(name)] for field, name in chosen.items()}
+    found = {field: int(place) for field, place in places.items()}
+    needed = (
+        [found[field] for field in ("key",) if field in found],
+        [found[field] for field in ("barcode", "image") if field in found],
+    )
     bad_rows: list[tuple[str, str]] = []
 
-    def skip(row: pa_csv.InvalidRow) -> str:
-        """Note a row of the wrong width, and go on without it."""
-        lines = row.text.count("\n") + 1
-        hint = f" ({lines} lines: an unclosed quote?)" if lines > 1 else ""
-        reason = f"wrong number of columns: {row.actual_columns}, the header has {row.expected_columns}{hint}"
-        bad_rows.append((f"{path.name} row {row.text[:40]!r}", reason))
-        return "skip"
-
-    def unclosed(line: str) -> None:
-        bad_rows.append((f"{path.name} row {line[:40]!r}", "unclosed quote"))
+    def leave_out(text: str, reason: str) -> None:
+        bad_rows.append((f"{path.name} row {text.splitlines()[0][:40]!r}", reason))
 
     try:
-        clean = cast(BinaryIO, io.BufferedReader(CleanText(path), buffer_size=1 << 20))
-        whole = io.BufferedReader(WholeRecords(clean, delimiter, len(header), unclosed), 1 << 20) if quoted else clean
-        with whole as file:
+        clean = cast(BinaryIO, io.BufferedReader(CleanText(path, member), buffer_size=1 << 20))
+        with io.BufferedReader(WholeRecords(clean, header, needed, leave_out), 1 << 20) as file:
             reader = pa_csv.open_csv(
                 file,
-                pa_csv.ReadOptions(column_names=numbered, skip_rows=1, block_size=_BLOCK_SIZE, use_threads=False),
-                pa_csv.ParseOptions(
-                    delimiter=delimiter,
-                    quote_char='"' if quoted else False,
-                    newlines_in_values=quoted,
-                    invalid_row_handler=skip,
-                ),
+                pa_csv.ReadOptions(column_names=numbered, block_size=_BLOCK_SIZE, use_threads=False),
+                pa_csv.ParseOptions(delimiter=header.delimiter, newlines_in_values=True),
                 pa_csv.ConvertOptions(
                     include_columns=sorted(set(places.values()), key=int),
                     column_types=dict.fromkeys(numbered, pa.large_string()),
                 ),
             )
             for batch in reader:
-                found, bad_rows[:] = list(bad_rows), []
-                yield pa.table({field: batch[place] for field, place in places.items()}), found
-            if bad_rows:
-                yield pa.table({field: pa.array([], pa.large_string()) for field in places}), bad_rows
+                named, bad_rows[:] = list(bad_rows), []
+                yield pa.table({field: batch[place] for field, place in places.items()}), named
     except pa.ArrowInvalid as error:
-        raise ValueError(f"table: {path} cannot be parsed ({str(error).splitlines()[0]})") from None
+        if "Empty CSV file" not in str(error):
+            raise ValueError(f"table: {path} cannot be parsed ({str(error).splitlines()[0]})") from None
+    if bad_rows:
+        yield pa.table({field: pa.array([], pa.large_string()) for field in places}), bad_rows
 
 
-def read_header(path: Path, delimiters: str, quoted: bool) -> tuple[list[str], str]:
-    """Return the trimmed names of a file's first line, and the delimiter that splits it into most names.
+def warn_repeated(names: Sequence[str], taken: object, path: Path) -> None:
+    """Warn of columns that are read and whose name stands there several times: the first is taken."""
+    for name in dict.fromkeys(cast(Iterator[str], taken)):
+        if names.count(name) > 1:
+            log.warning("%s: %d columns are named %r; the first is taken", path, names.count(name), name)
 
-    Raises ValueError when the line is empty.
-    """
-    with io.TextIOWrapper(io.BufferedReader(CleanText(path)), encoding="utf-8", newline="\n") as text:
-        first = text.readline().rstrip("\n")
-    if not first.strip():
-        raise ValueError(f"table: got {path}, which is empty; allowed: a header line and at least one row")
-    delimiter = max(delimiters, key=first.count)
-    reader = csv.reader([first], delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE)
-    return [name.strip() for name in next(reader)], delimiter
+
+def read_header(path: Path) -> list[str]:
+    """Return the trimmed names of a file's header. Raises ValueError when it is empty."""
+    return Header(path).names

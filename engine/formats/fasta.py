@@ -1,19 +1,14 @@
-"""FASTA files of barcodes, names from their headers or from a table beside them.
+"""FASTA files of barcodes, names from their headers (`engine.formats.headers`) or from a table of names.
 
-Headers are read leniently; these four are known, and what fits none is the record id as a whole:
-
-- `>processid|species|marker[|accession]` (BOLD v3/v4); records of another marker than COI are left out and named
-- `>processid|BIN` (BOLDistilled) with names in a separate *_TAXONOMY.tsv, joined by id, else by BIN
-- `>BOLD:AAA8924_KM616161;tax=k:Animalia,p:Arthropoda,...,s:Genus_species` (SINTAX)
-- `>id|genus|species` (BarcodeBERT)
-
-Wrapped lines, carriage returns, gzip, lower case, gaps and empty sequences are all seen; sequences stay as they are.
+Records of another marker than COI are left out and named. Wrapped lines, any line ends, files glued without a newline
+between them, compression, lower case, gaps and empty sequences are all seen; sequences stay as they are.
 """
 
 import dataclasses
 import io
 import logging
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,75 +17,38 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from engine.formats.clean_text import CleanText
 from engine.formats.columns import FileSource, match_columns, specimens_of, tidy, with_column
-from engine.formats.delimited import CleanText, Rows, read_delimited
+from engine.formats.delimited import Header, Rows, read_delimited
+from engine.formats.headers import read_header, read_taxonomy
 from engine.formats.lookup import NameIndex
+from engine.formats.markers import is_coi
+from engine.formats.understood import read_names, with_origins
+from engine.formats.unpacked import inner_name
 from engine.specimens.taxonomy import RANKS
 
 log = logging.getLogger(__name__)
 
-SUFFIXES = tuple(f".{kind}{packed}" for kind in ("fasta", "fas", "fa", "fna") for packed in ("", ".gz"))
-TAXONOMY = "*_TAXONOMY.tsv*"
+SUFFIXES = (".fasta", ".fas", ".fa", ".fna", ".fsa", ".ffn")  # behind them also that of a packing
+TAXONOMY = re.compile(r".*_taxonomy\.(tsv|txt|csv)|(.*[-_.])?(taxonomy|taxa|taxon|tax)\.(tsv|txt|csv)", re.IGNORECASE)
 FIELDS = ("key", "barcode", "bin_uri", *RANKS)
-TABLE_KEYS = ("processid", "record_id", "sequence_id", "id", "bin_uri", "bin", "dna_bin")
-
-_BIN = re.compile(r"BOLD:[A-Z]{3}[0-9A-Z]{1,6}")
-_BIN_PREFIX = re.compile(rf"({_BIN.pattern})(?:[_.|].*)?")
-_COI = re.compile(r"COI(-5P)?|COXI?|CO1|COX1|COXI", re.IGNORECASE)
-_MARKER = re.compile(
-    r"[A-Za-z0-9]{2,8}-[0-9][A-Za-z]?|COI|CO1|COX1|COXI|COII|COX2|CYTB|16S|18S|28S|12S|ITS[12]?|matK|rbcLa?|EF1.*|H3"
+TABLE_KEYS = (
+    *("processid", "record_id", "sequence_id", "feature id", "feature_id", "featureid", "seqid", "accession"),
+    *("#otu id", "otu id", "otu", "asv", "id", "bin_uri", "bin", "dna_bin"),
 )
-_ACCESSION = re.compile(r"[A-Z]{1,2}_?[0-9]{5,8}(\.[0-9]+)?")
-_SINTAX_RANKS = {"o": "order", "f": "family", "g": "genus", "s": "species"}
+LINEAGES = ("taxon", "taxonomy", "lineage", "classification", "taxonomic_path", "scientificname", "scientific_name")
+_GLUED = re.compile(r"([A-Za-z*.\-]+)>(?=\S)")
 _ROWS = 1 << 14
 
 
-def read_header(header: str) -> dict[str, str]:
-    """Return what a header (without ">") says: some of key, bin_uri, marker, order, family, genus, species."""
-    header = header.strip()
-    if ";tax=" in header:
-        return _read_sintax(header)
-    key, *parts = (part.strip() for part in header.split("|"))
-    found = {"key": key}
-    names: list[str] = []
-    for part in parts:
-        if _BIN.fullmatch(part):
-            found["bin_uri"] = part
-        elif _MARKER.fullmatch(part):
-            found["marker"] = part
-        elif not _ACCESSION.fullmatch(part) and "marker" not in found:
-            names.append(part.replace("_", " "))
-    if bin_uri := _BIN_PREFIX.fullmatch(key):
-        found.setdefault("bin_uri", bin_uri[1])
-    return found | _ranks_of(names)
+def is_fasta(path: Path) -> bool:
+    """Return whether a file's name, without that of its packing, is one of FASTA."""
+    return inner_name(path).endswith(SUFFIXES)
 
 
-def _read_sintax(header: str) -> dict[str, str]:
-    key, _, lineage = header.partition(";tax=")
-    found = {"key": key.strip()}
-    for part in lineage.partition(";")[0].split(","):
-        rank, _, name = part.strip().partition(":")
-        if rank in _SINTAX_RANKS and name:
-            found[_SINTAX_RANKS[rank]] = name.replace("_", " ") if rank == "s" else name
-    if "genus" in found and re.fullmatch("[a-z-]+", found.get("species", "")):
-        found["species"] = f"{found['genus']} {found['species']}"
-    if bin_uri := _BIN_PREFIX.fullmatch(found["key"]):
-        found["bin_uri"] = bin_uri[1]
-    return found
-
-
-def _ranks_of(names: list[str]) -> dict[str, str]:
-    """Names without ranks, coarse to fine: the last is the species, a lone word is told by its ending."""
-    if len(names) == 1 and names[0] and " " not in names[0]:
-        rank = "family" if names[0].endswith("idae") else "order" if names[0].endswith("ptera") else "genus"
-        return {rank: names[0]}
-    found = {rank: name for rank, name in zip(reversed(RANKS), reversed(names), strict=False) if name}
-    species = found.get("species", "")
-    if "genus" not in found and re.match("[A-Z][a-z]+ ", species):
-        found["genus"] = species.partition(" ")[0]
-    elif "genus" in found and re.fullmatch("[a-z-]+", species):
-        found["species"] = f"{found['genus']} {species}"
-    return found
+def is_taxonomy(path: Path) -> bool:
+    """Return whether a file's name says that it is a table of names for a FASTA file beside it."""
+    return bool(TAXONOMY.fullmatch(inner_name(path)))
 
 
 @dataclasses.dataclass
@@ -101,13 +59,19 @@ class FastaSource(FileSource):
 
     def batches(self) -> Iterator[pa.Table]:
         """Read all files. Raises ValueError when one has no record, or a table no known columns."""
-        self.skipped.clear()
+        self.start()
         names = _Names(self.tables) if self.tables else None
         for path in self.paths:
-            for specimens, _ in specimens_of(self._read(path), path, self.skipped):
+            for specimens, _ in specimens_of(self._read(path), path, self):
                 yield names.join(specimens) if names else specimens
-        if names:
-            log.info("%d of %d records have names in %s", names.num_found, names.num_asked, self.tables)
+        if names and names.num_asked:
+            shown = ", ".join(map(str, self.tables))
+            level = logging.INFO if names.num_found else logging.WARNING
+            log.log(level, "%s: names for %d of %d records", shown, names.num_found, names.num_asked)
+            for rank in RANKS:
+                if names.num_named[rank]:
+                    self.names.origins.setdefault(rank, {})[shown] = None
+                    self.names.named[rank] += names.num_named[rank]
 
     def load_image(self, ref: str) -> bytes:
         """Never called: no record has an image reference."""
@@ -116,13 +80,15 @@ class FastaSource(FileSource):
     def _read(self, path: Path) -> Iterator[Rows]:
         rows: list[dict[str, str]] = []
         bad: list[tuple[str, str]] = []
-        for header, sequence in _records(path):
+        known_name = sum(other.name == path.name for other in self.paths) == 1
+        for number, (header, sequence) in enumerate(_records(path), start=1):
             if header is None:
                 bad.append((f"{path.name} line {sequence[:40]!r}", "text before the first header"))
                 continue
             row: dict[str, Any] = read_header(header) | {"barcode": sequence}
+            row.setdefault("key", f"{path.name if known_name else path}#{number}")  # a header that is but names
             marker = row.pop("marker", "COI-5P")
-            if _COI.fullmatch(marker):
+            if is_coi(marker):
                 rows.append(row)
             else:
                 bad.append((row["key"], f"record of another marker: {marker}"))
@@ -137,9 +103,13 @@ def _records(path: Path) -> Iterator[tuple[str | None, str]]:
     """Yield (header without ">", sequence); (None, line) for text that stands before any header."""
     header: str | None = None
     parts: list[str] = []
-    with io.TextIOWrapper(io.BufferedReader(CleanText(path), 1 << 20), encoding="utf-8", newline="\n") as lines:
+    clean = CleanText(path, returns_end_lines=True)
+    with io.TextIOWrapper(io.BufferedReader(clean, 1 << 20), encoding="utf-8", newline="\n") as lines:
         for line in lines:
             text = line.strip()
+            if header is not None and (glued := _GLUED.match(text)):  # the file before had no newline at its end
+                parts.append(glued[1])
+                text = text[glued.end() - 1 :]
             if text.startswith(">"):
                 if header is not None:
                     yield header, "".join(parts)
@@ -153,35 +123,20 @@ def _records(path: Path) -> Iterator[tuple[str | None, str]]:
 
 
 def _as_table(rows: list[dict[str, str]]) -> pa.Table:
-    return pa.table({field: pa.array([row.get(field) for row in rows], pa.large_string()) for field in FIELDS})
+    columns = {field: pa.array([row.get(field) for row in rows], pa.large_string()) for field in FIELDS}
+    return with_origins(pa.table(columns), dict.fromkeys(RANKS, "headers"))
 
 
 class _Names:
-    """Tables of names by record id or BIN."""
+    """Tables of names by record id or BIN, with a column per rank or one of lineages; also without a header."""
 
     def __init__(self, paths: list[Path]) -> None:
-        aliases = {"key": TABLE_KEYS, **{rank: (rank, f"{rank}_name") for rank in RANKS}}
-
-        def pick(names: list[str], path: Path) -> dict[str, str]:
-            """Our column -> theirs. Raises ValueError where ids or names are missing."""
-            chosen = match_columns(names, aliases)
-            if "key" not in chosen or len(chosen) < 2:
-                raise ValueError(
-                    f"fasta: {path} has no column of ids or none of names; got {', '.join(names)}; "
-                    f"allowed: {', '.join(TABLE_KEYS)}, and {', '.join(RANKS)}"
-                )
-            return chosen
-
-        parts = []
-        for path in paths:
-            for columns, _ in read_delimited(path, "\t,", False, lambda names, path=path: pick(names, path)):  # type: ignore[misc]
-                cells = {field: tidy(columns[field]) for field in columns.column_names}
-                empty = pa.nulls(columns.num_rows, pa.large_string())
-                parts.append(pa.table({field: cells.get(field, empty) for field in ("key", *RANKS)}))
+        parts = [part for path in paths for part in _read_names_of(path)]
         table = pa.concat_tables(parts)
         self._index = NameIndex(key or "" for key in table["key"].to_pylist())
         self._names = table.select(list(RANKS)).combine_chunks()
         self.num_found = self.num_asked = 0
+        self.num_named: Counter[str] = Counter()  # records per rank that had no name before
 
     def join(self, specimens: pa.Table) -> pa.Table:
         """Fill in the names that headers did not give, by id, else by BIN."""
@@ -191,8 +146,52 @@ class _Names:
         self.num_found, self.num_asked = self.num_found + int((place >= 0).sum()), self.num_asked + len(place)
         found = self._names.take(pa.array(place, mask=place < 0))
         for rank in RANKS:
-            specimens = with_column(specimens, rank, pc.coalesce(found[rank].cast(pa.string()), specimens[rank]))
+            joined = pc.coalesce(found[rank].cast(pa.string()), specimens[rank])
+            self.num_named[rank] += specimens[rank].null_count - joined.null_count
+            specimens = with_column(specimens, rank, joined)
         return specimens
+
+
+def _read_names_of(path: Path) -> Iterator[pa.Table]:
+    """Yield pieces of a table of names: "key" and RANKS. Raises ValueError where ids or names are missing."""
+    aliases = {"key": TABLE_KEYS, **{rank: (rank, f"{rank}_name") for rank in RANKS}, "lineage": LINEAGES}
+    names = Header(path).names
+    if "key" not in match_columns(names, aliases) and len(names) == 2 and _is_lineage_cell(names[1]):
+        yield from _read_two_columns(path)
+        return
+
+    def pick(names: list[str]) -> dict[str, str]:
+        chosen = match_columns(names, aliases)
+        if "key" not in chosen or len(chosen) < 2:
+            raise ValueError(
+                f"fasta: {path} has no column of ids or none of names; got {', '.join(names)}; "
+                f"allowed: {', '.join(TABLE_KEYS)}, and {', '.join((*RANKS, *LINEAGES))}"
+            )
+        return chosen
+
+    for columns, _ in read_delimited(path, pick):
+        ranks = read_names(columns, None)
+        table = pa.table({"key": tidy(columns["key"]).cast(pa.large_string()), **ranks})
+        if "lineage" in columns.column_names:
+            said = [read_taxonomy(cell) if cell else {} for cell in columns["lineage"].to_pylist()]
+            for rank in RANKS:
+                names_of_rank = pa.chunked_array([pa.array([row.get(rank) for row in said], pa.string())])
+                merged = pc.coalesce(table[rank], names_of_rank)
+                table = table.set_column(table.column_names.index(rank), rank, merged)
+        yield table.combine_chunks()
+
+
+def _is_lineage_cell(cell: str) -> bool:
+    return ";" in cell and bool(read_taxonomy(cell))
+
+
+def _read_two_columns(path: Path) -> Iterator[pa.Table]:
+    """Yield the names of a table without a header: id, lineage."""
+    with io.TextIOWrapper(io.BufferedReader(CleanText(path)), encoding="utf-8") as lines:
+        delimiter = Header(path).delimiter
+        rows = [(key.strip(), read_taxonomy(cell)) for key, _, cell in (line.partition(delimiter) for line in lines)]
+    columns = {rank: pa.array([said.get(rank) for _, said in rows], pa.string()) for rank in RANKS}
+    yield pa.table({"key": pa.array([key for key, _ in rows], pa.large_string()), **columns})
 
 
 def open_dataset(paths: list[Path], *, taxonomy: Path | None = None) -> FastaSource:
@@ -206,9 +205,9 @@ def open_dataset(paths: list[Path], *, taxonomy: Path | None = None) -> FastaSou
     """
     files: list[Path] = []
     for path in paths:
-        if path.is_file() and path.match(TAXONOMY):
+        if path.is_file() and is_taxonomy(path):
             continue
-        inside = sorted(f for f in path.iterdir() if f.name.lower().endswith(SUFFIXES)) if path.is_dir() else [path]
+        inside = sorted(filter(is_fasta, path.iterdir())) if path.is_dir() else [path]
         if not inside:
             raise ValueError(f"fasta: got folder {path} without such files, allowed: {', '.join(SUFFIXES)}")
         files += inside
@@ -216,5 +215,5 @@ def open_dataset(paths: list[Path], *, taxonomy: Path | None = None) -> FastaSou
         raise ValueError(f"fasta: got {', '.join(map(str, paths))} without sequences, allowed: {', '.join(SUFFIXES)}")
     if taxonomy is not None and not taxonomy.is_file():
         raise ValueError(f"--taxonomy: got {taxonomy}, which is no file; allowed: a table of names by id or BIN")
-    beside = {found for file in files for found in file.parent.glob(TAXONOMY)}
+    beside = {found for file in files for found in file.parent.iterdir() if is_taxonomy(found)}
     return FastaSource(files, tables=[taxonomy] if taxonomy else sorted(beside))

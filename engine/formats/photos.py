@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from engine.formats.columns import read_image_file
+from engine.formats.photo_files import read_image_file
 from engine.formats.hdf5 import Hdf5Images
 from engine.formats.zips import ZipMembers
 from engine.specimens.schema import SPECIMEN_SCHEMA

@@ -71,7 +71,7 @@ _MAX_NUCLEOTIDES = Option(
 FORMATS: Mapping[str, DatasetFormat] = {
     "table": DatasetFormat(
         module="engine.formats.table",
-        help="CSV, TSV or parquet files (or folders of them) of id, image path, barcode, ranks, split",
+        help="CSV, TSV, parquet, Excel or Darwin Core files of id, image path, barcode, names, split",
         options=(
             Option(name="images", parse=Path, metavar="DIR", help="folder that image paths start from (the table's)"),
             Option(
@@ -79,13 +79,16 @@ FORMATS: Mapping[str, DatasetFormat] = {
                 parse=_mapping,
                 metavar="FIELD=COLUMN,...",
                 help="columns of other names, e.g. key=museum_no,barcode=coi (fields: key, image, barcode, order, "
-                "family, genus, species, split, bin_uri, country, latitude, longitude)",
+                "family, genus, species, name, split, bin_uri, country, latitude, longitude, ...)",
             ),
         ),
     ),
     "bold": DatasetFormat(
         module="engine.formats.bold",
         help="BOLD downloads: v3/v4 combined TSV, v5 (BCDM) TSV or parquet, files or folders; COI-5P records only",
+        options=(
+            Option(name="images", parse=Path, metavar="DIR", help="folder of photos named by processid or sampleid"),
+        ),
     ),
     "bioscan1m": DatasetFormat(
         module="engine.formats.bioscan1m",

@@ -53,7 +53,9 @@ _RANK_WORDS = {"subsp", "ssp", "var", "f", "ab", "morph", "form"}
 _RANK_NAMES = {"kingdom", "phylum", "class", "order", "family", "genus", "species", "subfamily", "tribe", "taxon"}
 _PARTICLES = set("de von van der den del della di da dos du la le et and & ex in al. al d' zu ter ten y i".split())
 _HYBRID = re.compile(r"\s*×\s*|(?<=[a-zà-ÿ.)]) [xX] (?=[a-zà-ÿ(A-Z])")
-_AUTHOR = re.compile(r"\(?\[?[A-ZÀ-Þ][^\W\d_'’.\-]*(?:['’.\-][^\W\d_]*)*[\])]?,?\)?|\(?\[?\d{4}[a-z]?[\])]*[,.]?|et|&|d'[A-ZÀ-Þ]\w+,?\)?")
+_AUTHOR = re.compile(
+    r"\(?\[?[A-ZÀ-Þ][^\W\d_'’.\-]*(?:['’.\-][^\W\d_]*)*[\])]?,?\)?|\(?\[?\d{4}[a-z]?[\])]*[,.]?|et|&|d'[A-ZÀ-Þ]\w+,?\)?"
+)
 _YEAR = re.compile(r"\b1[789]\d\d\b|\b20\d\d\b")
 _TRIBE = re.compile(r"[A-Z][a-z]{3,}ini")
 _TAXID = re.compile(r"_\d+$")

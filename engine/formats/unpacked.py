@@ -1,0 +1,102 @@
+"""Files unpacked by what they hold, not by how they are named: gzip, bzip2, xz, and a zip of one table."""
+
+import bz2
+import gzip
+import io
+import lzma
+import zipfile
+import zlib
+from pathlib import Path
+from typing import BinaryIO, cast
+
+SUFFIXES = (".gz", ".bz2", ".xz", ".zip")
+_MAGIC = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"PK\x03\x04": "zip", b"\x28\xb5\x2f\xfd": "zstd"}
+_OTHERS = {b"7z\xbc\xaf": "7-zip", b"Rar!": "RAR"}
+_DAMAGED = (EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, gzip.BadGzipFile)
+
+
+def packing_of(path: Path) -> str | None:
+    """Return how a file is packed (gzip, bzip2, xz, zip, zstd, 7-zip, RAR), by its first bytes; None = it is not."""
+    with path.open("rb") as file:
+        start = file.read(8)
+    return next((name for magic, name in (_MAGIC | _OTHERS).items() if start.startswith(magic)), None)
+
+
+def inner_name(path: Path) -> str:
+    """Return a file's name in lower case without the suffix of its packing: "x.tsv" of "X.TSV.GZ"."""
+    name = path.name.lower()
+    return next((name.removesuffix(suffix) for suffix in SUFFIXES if name.endswith(suffix)), name)
+
+
+def members(path: Path) -> list[str]:
+    """Return the names of the files in a zip, without what systems add. Raises ValueError when it is damaged."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [info.filename for info in archive.infolist() if not info.is_dir()]
+    except zipfile.BadZipFile as error:
+        raise _damaged(path, error) from None
+    return [name for name in names if not name.startswith("__MACOSX/") and not name.split("/")[-1].startswith(".")]
+
+
+def open_unpacked(path: Path, member: str | None = None) -> BinaryIO:
+    """Open a file for reading, unpacked.
+
+    Args:
+        path: the file.
+        member: of a zip; default: the only one.
+
+    Raises ValueError, also while it is read, for a file that is cut off or damaged, a zip of several files, or another
+    packing.
+    """
+    kind = packing_of(path)
+    if kind == "zip":
+        names = [member] if member else members(path)
+        if len(names) != 1:
+            inside = ", ".join(names[:5]) or "nothing"
+            raise ValueError(f"zip: got {path} with {inside}; allowed: one table or FASTA file in it, or unpack it")
+        try:
+            return _checked(zipfile.ZipFile(path).open(names[0]), path)
+        except (KeyError, RuntimeError, zipfile.BadZipFile) as error:
+            raise _damaged(path, error) from None
+    if kind == "gzip":
+        return _checked(gzip.GzipFile(path), path)
+    if kind == "bzip2":
+        return _checked(bz2.BZ2File(path), path)
+    if kind == "xz":
+        return _checked(lzma.LZMAFile(path), path)
+    if kind is not None:
+        raise ValueError(f"file: got {path}, which is compressed as {kind}; allowed: gzip, bzip2, xz or zip; unpack it")
+    return path.open("rb")
+
+
+def _damaged(path: Path, error: BaseException) -> ValueError:
+    return ValueError(f"file: got {path}, which is cut off or damaged ({error or 'its end is missing'}); get it again")
+
+
+def _checked(file: object, path: Path) -> BinaryIO:
+    return cast(BinaryIO, io.BufferedReader(_Checked(cast(BinaryIO, file), path), 1 << 20))
+
+
+class _Checked(io.RawIOBase):
+    """A packed file whose damage is a ValueError that names it."""
+
+    def __init__(self, file: BinaryIO, path: Path) -> None:
+        self._file, self._path = file, path
+
+    def readable(self) -> bool:
+        """Return True: `io.BufferedReader` asks."""
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        """Fill the start of a buffer; return how many bytes, 0 at the end."""
+        try:
+            data = self._file.read(len(buffer))
+        except (*_DAMAGED, OSError) as error:
+            raise _damaged(self._path, error) from None
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        """Close the file, too."""
+        self._file.close()
+        super().close()
