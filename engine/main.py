@@ -18,6 +18,7 @@ from engine.commandline import Parser, guarded
 from engine.curation.report import HTML_NAME
 from engine.errors import UserError
 from engine.formats.registry import FORMATS, Option, open_dataset
+from engine.formats.understood import warn_of_names
 from engine.ingest.plan import LAYOUTS
 from engine.relations.splits import DEFAULT_FRACTIONS, GROUPINGS, SCHEMES, SplitOptions
 from engine.store.shards import verify
@@ -200,6 +201,7 @@ def _ingest(arguments: argparse.Namespace) -> int:
     print("per split:       " + ", ".join(f"{name} {count}" for name, count in written["splits"].items()))
     seconds = time.monotonic() - started
     shown = Location.parse(arguments.out).shown
+    warn_of_names(report["names"])
     print(f"{shown} written in {seconds:.1f} s; its report.html says what is in it, and what was left out and why")
     return 0
 

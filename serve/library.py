@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from engine.commandline import Parser, guarded
+from engine.formats.understood import describe_names, is_nameless, warn_of_names
 from engine.specimens.taxonomy import RANKS
 from engine.store.shards import file_sha256
 from serve.bulk.sources import NAMES, SHARDS, format_of, open_source
@@ -45,6 +46,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--split", default="train", help="of shards (default: %(default)s)")
         command.add_argument("--checkpoint", metavar="DIR", help="also keep this model's features of each specimen")
         command.add_argument("--licence", metavar="TEXT", help="of the records, e.g. CC-BY-4.0; answers name it")
+    build.add_argument("--unnamed", action="store_true", help="build though no specimen has a name")
     build.add_argument("--out", required=True, type=Path, metavar="DIR", help="new or empty folder")
     inspect = commands.add_parser("inspect", help="what a library holds; exit code 1 if its files were changed")
     inspect.add_argument("library", metavar="LIBRARY", type=Path)
@@ -152,7 +154,14 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.command == "add":
         read_manifest(arguments.library)  # before minutes of reading
     found = read(arguments)
+    print("\n".join(describe_names(found.names)))
+    warn_of_names(found.names)
     if arguments.command == "build":
+        if is_nameless(found.names) and not arguments.unnamed:
+            raise ValueError(
+                f"library: got {len(found.records):,} specimens of which none has a name; allowed: names that can be "
+                "read (--option taxonomy=FILE for FASTA, --option columns=species=COLUMN for tables), or --unnamed"
+            )
         library, known, folder = build(found, arguments.out, arguments.licence), 0, arguments.out
     else:
         (library, known), folder = add(arguments.library, found, arguments.licence), arguments.library

@@ -94,16 +94,6 @@ def _country(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return tidied
 
 
-def _barcode(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Return barcodes without spaces that do not look like one and invisible letters."""
-    tidied = tidy(column)
-    odd = pc.match_substring_regex(tidied, r"[^\x00-\x7f]")
-    if not pc.any(odd).as_py():
-        return tidied
-    cells = [plain(cell) if cell and not cell.isascii() else cell for cell in tidied.to_pylist()]
-    return pa.chunked_array([pa.array(cells, pa.large_string())])
-
-
 def _specimen_column(columns: pa.Table, field: pa.Field, log: NameLog | None) -> pa.ChunkedArray:
     if field.name not in columns.column_names:
         return pa.nulls(columns.num_rows, field.type)
@@ -112,8 +102,7 @@ def _specimen_column(columns: pa.Table, field: pa.Field, log: NameLog | None) ->
         if unread and log is not None:
             log.notes[f"{field.name} that cannot be read"] += unread
         return degrees
-    read = {"country": _country, "barcode": _barcode}.get(field.name, tidy)
-    return pc.cast(read(columns[field.name]), field.type)
+    return pc.cast((_country if field.name == "country" else tidy)(columns[field.name]), field.type)
 
 
 def to_specimens(

@@ -68,9 +68,8 @@ def read_taxonomy(text: str) -> dict[str, str]:
         pairs = [(_LETTERS.get(found[1], ""), found[2]) for found in split if found]
     else:
         return read_lineage(parts)
-    return read_ranks(
-        {rank: _TAXID.sub("", name.strip('"')).replace("_", " ") for rank, name in pairs if rank in RANKS}
-    )
+    cells = {rank: _TAXID.sub("", name.strip('"')).replace("_", " ") for rank, name in pairs if rank in RANKS}
+    return read_ranks({rank: cell for rank, cell in cells.items() if cell})
 
 
 def is_lineage(text: str) -> bool:
@@ -137,7 +136,7 @@ def _read_pairs(pairs: dict[str, str]) -> dict[str, str]:
     if not name and (found := _TAXON_OF_OBITOOLS.search(pairs.get("taxid", ""))):
         name = found[1]
     lineage = pairs.get("taxonomy") or pairs.get("lineage") or pairs.get("taxonomic_path") or ""
-    said = read_ranks({**cells, "name": name})
+    said = read_ranks({rank: cell for rank, cell in {**cells, "name": name}.items() if cell})
     said = (read_taxonomy(lineage) if lineage else {}) | said
     gene = pairs.get("gene") or pairs.get("marker") or pairs.get("locus") or ""
     return said | ({"marker": gene} if gene else {})

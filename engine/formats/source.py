@@ -1,10 +1,11 @@
 """What a format gives to ingest: rows without photos, and photos by reference."""
 
-from collections.abc import Iterator
-from typing import Protocol
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
 
 import pyarrow as pa
 
+from engine.formats.understood import NameLog
 from engine.specimens.schema import SPECIMEN_SCHEMA
 
 
@@ -31,5 +32,18 @@ class SpecimenSource(Protocol):
 
 
 def read_all(source: SpecimenSource) -> pa.Table:
-    """All rows of a source in one table, for tests and small sources."""
+    """Return all rows of a source in one table, for tests and small sources."""
     return pa.concat_tables([SPECIMEN_SCHEMA.empty_table(), *source.batches()])
+
+
+def names_of(source: SpecimenSource | None, total: int, named: Mapping[str, int]) -> dict[str, Any]:
+    """Return what was understood of a source's names, `NameLog.to_json`, with counts of the records that were taken.
+
+    Args:
+        source: read to its end; one without a log of names (simulated ones, shards) gives counts only.
+        total: records taken.
+        named: per rank how many of them have a name.
+    """
+    log = getattr(getattr(source, "inner", source), "names", None)
+    found = (log if isinstance(log, NameLog) else NameLog()).to_json()
+    return found | {"records": total, "named": {rank: int(named[rank]) for rank in found["named"]}}

@@ -1,6 +1,7 @@
 """What was understood of a source's names: how many per rank, from which column or field, and what was not."""
 
 import dataclasses
+import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -16,7 +17,7 @@ CELLS = (*RANKS, "name", "name_rank", "epithet")
 _EXAMPLES = 5
 _KEPT = 1000  # different cells that are remembered
 
-NOTHING_NAMED = "no name was understood in any record"
+NOTHING_NAMED = "no name was understood in any record: all of them are without a label"
 
 
 @dataclasses.dataclass
@@ -48,15 +49,6 @@ class NameLog:
             if cell in self.not_understood or len(self.not_understood) < _KEPT:
                 self.not_understood[cell] += count
 
-    @property
-    def is_nameless(self) -> bool:
-        """Whether there are records and none has a name."""
-        return bool(self.total) and not any(self.named.values())
-
-    def lines(self) -> list[str]:
-        """Return the lines that say per rank how many are named, from where, and what was not understood."""
-        return describe_names(self.to_json())
-
     def to_json(self) -> dict[str, Any]:
         """Return JSON values for a report; `describe_names` makes lines of them."""
         return {
@@ -83,6 +75,18 @@ def describe_names(names: Mapping[str, Any]) -> list[str]:
         lines.append(f"not understood:  names of {unread['records']} records, e.g. {shown}")
     lines += [f"note:            {note}: {count}" for note, count in names["notes"].items()]
     return lines
+
+
+def is_nameless(names: Mapping[str, Any]) -> bool:
+    """Return whether there are records and none has a name; `names`: as `NameLog.to_json` gives them."""
+    return bool(names["records"]) and not any(names["named"].values())
+
+
+def warn_of_names(names: Mapping[str, Any]) -> None:
+    """Print a warning on stderr, in colour on a terminal, where no record has a name."""
+    if is_nameless(names):
+        text = f"warning: {NOTHING_NAMED}"
+        print(f"\033[33m{text}\033[0m" if sys.stderr.isatty() else text, file=sys.stderr)  # noqa: T201
 
 
 def read_names(columns: pa.Table, log: NameLog | None) -> dict[str, pa.Array]:

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from engine.formats.understood import describe_names
 from engine.specimens.schema import SPLITS
 from engine.specimens.taxonomy import RANKS, Conflict, Taxonomy
 from engine.store.shards import REPORT_NAME, read_index, read_manifest
@@ -72,7 +73,7 @@ def describe_report(report: dict[str, Any]) -> list[str]:
         f"made JPEGs:      {report['images_converted']} photos of other kinds or not upright; "
         f"shrunk: {report.get('images_shrunk', 0)}"
     )
-    return lines
+    return lines + (["", *describe_names(report["names"])] if "names" in report else [])
 
 
 def _source(source: dict[str, Any]) -> str:

@@ -279,7 +279,7 @@ def _finish(folder: Location, plan: Plan, options: IngestOptions) -> None:
             writer.write_table(pa.concat_tables(pending), row_group_size=_ROW_GROUP)
         if not shards:
             raise _nothing_left(plan.num_records, problems)
-    report = build_report(plan.num_records, plan.splits, problems, tally) | totals
+    report = build_report(plan.num_records, plan.splits, problems, tally) | totals | {"names": plan.names}
     manifest = {
         "format": "taxafuse shards",
         "format_version": FORMAT_VERSION,

@@ -15,6 +15,7 @@ import dataclasses
 import hashlib
 import json
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +24,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from engine.formats.source import SpecimenSource
+from engine.formats.source import SpecimenSource, names_of
 from engine.ingest.report import ProblemLog
 from engine.ingest.screening import SKIPPED, Problem, assign_splits, screen
 from engine.relations.splits import SplitOptions
@@ -53,6 +54,7 @@ class Plan:
     shards_per_part: int
     splits: dict[str, Any]  # what was done about splits, for the report
     problems: dict[str, Any]  # ProblemLog of the source's rows
+    names: dict[str, Any]  # what was understood of names, see `engine.formats.understood.NameLog`
 
     @property
     def fingerprint(self) -> str:
@@ -83,6 +85,7 @@ class Scan:
     splits: dict[str, Any] = dataclasses.field(default_factory=lambda: {"given": 0, "assigned": 0, "how": ""})
     taxa: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int32))  # [N], lowest known taxon
     rows_digest: str = ""
+    names: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def scan(
@@ -98,7 +101,7 @@ def scan(
     """
     result = Scan(path, ProblemLog())
     keys, digest, taxa = _Keys(), _RowsDigest(), _TaxonNumbers()
-    numbers = []
+    numbers, named = [], Counter[str]()
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, SPECIMEN_SCHEMA) as file:
         for batch in _read(source):
             result.num_records += batch.num_rows + len(source.skipped)
@@ -121,11 +124,13 @@ def scan(
             if layout == "clustered":
                 numbers.append(taxa.numbers(kept))
             result.num_specimens += kept.num_rows
+            named.update({rank: kept.num_rows - kept[rank].null_count for rank in RANKS})
             file.write_table(kept.cast(SPECIMEN_SCHEMA).combine_chunks())
     result.num_records += len(source.skipped)
     _take_skipped(source, result.log)
     digest.add(json.dumps([result.num_records, result.log.to_json()]).encode())
     result.rows_digest = digest.hexdigest()
+    result.names = names_of(source, result.num_specimens, named)
     result.taxa = np.concatenate([result.taxa, *numbers])
     if splits is None and not result.splits["how"]:
         result.splits["how"] = "as in the source"
@@ -180,6 +185,7 @@ def write_plan(found: Scan, settings: dict[str, Any], splits: SplitOptions | Non
         shards_per_part=shards_per_part,
         splits=note,
         problems=found.log.to_json(),
+        names=found.names,
     )
     plan.save(state)
     return plan

@@ -245,7 +245,8 @@ def _is_author(words: list[str]) -> bool:
 def read_ranks(names: Mapping[str, str | None]) -> dict[str, str]:
     """Return {rank: name} of a record's cells: RANKS, and "name" (of any rank), "name_rank", "epithet".
 
-    A cell of its own goes before the general name; an epithet is joined with the genus; authors go.
+    A cell of its own goes before the general name; an epithet is joined with the genus; authors go. The genus comes
+    from the species where there is no cell for it.
     """
     found: dict[str, str] = {}
     for rank in RANKS[:3]:
@@ -268,6 +269,8 @@ def read_ranks(names: Mapping[str, str | None]) -> dict[str, str]:
         elif known_rank and known_rank not in (*RANKS, "subspecies", "variety", "form", "unranked"):
             said_whole.pop("genus", None) if "species" not in said_whole else None
         found = said_whole | found
+    if "genus" in names and not names["genus"]:  # a genus cell that is left empty stays so
+        found.pop("genus", None)
     return found
 
 

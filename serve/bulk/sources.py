@@ -12,7 +12,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from engine.formats.image_folders import PHOTO_SUFFIXES
+from engine.formats.auto import detect
+from engine.formats.image_folders import photos_below
 from engine.formats.registry import FORMATS, open_dataset
 from engine.formats.source import SpecimenSource
 from engine.specimens.schema import SPECIMEN_SCHEMA, SPLITS, BadSpecimen
@@ -92,13 +93,13 @@ def format_of(paths: Sequence[str]) -> str:
 
 
 def _holds_photos_only(folder: Path) -> bool:
-    found = False
-    for path in folder.rglob("*"):
-        if path.is_file() and not path.name.startswith("."):
-            if not path.name.lower().endswith(PHOTO_SUFFIXES):
-                return False
-            found = True
-    return found
+    """Return whether a folder has photos, and no table, FASTA or archive of specimens."""
+    if next(photos_below(folder), None) is None:
+        return False
+    try:
+        return detect([folder])[0] == PHOTOS
+    except ValueError:
+        return False
 
 
 def open_source(

@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,8 +16,9 @@ import pyarrow.compute as pc
 from tqdm import tqdm
 
 from engine.batches.pipeline import load_index
-from engine.formats.source import SpecimenSource, read_all
+from engine.formats.source import SpecimenSource, names_of, read_all
 from engine.signals.barcodes import clean
+from engine.specimens.taxonomy import RANKS
 from engine.store.shards import ShardReader
 from engine.store.storage import Location
 from train.reference.features import Encoder
@@ -33,6 +35,7 @@ class References:
     barcodes: list[str]  # clean, "" = none
     features: dict[str, np.ndarray]  # modality -> float32 [M, D]; {} without an encoder
     skipped: list[tuple[str, str]]  # (key, reason) of every barcode, photo or record that was left out
+    names: dict[str, Any]  # what was understood of names, see `engine.formats.source.names_of`
 
 
 def read_shards(shards: Sequence[str | Path], split: str = "train", encoder: Encoder | None = None) -> References:
@@ -65,7 +68,7 @@ def read_shards(shards: Sequence[str | Path], split: str = "train", encoder: Enc
     given = [(member(row, "dna"), country(row)) for row in numbers]
     records = index.append_column("country", pa.array([place for _, place in given], pa.string()))
     barcodes = [(raw or b"").decode("ascii", "replace") for raw, _ in given]
-    return _gathered(records, barcodes, lambda row: member(row, "image"), encoder, [])
+    return _gathered(records, barcodes, lambda row: member(row, "image"), encoder, None)
 
 
 def read_source(source: SpecimenSource, encoder: Encoder | None = None) -> References:
@@ -82,7 +85,7 @@ def read_source(source: SpecimenSource, encoder: Encoder | None = None) -> Refer
         return source.load_image(photos[row]) if photos[row] else None
 
     barcodes = [raw or "" for raw in records["barcode"].to_pylist()]
-    return _gathered(records, barcodes, load, encoder, list(source.skipped))
+    return _gathered(records, barcodes, load, encoder, source)
 
 
 def _gathered(
@@ -90,9 +93,10 @@ def _gathered(
     raw: Sequence[str],
     load: Callable[[int], bytes | None],
     encoder: Encoder | None,
-    skipped: list[tuple[str, str]],
+    source: SpecimenSource | None,
 ) -> References:
     """Clean and encode; specimens without barcode and feature are left out."""
+    skipped = list(source.skipped) if source else []
     keys = records["key"].to_pylist()
     barcodes, parts = [], []
     for key, sequence in zip(keys, raw, strict=True):
@@ -122,4 +126,5 @@ def _gathered(
         [barcodes[row] for row in chosen.tolist()],
         {name: part[chosen] for name, part in features.items()},
         skipped,
+        names_of(source, len(records), {rank: len(records) - records[rank].null_count for rank in RANKS}),
     )

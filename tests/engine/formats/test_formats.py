@@ -136,8 +136,8 @@ def test_table_errors(tmp_path: Path, name: str, text: str, options: dict, messa
 def test_registry_errors(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="format: got 'tabel', allowed: table, bold, bioscan1m"):
         open_dataset("tabel", [tmp_path])
-    with pytest.raises(ValueError, match="option of format bold: got 'images', allowed: none"):
-        open_dataset("bold", [tmp_path], images=tmp_path)
+    with pytest.raises(ValueError, match="option of format barcodebert: got 'images', allowed: none"):
+        open_dataset("barcodebert", [tmp_path], images=tmp_path)
     with pytest.raises(ValueError, match="nope, which does not exist"):
         open_dataset("table", [tmp_path / "nope"])
     with pytest.raises(ValueError, match="paths of format table: got none"):
