@@ -30,7 +30,7 @@ from engine.specimens.taxonomy import RANKS
 log = logging.getLogger(__name__)
 
 SUFFIXES = (".fasta", ".fas", ".fa", ".fna", ".fsa", ".ffn")  # behind them also that of a packing
-TAXONOMY = re.compile(r".*_taxonomy\.(tsv|txt|csv)|(.*[-_.])?(taxonomy|taxa|taxon|tax)\.(tsv|txt|csv)", re.IGNORECASE)
+TAXONOMY = re.compile(r"(.*[-_. ])?taxonomy\.(tsv|txt|csv)", re.IGNORECASE)
 FIELDS = ("key", "barcode", "bin_uri", *RANKS)
 TABLE_KEYS = (
     *("processid", "record_id", "sequence_id", "feature id", "feature_id", "featureid", "seqid", "accession"),
@@ -155,7 +155,7 @@ class _Names:
 def _read_names_of(path: Path) -> Iterator[pa.Table]:
     """Yield pieces of a table of names: "key" and RANKS. Raises ValueError where ids or names are missing."""
     aliases = {"key": TABLE_KEYS, **{rank: (rank, f"{rank}_name") for rank in RANKS}, "lineage": LINEAGES}
-    names = Header(path).names
+    names = Header(path, "\t,").names
     if "key" not in match_columns(names, aliases) and len(names) == 2 and _is_lineage_cell(names[1]):
         yield from _read_two_columns(path)
         return
@@ -188,7 +188,7 @@ def _is_lineage_cell(cell: str) -> bool:
 def _read_two_columns(path: Path) -> Iterator[pa.Table]:
     """Yield the names of a table without a header: id, lineage."""
     with io.TextIOWrapper(io.BufferedReader(CleanText(path)), encoding="utf-8") as lines:
-        delimiter = Header(path).delimiter
+        delimiter = Header(path, "\t,").delimiter
         rows = [(key.strip(), read_taxonomy(cell)) for key, _, cell in (line.partition(delimiter) for line in lines)]
     columns = {rank: pa.array([said.get(rank) for _, said in rows], pa.string()) for rank in RANKS}
     yield pa.table({"key": pa.array([key for key, _ in rows], pa.large_string()), **columns})

@@ -53,7 +53,7 @@ def shown_name(name: str) -> str:
 
 
 def read_image_file(reference: str) -> bytes:
-    """Return the bytes of an image file.
+    r"""Return the bytes of an image file.
 
     A file that is not there is looked for with "\\" as "/", without a Windows drive, with other capitals and with
     letters composed otherwise. Raises ValueError when there is none.
@@ -104,4 +104,4 @@ def _names_in(folder: str) -> dict[str, str]:
 
 
 def _alike(name: str) -> str:
-    return unicodedata.normalize("NFC", name).casefold()
+    return unicodedata.normalize("NFC", name).strip().casefold()

@@ -1,7 +1,10 @@
 """What the header of an image file says, read without decoding: size, EXIF orientation, where the pixels begin."""
 
+import re
 import struct
 
+_EXIF = b"Exif\0\0"
+_XMP_ORIENTATION = re.compile(rb"tiff:Orientation(?:=[\"']|>)([0-9])")
 _ORIENTATION, _TIFF_WIDTH, _TIFF_HEIGHT = 0x0112, 0x0100, 0x0101
 
 
@@ -17,7 +20,7 @@ def file_header(data: bytes) -> tuple[int, int, int]:
                 raise ValueError("truncated WebP")
             return *_webp_size(data), _orientation_after(data, b"EXIF", 8)
         if data[:4] in (b"II*\0", b"MM\0*"):
-            tags = _tiff_tags(data)
+            tags = tiff_tags(data)
             return tags.get(_TIFF_WIDTH, 0), tags.get(_TIFF_HEIGHT, 0), 1  # OpenCV turns TIFF, and only TIFF, itself
         if data[:2] == b"BM":
             width, height = struct.unpack_from("<ii", data, 18)
@@ -46,12 +49,15 @@ def _orientation_after(data: bytes, chunk: bytes, skip: int) -> int:
     if place < 0:
         return 1
     block = data[place + skip :]
-    return _tiff_tags(block.removeprefix(b"Exif\0\0")).get(_ORIENTATION, 1)
+    return tiff_tags(block.removeprefix(b"Exif\0\0")).get(_ORIENTATION, 1)
 
 
-def jpeg_segments(data: bytes) -> tuple[int, int]:
-    """(EXIF orientation, offset of the first scan) from the segments before the pixels."""
-    orientation, place = 1, 2
+def jpeg_segments(data: bytes) -> tuple[int, int, bytes | None]:
+    """Return (EXIF orientation, offset of the first scan, colour profile) from the segments before the pixels.
+
+    EXIF in several segments is one block; without an orientation in it XMP's counts, as in Pillow.
+    """
+    exif, xmp, profile, place = b"", b"", b"", 2
     while place + 4 <= len(data) and data[place] == 0xFF:
         marker = data[place + 1]
         if marker == 0xDA:
@@ -60,14 +66,30 @@ def jpeg_segments(data: bytes) -> tuple[int, int]:
             place += 1
             continue
         size = int.from_bytes(data[place + 2 : place + 4], "big")
-        if marker == 0xE1 and data[place + 4 : place + 10] == b"Exif\0\0":
-            orientation = _tiff_tags(data[place + 10 : place + 2 + size]).get(_ORIENTATION, 1)
+        segment = data[place + 4 : place + 2 + size]
+        if marker == 0xE1 and segment.startswith(_EXIF):
+            exif += segment[len(_EXIF) :]
+        elif marker == 0xE1 and segment.startswith(b"http://ns.adobe.com/xap/"):
+            xmp += segment
+        elif marker == 0xE2 and segment.startswith(b"ICC_PROFILE\0"):
+            profile += segment[14:]
         place += 2 + size
-    return orientation, place
+    while exif.startswith(_EXIF):
+        exif = exif[len(_EXIF) :]
+    orientation = tiff_tags(exif).get(_ORIENTATION)
+    if orientation is None:
+        said = _XMP_ORIENTATION.search(xmp)
+        orientation = int(said[1]) if said else 1
+    return orientation, place, profile or None
 
 
-def _tiff_tags(block: bytes) -> dict[int, int]:
-    """Tags of the first directory of a TIFF block that are one short or long; {} when it is damaged."""
+def tiff_orientation(data: bytes) -> int:
+    """Return the orientation that a TIFF's tags give, 1 without one."""
+    return tiff_tags(data).get(_ORIENTATION, 1)
+
+
+def tiff_tags(block: bytes) -> dict[int, int]:
+    """Return the first number of the tags of a TIFF block's first directory, shorts and longs; {} when it is damaged."""
     order = {b"II": "<", b"MM": ">"}.get(block[:2])
     if order is None:
         return {}
@@ -77,8 +99,11 @@ def _tiff_tags(block: bytes) -> dict[int, int]:
         (count,) = struct.unpack_from(order + "H", block, place)
         for entry in range(place + 2, place + 2 + 12 * count, 12):
             tag, kind, number = struct.unpack_from(order + "HHI", block, entry)
-            if number == 1 and kind in (3, 4):
+            if number >= 1 and kind in (3, 4) and number * (2 if kind == 3 else 4) <= 4:
                 (tags[tag],) = struct.unpack_from(order + ("H" if kind == 3 else "I"), block, entry + 8)
+            elif number > 1 and kind == 3:  # bits per sample, extra samples: of several the first
+                (there,) = struct.unpack_from(order + "I", block, entry + 8)
+                (tags[tag],) = struct.unpack_from(order + "H", block, there)
     except struct.error:
         return tags
     return tags

@@ -15,7 +15,9 @@ import simplejpeg
 
 from engine.config import AugmentConfig
 from engine.errors import UserError
-from engine.signals.image_headers import file_header, jpeg_segments
+from engine.signals.colour import is_foreign, to_srgb
+from engine.signals.frames import decode_tiff, richest_frame, with_stored_colours
+from engine.signals.image_headers import file_header, jpeg_segments, tiff_orientation
 
 MAX_PIXELS = 100_000_000  # a photo beyond this is refused before decoding (300 MB as RGB)
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as in JPEG
@@ -33,8 +35,8 @@ def single_thread() -> None:
 def decode(data: bytes, min_side: int = 0, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Return the photo upright (EXIF orientation applied) as uint8 [H, W, 3] RGB.
 
-    Grey, CMYK, palette, 16-bit (scaled to 8) and transparent (laid over white) photos become RGB; the first frame of an
-    animation is taken.
+    Grey, CMYK, Lab, palette, 16-bit (scaled to 8) and transparent (laid over white) photos become RGB, colours sRGB by
+    the file's profile; of several frames or pages the one with most detail is taken.
 
     Args:
         data: a JPEG, PNG, WebP, TIFF, BMP or GIF file.
@@ -51,7 +53,11 @@ def decode(data: bytes, min_side: int = 0, max_pixels: int = MAX_PIXELS) -> np.n
         return _decode_jpeg(data, min_side, max_pixels)
     width, height, orientation = file_header(data)
     _check_size(width, height, max_pixels)
-    return _turn(_decode_other(data), orientation)
+    image = richest_frame(data)
+    if image is None and data[:2] in (b"II", b"MM") and (image := decode_tiff(data)) is not None:
+        orientation = tiff_orientation(data)  # of a TIFF that OpenCV reads it turns the photo itself
+    image = _decode_other(data) if image is None else image
+    return _turn(with_stored_colours(image, data), orientation)
 
 
 def decode_side(size: int, augment: AugmentConfig) -> int:
@@ -167,12 +173,12 @@ def to_jpeg(data: bytes, max_side: int | None = None) -> tuple[bytes, Change]:
     if data[:2] == b"\xff\xd8":
         width, height, colours = _jpeg_header(data)
         _check_size(width, height)
-        orientation, scan = jpeg_segments(data)
+        orientation, scan, profile = jpeg_segments(data)
         if max_side is not None and max(width, height) > max_side:
             if data.rfind(b"\xff\xd9") < scan:
                 raise ValueError("truncated JPEG (no end marker)")
             min_side = max(1, math.ceil(min(width, height) * max_side / max(width, height)))
-        elif orientation == 1 and colours != "CMYK":
+        elif orientation == 1 and colours != "CMYK" and not is_foreign(profile):
             if data.rfind(b"\xff\xd9") < scan:
                 raise ValueError("truncated JPEG (no end marker)")
             return data, Change.COPIED
@@ -208,7 +214,8 @@ def _decode_jpeg(data: bytes, min_side: int, max_pixels: int) -> np.ndarray:
         image = simplejpeg.decode_jpeg(data, target, min_height=min_side, min_width=min_side, strict=False)
     if colours == "CMYK":  # stored inverted, as Adobe does: 255 = no ink
         image = cv2.multiply(image[..., :3], cv2.merge([image[..., 3]] * 3), scale=1 / 255)
-    return _turn(image, jpeg_segments(data)[0])
+    orientation, _, profile = jpeg_segments(data)
+    return _turn(to_srgb(image, profile), orientation)
 
 
 def _check_size(width: int, height: int, max_pixels: int = MAX_PIXELS) -> None:

@@ -18,7 +18,7 @@ ORDERS = frozenset(
     Spirostreptida Callipodida Polyxenida Siphonophorida Polyzoniida Platydesmida Glomeridesmida Tetramerocerata
     Haplotaxida Lumbriculida Tubificida Crassiclitellata Phyllodocida Stylommatophora Basommatophora Rodentia Primates
     Carnivora Passeriformes Anura Cypriniformes Perciformes Chiroptera
-    """.split()
+    """.split()  # noqa: SIM905 (a paragraph reads better than 100 quoted words)
 )
 """Orders of arthropods, and those that a trap's sequences hit most often beside them."""
 
@@ -34,7 +34,7 @@ HIGHER = frozenset(
     viridiplantae protista chromista viruses nematocera brachycera cyclorrhapha apocrita symphyta aculeata parasitica
     rhopalocera auchenorrhyncha sternorrhyncha fulgoromorpha cicadomorpha adephaga polyphaga zygoptera anisoptera
     ensifera caelifera
-    """.split()
+    """.split()  # noqa: SIM905 (a paragraph reads better than 100 quoted words)
 )
 """Taxa above the order or between order and family, in lower case; none of our ranks."""
 
@@ -46,7 +46,7 @@ UNKNOWN = frozenset(
     not_identified not_assigned notidentified no_data missing suppressed incertae incertae_sedis inc_sed uncertain
     ambiguous ambiguous_taxa blank empty negative control undetermined_taxon unbekannt unbestimmt inconnu indetermine
     desconocido indeterminado sconosciuto environmental environmental_sample metagenome invertebrate
-    """.split()
+    """.split()  # noqa: SIM905 (a paragraph reads better than 100 quoted words)
 )
 """Words that say that a name is not known, in lower case."""
 
@@ -63,7 +63,7 @@ SETTINGS = frozenset(
     autumn winter january february march april may june july august september october november december species genus
     family order taxa taxon moths insects butterflies beetles bees flies specimens data dataset collection good bad
     sharp blurred train val test validation folder folders all all_species reject rejected done checked
-    """.split()
+    """.split()  # noqa: SIM905 (a paragraph reads better than 100 quoted words)
 )
 """Words in folders' names that tell of the taking of a photo, its view, sex, stage or place, in lower case."""
 
@@ -82,6 +82,6 @@ COUNTRIES = frozenset(
     spain sudan suriname sweden switzerland syria taiwan tajikistan tanzania thailand togo tonga tunisia turkey
     turkmenistan tuvalu uganda ukraine uruguay uzbekistan vanuatu venezuela vietnam yemen zambia zimbabwe england
     scotland wales usa uk ontario quebec alberta manitoba saskatchewan yukon nunavut
-    """.split()
+    """.split()  # noqa: SIM905 (a paragraph reads better than 100 quoted words)
 )
 """Countries of one word, in lower case: what a header's field may hold beside names."""

@@ -51,7 +51,9 @@ _COMPOSITE_WORDS = {
 }
 _RANK_WORDS = {"subsp", "ssp", "var", "f", "ab", "morph", "form"}
 _RANK_NAMES = {"kingdom", "phylum", "class", "order", "family", "genus", "species", "subfamily", "tribe", "taxon"}
-_PARTICLES = set("de von van der den del della di da dos du la le et and & ex in al. al d' zu ter ten y i".split())
+_PARTICLES = set(
+    "de von van der den del della di da dos du la le et and & ex in al. al d' zu ter ten y i".split()  # noqa: SIM905
+)
 _HYBRID = re.compile(r"\s*×\s*|(?<=[a-zà-ÿ.)]) [xX] (?=[a-zà-ÿ(A-Z])")
 _AUTHOR = re.compile(
     r"\(?\[?[A-ZÀ-Þ][^\W\d_'’.\-]*(?:['’.\-][^\W\d_]*)*[\])]?,?\)?|\(?\[?\d{4}[a-z]?[\])]*[,.]?|et|&|d'[A-ZÀ-Þ]\w+,?\)?"
@@ -258,6 +260,7 @@ def read_ranks(names: Mapping[str, str | None]) -> dict[str, str]:
                 found[rank] = said[0] if _GENUS.fullmatch(said[0]) or len(said) == 1 else plain(cell)
             elif told in RANKS:
                 found.setdefault(str(told), said[0])
+    has_genus = "genus" in found
     species = names.get("species") or names.get("epithet")
     if species and not is_placeholder(species):
         found |= _read_species(species, found)
@@ -269,7 +272,7 @@ def read_ranks(names: Mapping[str, str | None]) -> dict[str, str]:
         elif known_rank and known_rank not in (*RANKS, "subspecies", "variety", "form", "unranked"):
             said_whole.pop("genus", None) if "species" not in said_whole else None
         found = said_whole | found
-    if "genus" in names and not names["genus"]:  # a genus cell that is left empty stays so
+    if "genus" in names and not has_genus:  # a genus cell that names none stays so
         found.pop("genus", None)
     return found
 
@@ -304,7 +307,7 @@ def read_lineage(parts: Sequence[str]) -> dict[str, str]:
     family = next((at for at, cell in enumerate(cells) if rank_of(cell) == "family"), None)
     for at, cell in enumerate(cells):
         said = read_name(cell, any_case=False) if cell else {}
-        if "species" in said or not (set(said) == {"genus"}):
+        if set(said) != {"genus"}:
             found |= {rank: name for rank, name in said.items() if rank == "species" or rank not in found}
         elif family is not None and at == family - 1 and "order" not in found:
             found["order"] = said["genus"]
