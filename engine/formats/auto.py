@@ -84,7 +84,7 @@ def format_of_file(path: Path) -> str | None:
         return "table" if found in _FOR_TEXT else found
     if name.endswith(".xlsx"):
         return "table"
-    if fasta.is_fasta(path) or (name.endswith((*TABLE_SUFFIXES, ".zip")) and _starts_like_fasta(path)):
+    if fasta.is_fasta(path) or (name.endswith(TABLE_SUFFIXES) and _starts_like_fasta(path)):
         return "fasta"
     if not name.endswith(TABLE_SUFFIXES) or fasta.is_taxonomy(path):
         return None

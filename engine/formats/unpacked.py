@@ -23,8 +23,10 @@ def packing_of(path: Path) -> str | None:
 
 
 def inner_name(path: Path) -> str:
-    """Return a file's name in lower case without the suffix of its packing: "x.tsv" of "X.TSV.GZ"."""
+    """Return a file's name in lower case without the suffix of its packing, of a zip that of the one file in it."""
     name = path.name.lower()
+    if name.endswith(".zip") and path.is_file() and packing_of(path) == "zip" and len(inside := members(path)) == 1:
+        return inside[0].lower()
     return next((name.removesuffix(suffix) for suffix in SUFFIXES if name.endswith(suffix)), name)
 
 

@@ -11,10 +11,10 @@ import numpy as np
 from PIL import Image
 
 from engine.signals.colour import from_gamma, lab_to_srgb, to_srgb
-from engine.signals.image_headers import tiff_tags
+from engine.signals.image_headers import tiff_tags, with_tag
 
 _BITS, _PHOTOMETRIC, _SAMPLES, _EXTRA, _FORMAT = 258, 262, 277, 338, 339
-_WHITE_IS_ZERO, _RGB, _CMYK, _LAB = 0, 2, 5, 8
+_WHITE_IS_ZERO, _RGB, _CMYK, _LABS = 0, 2, 5, (8, 9)
 _MOST_FRAMES = 64  # of a moving picture that are looked at
 
 
@@ -86,8 +86,8 @@ def decode_tiff(data: bytes) -> np.ndarray | None:
     bits, extra = tags.get(_BITS, 8), tags.get(_EXTRA, 0)
     if tags.get(_FORMAT, 1) == 3:
         return None
-    if photometric == _LAB:
-        return _decode_lab(data, bits)
+    if photometric in _LABS:
+        return _decode_lab(data)
     if photometric == _RGB and samples > 3 and extra not in (1, 2):
         bands = _raw(data)
         if bands is None or bands.ndim != 3:
@@ -104,23 +104,29 @@ def decode_tiff(data: bytes) -> np.ndarray | None:
     return None
 
 
-def _decode_lab(data: bytes, bits: int) -> np.ndarray | None:
-    if bits == 16:
-        image = _raw(data)
-        if image is None or image.ndim != 3:
-            return None
-        stored = image[..., ::-1]
-        signed = stored[..., 1:].astype(np.int16).astype(np.float32) / 256
-        return lab_to_srgb(np.concatenate([stored[..., :1].astype(np.float32) * (100 / 65535), signed], axis=-1))
-    with Image.open(io.BytesIO(data)) as photo:
-        if photo.mode != "LAB":
-            return None
-        stored = np.asarray(photo).astype(np.float32)
-    return lab_to_srgb(np.stack([stored[..., 0] * (100 / 255), stored[..., 1] - 128, stored[..., 2] - 128], axis=-1))
+def _decode_lab(data: bytes) -> np.ndarray | None:
+    """Return a Lab photo; its numbers are read as if they were RGB.
+
+    Programs write a and b signed or from the middle of the range: the reading with less colour is a photo's.
+    """
+    image = _raw(with_tag(data, _PHOTOMETRIC, _RGB))
+    if image is None or image.ndim != 3:
+        return None
+    whole, signed, step = (65535, np.int16, 256) if image.dtype == np.uint16 else (255, np.int8, 1)
+    stored = image[..., 2::-1]
+    readings = stored[..., 1:].astype(signed) / np.float32(step), stored[..., 1:] / np.float32(step) - 128
+    chroma = min(readings, key=lambda reading: float(np.abs(reading).mean()))
+    return lab_to_srgb(np.concatenate([stored[..., :1].astype(np.float32) * (100 / whole), chroma], axis=-1))
 
 
 def _raw(data: bytes) -> np.ndarray | None:
-    return cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_UNCHANGED)
+    level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    try:
+        return cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error:
+        return None
+    finally:
+        cv2.utils.logging.setLogLevel(level)
 
 
 def _by_pillow(data: bytes) -> np.ndarray:

@@ -107,3 +107,15 @@ def tiff_tags(block: bytes) -> dict[int, int]:
     except struct.error:
         return tags
     return tags
+
+
+def with_tag(data: bytes, tag: int, value: int) -> bytes:
+    """Return a TIFF in whose first directory a tag of one short has another value."""
+    order = "<" if data[:2] == b"II" else ">"
+    (place,) = struct.unpack_from(order + "I", data, 4)
+    (count,) = struct.unpack_from(order + "H", data, place)
+    changed = bytearray(data)
+    for entry in range(place + 2, place + 2 + 12 * count, 12):
+        if struct.unpack_from(order + "H", data, entry)[0] == tag:
+            struct.pack_into(order + "H", changed, entry + 8, value)
+    return bytes(changed)

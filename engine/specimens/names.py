@@ -203,9 +203,11 @@ def _words(text: str, any_case: bool) -> list[str]:
     if words[0].isupper() and len(words[0]) > 2 and second.isupper() and _is_epithet(second.lower()):
         words[:2] = [words[0].capitalize(), second.lower()]
     elif words[0].isupper() and len(words[0]) > 3 and words[0].isalpha():
-        words[0] = words[0].capitalize()
-    elif any_case and words[0][:1].islower() and (len(words) == 1 or _is_epithet(words[1])):
-        words[0] = words[0][:1].upper() + words[0][1:]
+        if any_case or len(words) > 1 or rank_of(words[0].capitalize()):
+            words[0] = words[0].capitalize()
+    elif any_case and words[0][:1].islower():
+        if _is_epithet(second) if second else rank_of(words[0].capitalize()):
+            words[0] = words[0][:1].upper() + words[0][1:]
     if len(words) > 2 and _SUBGENUS.fullmatch(words[1]) and _is_epithet(words[2]):
         del words[1]
     return words
@@ -254,7 +256,7 @@ def read_ranks(names: Mapping[str, str | None]) -> dict[str, str]:
     for rank in RANKS[:3]:
         cell = names.get(rank)
         if cell and not is_placeholder(cell):
-            said = _words(cell, True)
+            said = _words(cell[:1].upper() + cell[1:], True)
             told = rank_of(said[0]) if said else None
             if said and (told in (None, rank) or (told == "higher" and rank == "genus" and _TRIBE.fullmatch(said[0]))):
                 found[rank] = said[0] if _GENUS.fullmatch(said[0]) or len(said) == 1 else plain(cell)

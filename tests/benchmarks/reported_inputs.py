@@ -50,9 +50,14 @@ def summary(out: Path) -> str:
         labelled = report["written"]["labelled"]
         named = "/".join(str(labelled.get(rank, 0)) for rank in RANKS)
         species = sorted(set(pq.read_table(out / "index.parquet")["species"].to_pylist()) - {None})
-        reasons = [f"{count} {reason}" for kind in ("skipped", "image_removed", "barcode_removed") for reason, count in report[kind]["by_reason"].items()]
-        return f"{report['written']['specimens']} of {report['records_read']}, named {named}, {len(species)} species" + (
-            f"; {', '.join(reasons)}" if reasons else ""
+        reasons = [
+            f"{count} {reason}"
+            for kind in ("skipped", "image_removed", "barcode_removed")
+            for reason, count in report[kind]["by_reason"].items()
+        ]
+        return (
+            f"{report['written']['specimens']} of {report['records_read']}, named {named}, {len(species)} species"
+            + (f"; {', '.join(reasons)}" if reasons else "")
         )
     if (out / "records.parquet").is_file():
         table = pq.read_table(out / "records.parquet")
@@ -114,7 +119,9 @@ def main() -> None:
         print("| case | command | before | after |\n|---|---|---|---|")
     for name, what, result in rows:
         cells = (name, what, before.get((name, what), "-"), result) if options.compare else (name, what, result)
-        print("| " + " | ".join(cell.replace("|", "/") for cell in cells) + " |" if options.compare else "\t".join(cells))
+        print(
+            "| " + " | ".join(cell.replace("|", "/") for cell in cells) + " |" if options.compare else "\t".join(cells)
+        )
 
 
 if __name__ == "__main__":
