@@ -70,32 +70,36 @@ def format_of_file(path: Path) -> str | None:
     Raises ValueError when it cannot be read.
     """
     name = inner_name(path)
-    if archives.is_archive(path):
+    if archives.is_archive(path) or name.endswith(".xlsx"):
         return "table"
     if path.suffix.lower() == ".zip" and (packing_of(path) != "zip" or not _is_zip_of_one(path)):
         return None
     if name.endswith(HDF5_SUFFIXES):
         return "clibd-hdf5" if _has_split_groups(path) else None
     if name.endswith(PARQUET_SUFFIXES):
-        try:
-            found = format_of_header(pq.read_schema(path).names, path.name)
-        except (pa.ArrowInvalid, OSError) as error:
-            raise ValueError(f"auto: {path} cannot be read ({str(error).splitlines()[0]})") from None
-        return "table" if found in _FOR_TEXT else found
-    if name.endswith(".xlsx"):
-        return "table"
+        return _format_of_parquet(path)
     if fasta.is_fasta(path) or (name.endswith(TABLE_SUFFIXES) and _starts_like_fasta(path)):
         return "fasta"
-    if not name.endswith(TABLE_SUFFIXES) or fasta.is_taxonomy(path):
-        return None
+    return _format_of_text(path) if name.endswith(TABLE_SUFFIXES) and not fasta.is_taxonomy(path) else None
+
+
+def _format_of_parquet(path: Path) -> str | None:
+    try:
+        found = format_of_header(pq.read_schema(path).names, path.name)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ValueError(f"auto: {path} cannot be read ({str(error).splitlines()[0]})") from None
+    return "table" if found in _FOR_TEXT else found
+
+
+def _format_of_text(path: Path) -> str | None:
     try:
         return format_of_header(read_header(path), path.name)
+    except OSError:
+        return None
     except ValueError as error:
         if "cut off" in str(error):
             raise
         return None  # empty, or no text
-    except OSError:
-        return None
 
 
 def _is_zip_of_one(path: Path) -> bool:
@@ -146,7 +150,7 @@ def detect(paths: list[Path]) -> tuple[str, list[Path]]:
 
 
 def _files(path: Path) -> Iterator[Path]:
-    """A file, or the files of a folder and of where a release keeps its own."""
+    """Return A file, or the files of a folder and of where a release keeps its own."""
     if path.is_file() or archives.is_archive(path):
         yield path
         return
@@ -166,7 +170,7 @@ def _files(path: Path) -> Iterator[Path]:
 
 
 def _what_was_seen(paths: list[Path]) -> str:
-    """A line about files that fit no format: a table's columns, or the names in a folder."""
+    """Return A line about files that fit no format: a table's columns, or the names in a folder."""
     seen = []
     for path in paths[:5]:
         if path.is_dir():

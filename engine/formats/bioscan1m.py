@@ -125,7 +125,7 @@ class _Partitions:
         return self._splits.take(found.cast(pa.int64()))
 
     def unused(self) -> list[tuple[str, str]]:
-        """What the report says of ids that no record has, or that are listed twice."""
+        """Return what the report says of ids that no record has, or that are listed twice."""
         idle = len(self._used) - int(self._used.sum()) - self._index.num_repeated
         facts = {"ids without a record": idle, "ids listed twice": self._index.num_repeated}
         return [(str(self._folder), f"{fact}: {count}") for fact, count in facts.items() if count]

@@ -78,7 +78,7 @@ class Bioscan5mSource(BioscanSource):
         return names, folders
 
     def finish(self, specimens: pa.Table, columns: pa.Table) -> pa.Table:
-        """Splits are the release's own."""
+        """Return the splits, which are the release's own."""
         return with_column(specimens, "split", our_splits(specimens["split"]))
 
 

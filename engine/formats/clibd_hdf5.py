@@ -94,7 +94,7 @@ class ClibdHdf5Source(FileSource):
 
 
 def _groups(file: h5py.File, path: Path) -> dict[str, Any]:
-    """The groups that hold specimens, by name."""
+    """Return the groups that hold specimens, by name."""
     names = list(file) if len(file) <= 1000 else []  # a file of photos has a million members
     groups = {name: file[name] for name in names if isinstance(file[name], h5py.Group) and "barcode" in file[name]}
     groups = {name: group for name, group in groups.items() if any(field in group for field in IDS) and len(group)}

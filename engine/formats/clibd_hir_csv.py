@@ -112,7 +112,7 @@ class ClibdHirSource(FileSource):
         return read_delimited(path, lambda names: pick_columns(names, path, ALIASES, required, "clibd-hir-csv"))
 
     def _names_of_codes(self) -> dict[tuple[int, str], str]:
-        """The name that most captions give a rank's code."""
+        """Return the name that most captions give a rank's code."""
         votes: dict[tuple[int, str], Counter[str]] = defaultdict(Counter)
         for path in self.paths:
             for columns, _ in self._pieces(path):
@@ -131,7 +131,7 @@ class ClibdHirSource(FileSource):
         name_of_code: dict[tuple[int, str], str],
         without_name: Counter[str],
     ) -> Names | None:
-        """A row's four names, None when its labels cannot be read."""
+        """Return A row's four names, None when its labels cannot be read."""
         if is_bad:
             return None
         if codes is None:

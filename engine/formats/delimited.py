@@ -205,8 +205,11 @@ class WholeRecords(io.RawIOBase):
         text, delimiter = cells[-1], self._header.delimiter
         if len(lines) > first + 1 and self._is_row(lines[first]) and self._is_row(lines[first + 1]):
             return 0  # two rows of full width, of which the first has a stray quote
+        trusts_quotes = lines[first].startswith(b'"')
         for count in range(1, min(_MAX_LINES, len(lines) - first)):
             line = lines[first + count].decode()
+            if not trusts_quotes and self._is_row(lines[first + count]):
+                return 0  # it is a row of its own
             if '"' not in line:
                 text += "\n" + line
                 continue

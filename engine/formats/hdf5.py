@@ -75,7 +75,7 @@ class Hdf5Images:
 
 
 def _bytes_of(dataset: Any) -> bytes:
-    """The bytes that a dataset holds: a row of uint8, or a scalar of bytes.
+    """Return the bytes that a dataset holds: a row of uint8, or a scalar of bytes.
 
     A fixed-length scalar is read as an array, since a Python bytes object of it would lose the zeros at its end.
     """

@@ -147,33 +147,35 @@ def _read_fields(parts: Sequence[str]) -> dict[str, str]:
     key, *rest = parts
     found: dict[str, str] = {}
     names: list[str] = []
-    codes: list[tuple[int, str]] = []  # (names before it, code)
-    if " " in key and not is_lineage(key):
-        first, _, behind = key.partition(" ")
-        if "species" in (said := _read_description(behind)):
-            key, found = first, said
+    behind_names: list[str] = []  # codes that are a marker where none is known: id|name|marker
+    first, _, behind = key.partition(" ")
+    if behind and not is_lineage(key) and "species" in (said := _read_description(behind)):
+        key, found = first, said
     for part in rest:
-        if part.count(",") > 2 or is_lineage(part) or part.count("__") > 1:
-            found |= read_taxonomy(part.replace(",", ";"))
-        elif BIN.fullmatch(part):
-            found["bin_uri"] = part
-        elif is_marker(part):
-            if "marker" not in found or is_coi(part):
-                found["marker"] = part
-        elif _ACCESSION.fullmatch(part) or part.lower() in COUNTRIES:
-            continue
-        elif _CODE.fullmatch(part) and not read_name(part, any_case=False):
-            codes.append((len(names), part))
-        else:
-            names.append(part)
-    if said := read_name(key, any_case=False):
-        if "species" in said and not any(read_name(name, any_case=False) for name in names):  # UNITE: the name first
-            accession = next((part for part in rest if _ACCESSION.fullmatch(part)), None)
-            return {"key": accession or "|".join(parts)} | said | found
-    behind = [code for before, code in codes if before and code not in ("NA", "N/A")]
-    if "marker" not in found and names and behind and not is_coi(behind[0]) and not behind[0].isdigit():
-        found["marker"] = behind[0]  # id|name|marker
+        if field := _field_of(part):
+            found |= {} if field[0] == "marker" and "marker" in found and not is_coi(part) else field[1]
+        elif not (_ACCESSION.fullmatch(part) or part.lower() in COUNTRIES):
+            is_code = _CODE.fullmatch(part) and not read_name(part, any_case=False)
+            if not is_code:
+                names.append(part)
+            elif names and not part.isdigit() and part not in ("NA", "N/A"):
+                behind_names.append(part)
+    said = read_name(key, any_case=False)
+    if "species" in said and not names:  # UNITE: the name first
+        accession = next((part for part in rest if _ACCESSION.fullmatch(part)), None)
+        return {"key": accession or "|".join(parts)} | said | found
+    if "marker" not in found and behind_names:
+        found["marker"] = behind_names[0]
     return {"key": key} | found | _ranks_of(names, found)
+
+
+def _field_of(part: str) -> tuple[str, dict[str, str]] | None:
+    """Return a lineage, BIN or marker that a field is, None for another."""
+    if part.count(",") > 2 or is_lineage(part) or part.count("__") > 1:
+        return "lineage", read_taxonomy(part.replace(",", ";"))
+    if BIN.fullmatch(part):
+        return "bin_uri", {"bin_uri": part}
+    return ("marker", {"marker": part}) if is_marker(part) else None
 
 
 def _ranks_of(names: Sequence[str], found: dict[str, str]) -> dict[str, str]:

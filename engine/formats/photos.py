@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from engine.formats.photo_files import read_image_file
 from engine.formats.hdf5 import Hdf5Images
+from engine.formats.photo_files import read_image_file
 from engine.formats.zips import ZipMembers
 from engine.specimens.schema import SPECIMEN_SCHEMA
 
@@ -37,7 +37,7 @@ class Layout:
     inside: re.Pattern[str]
 
     def package_of(self, name: str) -> str | None:
-        """The package that a file or folder name names: the longest, "cropped" is part of "cropped_256"."""
+        """Return the package that a file or folder name names: the longest, "cropped" is part of "cropped_256"."""
         return max((package for package in self.packages if package in name), key=len, default=None)
 
 
@@ -137,7 +137,7 @@ def _is_archive(path: Path) -> bool:
 
 
 def _archives(root: Path, layout: Layout, package: str) -> list[Path]:
-    """Archives in a folder that are named after the package."""
+    """Return archives in a folder that are named after the package."""
     places = [place for folder in layout.folders if (place := root / folder).is_dir()]
     found = {path.resolve(): path for place in places for path in _files_of(place) if _is_archive(path)}
     return [path for path in found.values() if layout.package_of(path.name) == package]

@@ -48,7 +48,7 @@ def _words(text: str) -> tuple[str, ...]:
 
 
 def _count(text: str) -> int:
-    """Raises ValueError for what is no number of 0 or more."""
+    """Parse a number of 0 or more. Raises ValueError for another text."""
     number = int(text)
     if number < 0:
         raise ValueError(text)

@@ -49,7 +49,7 @@ class RemoteSource:
 
 
 def shown_folder(folder: Location) -> str:
-    """A folder's address for people, without its password and its query."""
+    """Return A folder's address for people, without its password and its query."""
     return Location(folder.base).shown
 
 

@@ -207,9 +207,13 @@ def open_dataset(
     """
     files: list[Path] = []
     for path in paths:
-        is_folder = path.is_dir() and not archives.is_archive(path)
-        inside = sorted(file for file in path.iterdir() if inner_name(file).endswith(SUFFIXES)) if is_folder else [path]
-        if not inside or not (inner_name(inside[0]).endswith(SUFFIXES) or archives.is_archive(inside[0])):
+        if archives.is_archive(path):
+            files.append(path)
+            continue
+        inside = (
+            sorted(file for file in path.iterdir() if inner_name(file).endswith(SUFFIXES)) if path.is_dir() else [path]
+        )
+        if not inside or not (inner_name(inside[0]).endswith(SUFFIXES) or inside[0].suffix.lower() == ".zip"):
             raise ValueError(f"table: got {path}, allowed: files of type {', '.join(SUFFIXES)}, or a folder with some")
         files += inside
     if images is not None and not images.is_dir():

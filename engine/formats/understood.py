@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from engine.specimens.names import read_ranks
+from engine.specimens.names import plain, rank_of, read_name, read_ranks
 from engine.specimens.taxonomy import RANKS
 
 CELLS = (*RANKS, "name", "name_rank", "epithet")
@@ -122,8 +122,12 @@ def _not_understood(row: Mapping[str, str | None], said: Mapping[str, str]) -> s
     """Return a cell that held something of which nothing was taken, the finest rank first."""
     for field in ("species", "name", "epithet", "genus", "family", "order"):
         cell = row.get(field)
-        rank = {"name": "species", "epithet": "species"}.get(field, field)
-        if cell and rank not in said and not (field == "name" and said):
+        if not cell:
+            continue
+        if field == "name":
+            if "species" not in said and not read_name(cell) and rank_of(plain(cell)) != "higher":
+                return cell
+        elif {"epithet": "species"}.get(field, field) not in said:
             return cell
     return None
 

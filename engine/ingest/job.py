@@ -73,7 +73,7 @@ class IngestOptions:
             raise ValueError(f"max side: got {self.max_side}, allowed: 1 or more pixels")
 
     def settings(self) -> dict[str, Any]:
-        """What decides about the bytes, in JSON's types."""
+        """Return what decides about the bytes, in JSON's types."""
         names = ("specimens_per_shard", "seed", "layout", "max_side", "splits", "source")
         return json.loads(json.dumps({name: dataclasses.asdict(self)[name] for name in names}))
 
@@ -102,7 +102,7 @@ def ingest(source: SpecimenSource, out: Path | str, options: IngestOptions | Non
 
 @contextlib.contextmanager
 def _told_as_mistake(folder: Location) -> Iterator[None]:
-    """What cannot be written there (no room, no permission) is told in one line: the user can mend it."""
+    """Say in one line what cannot be written there (no room, no permission): the user can mend it."""
     try:
         yield
     except OSError as error:
@@ -116,7 +116,7 @@ def _told_as_mistake(folder: Location) -> Iterator[None]:
 
 
 def _unfinished(folder: Location, options: IngestOptions) -> Plan | None:
-    """The plan of an interrupted ingest with these options, None where there is nothing to go on with.
+    """Return the plan of an interrupted ingest with these options, None where there is nothing to go on with.
 
     Raises ValueError when the folder holds something that must not be written over.
     """
@@ -300,7 +300,7 @@ def _finish(folder: Location, plan: Plan, options: IngestOptions) -> None:
 
 
 def _all_done(folder: Location, plan: Plan) -> Iterator[tuple[pa.Table, dict[str, Any]]]:
-    """What became of each shard, in order; a few are read ahead, which remote folders need."""
+    """Return what became of each shard, in order; a few are read ahead, which remote folders need."""
     state = folder / STATE_NAME
     with ThreadPoolExecutor(1 if folder.is_local else REQUESTS) as pool:
         for first in range(0, plan.num_shards, REQUESTS):

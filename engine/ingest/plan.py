@@ -63,7 +63,7 @@ class Plan:
 
     @classmethod
     def load(cls, state: Location) -> "Plan | None":
-        """The plan in a folder; None when there is none, or one of another version of this program."""
+        """Return the plan in a folder; None when there is none, or one of another version of this program."""
         try:
             return cls(**json.loads((state / PLAN_NAME).read_bytes()))
         except (FileNotFoundError, ValueError, TypeError):
@@ -192,7 +192,7 @@ def write_plan(found: Scan, settings: dict[str, Any], splits: SplitOptions | Non
 
 
 def shard_rows(state: Location, shards_per_part: int, number: int) -> pa.RecordBatch:
-    """The rows of one shard of a plan, in stored order."""
+    """Return the rows of one shard of a plan, in stored order."""
     part, place = divmod(number, shards_per_part)
     with (state / f"rows-{part:05d}.arrow").open_input() as file:
         return pa.ipc.open_file(file).get_batch(place)
@@ -205,6 +205,9 @@ def stored_order(num_specimens: int, seed: int, layout: Layout, taxa: np.ndarray
     known taxon, in random order, are cut into runs of 32 to 63 (fewer when it has fewer), which come in random order.
 
     Args:
+        num_specimens: N.
+        seed: of the order.
+        layout: random or clustered.
         taxa: int [N], the number of each row's lowest known taxon; used by clustered only.
     """
     rng = rng_for(seed, 0, "", "stored order")
@@ -268,7 +271,7 @@ class _Keys:
         self.runs: list[np.ndarray] = []
 
     def first(self, keys: pa.ChunkedArray) -> np.ndarray:
-        """bool [N]: this key was not there before, in this batch or an earlier one."""
+        """Bool [N]: this key was not there before, in this batch or an earlier one."""
         digests = [hashlib.blake2b(key.encode(), digest_size=16).digest() for key in keys.to_pylist()]
         hashes = np.array(digests, dtype=_DIGEST)
         fresh, place = np.unique(hashes, return_index=True)
@@ -293,7 +296,7 @@ class _TaxonNumbers:
         self.known: dict[str | None, int] = {}
 
     def numbers(self, table: pa.Table) -> np.ndarray:
-        """A number for each row's deepest name, int32 [N]; the same name has the same number in every table."""
+        """Return A number for each row's deepest name, int32 [N]; the same name has the same number in every table."""
         names = [pc.binary_join_element_wise(str(place), table[rank], "\0") for place, rank in enumerate(RANKS)]
         encoded = pc.coalesce(*reversed(names), "").combine_chunks().dictionary_encode()
         numbers = [self.known.setdefault(name, len(self.known)) for name in encoded.dictionary.to_pylist()]
@@ -328,6 +331,6 @@ class _RowsDigest:
         self.rest.update(data)
 
     def hexdigest(self) -> str:
-        """The digest of all that was taken in."""
+        """Return the digest of all that was taken in."""
         parts = [part.digest() for pair in self.parts.values() for part in pair]
         return hashlib.blake2b(b"".join([*parts, self.rest.digest()]), digest_size=16).hexdigest()

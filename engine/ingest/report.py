@@ -123,7 +123,7 @@ def _sum(left: dict[str, Any], right: dict[str, Any]) -> dict[str, Any]:
 
 
 def build_report(num_records: int, splits: dict[str, Any], log: ProblemLog, tally: Tally) -> dict[str, Any]:
-    """What report.json holds. `written` is `engine.store.shards.count_specimens` of the index."""
+    """Return what report.json holds. `written` is `engine.store.shards.count_specimens` of the index."""
     duplicates = tally.duplicates()
     repeated = log.counts[SKIPPED]["duplicate key"]
     taxa = {}
@@ -146,7 +146,7 @@ def build_report(num_records: int, splits: dict[str, Any], log: ProblemLog, tall
 
 
 def report_page(report: Mapping[str, Any], title: str) -> str:
-    """The report as a self-contained HTML page."""
+    """Return the report as a self-contained HTML page."""
     written = report["written"]
     lead = (
         f"{report['records_read']:,} records were read and {written['specimens']:,} specimens written, "

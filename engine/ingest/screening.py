@@ -53,6 +53,7 @@ def assign_splits(table: pa.Table, options: SplitOptions | None) -> tuple[pa.Tab
 
     Args:
         table: with columns key, barcode, split and one per rank; others are kept as they are.
+        options: the scheme, None = all are train.
 
     Returns the table, and what was done, for the report: "given" and "assigned" specimens, "how", and with a scheme
     also the number of "groups" of barcodes, "groups_crossing_given_splits" and "test_barcodes_found_in_train": of val

@@ -32,8 +32,11 @@ _KEY = b"taxafuse"  # of the metadata
 
 
 def read_done(state: Location, number: int) -> tuple[pa.Table, dict[str, Any]]:
-    """A shard's index rows, and a dict: plan, file (bytes, sha256), problems, missing, images_converted,
-    images_shrunk, barcodes and photos (8-byte hashes, as hexadecimal text)."""
+    """Return a shard's index rows, and a dict of what was done.
+
+    Its keys: plan, file (bytes, sha256), problems, missing, images_converted, images_shrunk, barcodes and photos
+    (8-byte hashes, as hexadecimal text).
+    """
     with pa.ipc.open_stream((state / done_name(number)).read_bytes()) as stream:
         index = stream.read_all()
     return index.replace_schema_metadata(None), json.loads(index.schema.metadata[_KEY])
@@ -117,7 +120,7 @@ class _Shard:
         self.photos: list[bytes] = []
 
     def specimens(self, rows: pa.RecordBatch) -> Iterator[Specimen]:
-        """The rows that have a photo or a barcode which can be used, read and checked."""
+        """Return the rows that have a photo or a barcode which can be used, read and checked."""
         columns = [rows.column(name).to_pylist() for name in SPECIMEN_SCHEMA.names]
         for values in zip(*columns, strict=True):
             row = dict(zip(SPECIMEN_SCHEMA.names, values, strict=True))

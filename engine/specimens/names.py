@@ -134,7 +134,7 @@ def plain(text: str) -> str:
 
 
 def is_placeholder(text: str) -> bool:
-    """Return whether a cell or folder says that a name is not known: "Unknown", "indet.", "incertae sedis", "?", "0"."""
+    """Return whether a cell or folder says that a name is not known: "Unknown", "indet.", "?", "0"."""
     bare = plain(text).strip(" .?*-_[](){}\"'").lower()
     words = bare.replace("_", " ").split()
     if not words or bare in ("0", "1", "x", "xx", "xxx", "999", "9999") or "sedis" in words:
@@ -194,22 +194,24 @@ def _words(text: str, any_case: bool) -> list[str]:
         text = text.replace("_", " ").replace("+", " ").strip()
         if _DOTTED.fullmatch(text):
             text = text.replace(".", " ")
-    words = _HYBRID.sub(" × ", text).split()
+    words = _with_capitals(_HYBRID.sub(" × ", text).removeprefix(" × ").split(), any_case)
+    if len(words) > 2 and _SUBGENUS.fullmatch(words[1]) and _is_epithet(words[2]):
+        del words[1]
+    return words
+
+
+def _with_capitals(words: list[str], any_case: bool) -> list[str]:
+    """Return a name's words with a capital on the first one, if it was written in capitals or (any_case) small."""
     if not words:
         return []
-    if words[0] == "×" and len(words) > 1:
-        words = words[1:]
     second = words[1] if len(words) > 1 else ""
     if words[0].isupper() and len(words[0]) > 2 and second.isupper() and _is_epithet(second.lower()):
         words[:2] = [words[0].capitalize(), second.lower()]
     elif words[0].isupper() and len(words[0]) > 3 and words[0].isalpha():
         if any_case or len(words) > 1 or rank_of(words[0].capitalize()):
             words[0] = words[0].capitalize()
-    elif any_case and words[0][:1].islower():
-        if _is_epithet(second) if second else rank_of(words[0].capitalize()):
-            words[0] = words[0][:1].upper() + words[0][1:]
-    if len(words) > 2 and _SUBGENUS.fullmatch(words[1]) and _is_epithet(words[2]):
-        del words[1]
+    elif any_case and words[0][:1].islower() and (_is_epithet(second) if second else rank_of(words[0].capitalize())):
+        words[0] = words[0][:1].upper() + words[0][1:]
     return words
 
 
@@ -219,10 +221,9 @@ def _species_label(genus: str, rest: list[str]) -> str | None:
     whole = " ".join([genus, *rest])
     kind = name_type(whole)
     if "×" in rest or kind in ("composite", "open", "interim"):
-        if kind == "interim" and _is_author(rest):
-            return None
-        if not (kind == "interim" and _is_epithet(rest[0]) and _is_author(_behind(rest[1:]))):
-            return whole
+        named = kind == "interim" and _is_epithet(rest[0]) and _is_author(_behind(rest[1:]))
+        if not named:
+            return None if kind == "interim" and _is_author(rest) else whole
     if not _is_epithet(rest[0]) or lower[0] in UNKNOWN:
         return None
     tail = _behind(rest[1:])

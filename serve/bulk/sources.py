@@ -83,7 +83,7 @@ class ShardSource:
 
 
 def format_of(paths: Sequence[str]) -> str:
-    """The format of paths that were given without one: shards, images, or auto, which looks closer when it opens."""
+    """Return the format of paths that were given without one: shards, images, or auto, which looks closer."""
     places = [Location.parse(path) for path in paths]
     if all((place / MANIFEST_NAME).is_file() and (place / "index.parquet").is_file() for place in places):
         return SHARDS
