@@ -250,6 +250,7 @@ def test_rows_are_brought_into_order_in_parts(
     whole = read_all(source)
 
     class Pieces:
+        inner = source  # of which the names are
         skipped = source.skipped
         load_image = source.load_image
 

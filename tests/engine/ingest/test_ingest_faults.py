@@ -205,6 +205,7 @@ def test_a_killed_worker_is_replaced(table: Path, tmp_path: Path, ray_session: N
     source, marker = open_dataset("table", [table]), tmp_path / "killed"
 
     class Deadly:  # in a function, so that it travels to workers by value
+        inner = source  # of which the names are
         skipped = source.skipped
         batches = source.batches
 
