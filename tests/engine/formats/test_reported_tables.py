@@ -89,7 +89,7 @@ def test_quotes_that_nobody_closes_are_letters_and_cost_no_time(tmp_path: Path) 
 
 
 ODDITIES = {
-    "commas": "id;barcode;species;locality (city, region, land);notes, other, more, and, so, on\nS0;D;N;x;y\nS1;D;N;x;y\n",
+    "commas": "id;barcode;species;locality (city, region, land);notes, other, more, and, so, on\nS0;D;N;x;y\nS1;D;N;x;y\n",  # noqa: E501
     "sep": "sep=;\nid;barcode;species\nS0;D;N\nS1;D;N\n",
     "blank": "\n\nid,barcode,species\nS0,D,N\nS1,D,N\n",
     "comment": "# export of 2024\nid,barcode,species\nS0,D,N\nS1,D,N\n",
