@@ -89,7 +89,7 @@ def tiff_orientation(data: bytes) -> int:
 
 
 def tiff_tags(block: bytes) -> dict[int, int]:
-    """Return the first number of the tags of a TIFF block's first directory, shorts and longs; {} when it is damaged."""
+    """Return the first number of each tag (short or long) of a TIFF's first directory; {} when it is damaged."""
     order = {b"II": "<", b"MM": ">"}.get(block[:2])
     if order is None:
         return {}
