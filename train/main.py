@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     described = "\n".join(
         f"  {name:14} {(function.__doc__ or '').strip().splitlines()[0]}" for name, function in sorted(RECIPES.items())
     )
@@ -54,7 +54,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def resolve(options: argparse.Namespace) -> Config:
-    """The configuration of this run, named; a resumed run keeps its own, then takes the overrides."""
+    """Return the configuration of this run, named; a resumed run keeps its own, then takes the overrides."""
     from train.models.checkpoint import read_json
     from train.run.trainer import RECORD
 
@@ -76,7 +76,7 @@ def resolve(options: argparse.Namespace) -> Config:
 
 
 def run(config: Config, *, evaluate: bool = True) -> Path:
-    """The main job: shards, training, evaluation, everything recorded. Returns the run's folder."""
+    """Make shards, train, evaluate, record everything. Returns the run's folder."""
     from engine.batches.pipeline import load_index, select_split
     from train.models import checkpoint
     from train.pages.evaluation import run_evaluation

@@ -26,6 +26,7 @@ import secrets
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 ROOT = Path(__file__).resolve().parents[1]  # as a script, this file's folder stands first on the path: put ours there
 sys.path[:] = [str(ROOT)] + [p for p in sys.path if p and Path(p).resolve() not in (ROOT, ROOT / "tune")]
@@ -33,17 +34,17 @@ sys.path[:] = [str(ROOT)] + [p for p in sys.path if p and Path(p).resolve() not 
 from engine.commandline import Parser, guarded  # noqa: E402
 from train.config import override, to_dict  # noqa: E402
 from train.recipes import RECIPES, make  # noqa: E402
-from train.run.tracking import where_to_look  # noqa: E402
-from tune.ledger import SWEEP, sweeps  # noqa: E402
-from tune.search import ALGORITHMS  # noqa: E402
-from tune.spaces import SPACES, find, told  # noqa: E402
-from tune.sweep import METRIC, Settings, Sweep, reopened, settled  # noqa: E402
+from tune.settings import ALGORITHMS, METRIC, Settings  # noqa: E402
+from tune.spaces import SPACES, describe, find  # noqa: E402
+
+if TYPE_CHECKING:
+    from tune.sweep import Sweep
 
 SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     described = "\n".join(
         f"  {name:8} {' '.join((function.__doc__ or '').split())}" for name, function in sorted(SPACES.items())
     )
@@ -82,7 +83,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def seconds(text: str) -> float:
-    """ "90m" -> 5400; "" -> 0 (no limit). Raises ValueError for anything else."""
+    """Return the seconds of "90m" (5400); 0 (no limit) for "". Raises ValueError for anything else."""
     if not text:
         return 0.0
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text.strip())
@@ -91,8 +92,11 @@ def seconds(text: str) -> float:
     return float(match[1]) * SECONDS[match[2]]
 
 
-def build(options: argparse.Namespace) -> Sweep:
-    """The sweep that the command line asks for, new or gone on with. Raises ValueError for what the user can mend."""
+def build(options: argparse.Namespace) -> "Sweep":
+    """Return the sweep that the command line asks for, new or resumed. Raises ValueError for what the user can mend."""
+    from tune.ledger import SWEEP, sweeps
+    from tune.sweep import Sweep, reopened, settled
+
     budget = seconds(options.budget)
     for name in ("trials", "seeds"):
         if getattr(options, name) is not None and getattr(options, name) < 1:
@@ -128,15 +132,17 @@ def build(options: argparse.Namespace) -> Sweep:
 
 def command(options: argparse.Namespace) -> int:
     """Run the sweep and print its end."""
+    from train.run.tracking import where_to_look
+
     if options.dry_run:
         config = override(make(options.recipe), options.overrides)
-        print(told(find(options.space, config), config))
+        print(describe(find(options.space, config), config))
         print(json.dumps(to_dict(config), indent=2))
         return 0
     sweep = build(options)
     sweep.start()
     name = sweep.config.run.name
-    logging.info("sweep %s: %s; after an interruption: --resume %s", name, sweep.capacity.told(), name)
+    logging.info("sweep %s: %s; after an interruption: --resume %s", name, sweep.slots.describe(), name)
     outcome = sweep.run()
     print(f"\n{outcome.report}\n")
     print(f"train with it: python train/main.py --recipe {sweep.config.recipe} {outcome.settings}")

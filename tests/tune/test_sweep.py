@@ -14,8 +14,9 @@ from train.config import Config
 from train.models import checkpoint
 from tune import spaces
 from tune.ledger import SWEEP, Entry, Ledger
+from tune.settings import Settings
 from tune.spaces import Choice
-from tune.sweep import Settings, Sweep, reopened
+from tune.sweep import Sweep, reopened
 
 TINY = ("run.epochs=2", "run.validate_every=1", "run.tracking=mlflow", "eval.bootstrap=20")
 

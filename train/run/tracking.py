@@ -1,4 +1,4 @@
-"""Where a run is recorded: MLflow, or nowhere, behind one interface.
+"""Record runs in MLflow, or nowhere, behind one interface.
 
 The driver creates the run, so that database migrations happen once and restarts of workers find the same run. Rank 0
 hands metrics to a queue that a thread empties in batches: the step never waits for a server. What a server does not
@@ -28,7 +28,7 @@ PATIENCE_SECONDS = 120.0  # for a server that is away when the run ends
 
 
 class Tracker(Protocol):
-    """What a run is told."""
+    """Take the numbers and files of a run."""
 
     run_id: str
 
@@ -43,7 +43,7 @@ class Tracker(Protocol):
 
 
 class NoTracker:
-    """tracking=none: needs no MLflow and keeps nothing."""
+    """Keep nothing: run.tracking=none needs no MLflow."""
 
     run_id = ""
 
@@ -54,7 +54,7 @@ class NoTracker:
         """Keep nothing."""
 
     def close(self, status: str = "") -> None:
-        """Nothing to send."""
+        """Do nothing."""
 
 
 def _client(uri: str) -> Any:
@@ -65,7 +65,7 @@ def _client(uri: str) -> Any:
 
 
 class MlflowTracker:
-    """An MLflow run that exists already (see `create_run`)."""
+    """Send numbers and files to an MLflow run that exists already (see `create_run`)."""
 
     def __init__(self, uri: str, run_id: str) -> None:
         self.run_id = run_id
@@ -77,7 +77,7 @@ class MlflowTracker:
         self._thread.start()
 
     def _attempt(self, what: str, call: Any, *args: Any, **kwargs: Any) -> bool:
-        """Offer something until it is taken, or the closing tracker's patience ends; returns whether it was taken."""
+        """Offer something until it is taken, or the closing tracker's patience ends; return whether it was taken."""
         while True:
             try:
                 call(*args, **kwargs)
@@ -128,18 +128,18 @@ class MlflowTracker:
 
 
 def tracking_uri(config: Config) -> str:
-    """The configured address, or a sqlite file inside the storage folder."""
+    """Return the configured address, or that of a sqlite file inside the storage folder."""
     return config.run.tracking_uri or f"sqlite:///{Path(config.run.storage).resolve() / 'mlflow.db'}"
 
 
 def where_to_look(config: Config) -> str:
-    """A server's own address, or the command that shows a file."""
+    """Return a server's own address, or the command that shows a file."""
     uri = tracking_uri(config)
     return uri if uri.startswith(("http://", "https://")) else f"mlflow ui --backend-store-uri {uri}"
 
 
 def _experiment(client: Any, config: Config) -> str:
-    """The id of the experiment, made where there is none yet; its artifacts lie beside a sqlite file of our own."""
+    """Return the id of the experiment; make it where it is missing, its artifacts beside a sqlite file of our own."""
     found = client.get_experiment_by_name(config.run.experiment)
     if found:
         return found.experiment_id
@@ -148,7 +148,7 @@ def _experiment(client: Any, config: Config) -> str:
 
 
 def _run_of(client: Any, experiment: str, name: str, tags: Mapping[str, str]) -> str:
-    """A run of this `KEY` that is there already, marked as running again, or a new one."""
+    """Return the run of this `KEY`, marked as running again, or a new one."""
     if KEY in tags:
         known = client.search_runs([experiment], f"tags.`{KEY}` = '{tags[KEY]}'", max_results=1)
         if known:
@@ -158,9 +158,10 @@ def _run_of(client: Any, experiment: str, name: str, tags: Mapping[str, str]) ->
 
 
 def create_run(config: Config, tags: Mapping[str, str], title: str = "") -> str:
-    """Create the experiment and the run with its parameters, in the driver; returns the run id ("" when not tracking).
+    """Create the experiment and the run with its parameters, in the driver; return the run id ("" when not tracking).
 
     Args:
+        config: of the run; its values become parameters.
         tags: of the run. With the tag `KEY` a run that has it already is taken instead of a new one, so that a driver
             that died before it could note the id makes no second run.
         title: the name that MLflow shows; "" = the run's.
@@ -205,7 +206,7 @@ def describe_run(config: Config, run_id: str, tags: Mapping[str, str], status: s
 
 @dataclass(frozen=True, kw_only=True)
 class ModelVersion:
-    """What the registry says of a version of a model."""
+    """Describe a version of a model in the registry."""
 
     name: str  # of the registered model
     alias: str  # that moves to this version
@@ -243,7 +244,7 @@ def register_model(config: Config, run_id: str, model: Path, version: ModelVersi
 
 
 def reopen_run(config: Config, run_id: str) -> None:
-    """Mark the run of a training that goes on as running again; nothing is said where that cannot be told."""
+    """Mark the run of a training that goes on as running again; a server that is away costs nothing."""
     try:
         _client(tracking_uri(config)).update_run(run_id, status="RUNNING")
     except Exception as error:  # the server may be away for a while: the tracker will tell
@@ -251,5 +252,5 @@ def reopen_run(config: Config, run_id: str) -> None:
 
 
 def open_tracker(config: Config, run_id: str) -> Tracker:
-    """The tracker of an existing run; a `NoTracker` where there is none."""
+    """Return the tracker of an existing run; a `NoTracker` for "" as its id."""
     return MlflowTracker(tracking_uri(config), run_id) if run_id else NoTracker()

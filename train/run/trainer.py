@@ -1,4 +1,4 @@
-"""Config -> TorchTrainer -> a finished run: what the driver does. What its workers do is `train.run.worker`.
+"""Train in the driver: configuration -> TorchTrainer -> a finished run. Its workers run `train.run.worker`.
 
 Ray's own switches that are environment variables are set here, before Ray is imported, and never over the user's.
 """
@@ -50,7 +50,7 @@ CPU_PER_WORKER = {False: 0.01, True: 1.0}  # by use_gpu: a CPU worker's own thre
 
 @dataclass(frozen=True)
 class Run:
-    """A finished training run."""
+    """Hold a finished training run."""
 
     folder: Path
     model: Path  # exported checkpoint, without optimizer state
@@ -62,8 +62,8 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Within:
-    """What a run that is one of several is given by whoever runs them all, and keeps an eye on the run with."""
+class Share:
+    """Hold what a sweep gives to one of its runs, and what the sweep observes it with."""
 
     budget: CpuBudget  # its part of the cluster
     board: Any  # of train.run.progress
@@ -73,11 +73,10 @@ class Within:
 
 
 def prepare(config: Config) -> tuple[Taxonomy, int]:
-    """Everything that can be refused before anything starts: shards, splits, batch, lanes, phases.
+    """Check shards, splits, batch, lanes and phases before anything starts.
 
-    Returns the taxonomy and the number of steps of the run.
-
-    The taxonomy is built from the train split alone: what a model can name is what it was shown.
+    Returns the taxonomy and the number of steps of the run. The taxonomy comes from the train split alone: a model can
+    name only what it was shown.
     """
     index = load_index(config.data.shards)
     train = select_split(index, "train")
@@ -114,14 +113,14 @@ def _threads(config: Config) -> int:
 
 
 def worker_resources(config: Config) -> dict[str, float]:
-    """What one train worker asks of Ray."""
+    """Return the resources that one train worker reserves in Ray."""
     run = config.run
     own = {run.worker_resource: 1.0} if run.worker_resource else {}
     return {"CPU": CPU_PER_WORKER[run.use_gpu]} | ({"GPU": 1.0} if run.use_gpu else {}) | own
 
 
 def _trainer(job: Job, config: Config) -> Any:
-    """A TorchTrainer whose workers listen for SIGTERM. Restarts are the driver's (`_fit`), not Ray's."""
+    """Return a TorchTrainer whose workers listen for signals. `_fit` restarts it, not Ray."""
     import ray.train
     from ray.train import FailureConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -158,7 +157,7 @@ def _trainer(job: Job, config: Config) -> Any:
 
 
 def _not_worth_a_retry(error: Exception) -> Exception | None:
-    """What would only happen again: the user's mistake, and a loss that is not finite (of the rank that has it)."""
+    """Return the failure that would only happen again: a user's mistake, or a loss that is not finite."""
     failures = getattr(error, "worker_failures", {}).values()
     again = [failure for failure in failures if isinstance(failure, ValueError | FloatingPointError)]
     source = [failure for failure in again if re.match(r"loss is -?(nan|inf)", str(failure))]
@@ -196,22 +195,22 @@ def _fit(job: Job, config: Config, total_steps: int, stop: threading.Event) -> N
 
 
 def lacking(each: Mapping[str, float], num_workers: int, cluster: Mapping[str, float]) -> str:
-    """What a cluster has too little of for so many workers, as a text; "" = it has enough."""
+    """Return, as text, which resources the cluster lacks for so many workers; "" = it has enough."""
     needed = {name: num_workers * amount for name, amount in each.items()}
     short = {name: amount for name, amount in needed.items() if cluster.get(name, 0.0) < amount}
     return "; ".join(f"{amount:g} {name}, there are {cluster.get(name, 0.0):g}" for name, amount in short.items())
 
 
 def _cause(error: Exception) -> str:
-    """One line on why training broke off."""
+    """Return one line that says why training broke off."""
     failures = getattr(error, "worker_failures", {})
-    told = [f"worker {rank}: {type(failure).__name__}: {failure}" for rank, failure in failures.items()]
-    return " ".join((told[0] if told else f"{type(error).__name__}: {error}").split())[:300]
+    causes = [f"worker {rank}: {type(failure).__name__}: {failure}" for rank, failure in failures.items()]
+    return " ".join((causes[0] if causes else f"{type(error).__name__}: {error}").split())[:300]
 
 
 @contextlib.contextmanager
 def _sigterm_stops() -> Iterator[threading.Event]:
-    """An event that SIGTERM sets while the block runs; in the main thread only, elsewhere nothing sets it."""
+    """Yield an event that SIGTERM sets while the block runs; only in the main thread."""
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stop
@@ -224,13 +223,13 @@ def _sigterm_stops() -> Iterator[threading.Event]:
 
 
 def start_ray() -> None:
-    """As `engine.ray_seams.start_ray`, with Ray's warnings."""
+    """Start or join Ray as `engine.ray_seams.start_ray` does, with Ray's warnings shown."""
     tasks.start_ray(logging.WARNING)
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # it reports every execution; failures come as exceptions
 
 
 def make_folder(folder: Path) -> Path:
-    """Make a folder of a run where it is not yet. Raises ValueError when it cannot be made or written to."""
+    """Make a folder where it is missing. Raises ValueError when it cannot be made or written to."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
@@ -249,7 +248,7 @@ def export(source: Path, target: Path) -> Path:
 
 
 def _record(config: Config) -> str:
-    """The MLflow run of this training, the same after every restart; "" when not tracking."""
+    """Return the MLflow run of this training, the same after every restart; "" when not tracking."""
     record = run_folder(config) / RECORD
     run_id = json.loads(record.read_text())["run_id"] if record.exists() else ""
     if run_id:
@@ -262,11 +261,12 @@ def _record(config: Config) -> str:
     return run_id
 
 
-def train(config: Config, within: Within | None = None) -> Run:
+def train(config: Config, share: Share | None = None) -> Run:
     """Train as configured, on the running Ray cluster or one started here; a run of the same name is continued.
 
     Args:
-        within: given for one of several runs; the status of its MLflow run is then left to whoever runs them all.
+        config: of the run; its folder is `run.storage`/`run.name`.
+        share: of one of several runs, whose status in MLflow is set by the sweep.
 
     Raises ValueError for everything that the user can mend: shards, splits, numbers of workers, CPUs, tracking;
     FloatingPointError when the loss is not finite; SystemExit(143) after SIGTERM, with the last step committed.
@@ -277,16 +277,16 @@ def train(config: Config, within: Within | None = None) -> Run:
     taxonomy, total_steps = prepare(config)
     start_ray()
     run = config.run
-    if within is None:
+    if share is None:
         budget = cpu_budget(ray.cluster_resources(), run.num_workers, CPU_PER_WORKER[run.use_gpu])
         board, measured, texts = progress.new_board(), "", ""
     else:
-        budget, board, measured, texts = within.budget, within.board, within.measured_last, within.frozen_texts
+        budget, board, measured, texts = share.budget, share.board, share.measured_last, share.frozen_texts
     folder = make_folder(run_folder(config))
     run_id = _record(config)
     started, status = time.perf_counter(), "FAILED"
     try:
-        with _sigterm_stops() if within is None else contextlib.nullcontext(within.stop) as stop:
+        with _sigterm_stops() if share is None else contextlib.nullcontext(share.stop) as stop:
             tree, taxa = to_dict(config), taxonomy.to_json()
             job = Job(tree, taxa, run_id, budget, _threads(config), board, measured, texts)
             _fit(job, config, total_steps, stop)
@@ -297,7 +297,7 @@ def train(config: Config, within: Within | None = None) -> Run:
             raise SystemExit(STOPPED)
         status = ""
     finally:
-        if status and within is None:
+        if status and share is None:
             open_tracker(config, run_id).close(status)
     seconds = time.perf_counter() - started
     best = commits.best(folder)
