@@ -93,8 +93,3 @@ def write_json(path: Path, tree: dict[str, Any]) -> None:
     part = path.with_name(path.name + ".part")
     part.write_text(json.dumps(tree, indent=1))
     part.replace(path)
-
-
-def sweeps(storage: Path) -> list[str]:
-    """Return the names of the sweeps in a folder."""
-    return sorted(file.parent.name for file in storage.glob(f"*/{SWEEP}"))

@@ -4,7 +4,7 @@ python tune/main.py --recipe sweep                                     16 trials
 python tune/main.py --recipe moths --set data.shards=shards/moths --trials 30 --budget 2h
 python tune/main.py --recipe bold --space wide --search random --set data.shards=shards/bold
 python tune/main.py --resume sweep-moths-20261121-093000-a1b2          after an interruption
-ray job submit --working-dir . -- python tune/main.py --recipe sweep
+ray job submit --working-dir . -- python tune/main.py --recipe sweep --set run.storage=$PWD/runs
 
 1. Search. Trial 000 has the recipe's own values and is never stopped; the others are proposed by --search. At the first
    validation after an eighth of the epochs, and again after four times as many, the best quarter goes on (ASHA):
@@ -77,7 +77,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--concurrent", metavar="N", type=int, default=0, help="trials at once, at most; default: what fits")
     add("--no-early-stopping", action="store_true", help="run every trial to its end")
     add("--name", default="", help="of the sweep's folder in run.storage; default: a unique one")
-    add("--resume", metavar="NAME", default="", help="go on with a sweep; --trials and --budget may be given anew")
+    add(
+        "--resume",
+        metavar="NAME|FOLDER",
+        default="",
+        help="go on with a sweep, where it lies",
+    )
     add("--dry-run", action="store_true", help="print the space and the resolved configuration, and stop")
     return parser.parse_args(arguments)
 
@@ -94,8 +99,9 @@ def seconds(text: str) -> float:
 
 def build(options: argparse.Namespace) -> "Sweep":
     """Return the sweep that the command line asks for, new or resumed. Raises ValueError for what the user can mend."""
-    from tune.ledger import SWEEP, sweeps
-    from tune.sweep import Sweep, reopened, settled
+    from train.run import folder
+    from tune.ledger import SWEEP
+    from tune.sweep import Sweep, resumed, settled
 
     budget = seconds(options.budget)
     for name in ("trials", "seeds"):
@@ -103,14 +109,10 @@ def build(options: argparse.Namespace) -> "Sweep":
             raise ValueError(f"--{name} must be 1 or more, got {getattr(options, name)}")
     if options.concurrent < 0:
         raise ValueError(f"--concurrent must be 0 (what fits) or more, got {options.concurrent}")
-    config = override(make(options.recipe), options.overrides)
-    storage = Path(config.run.storage).resolve()
+    config = folder.at_home(override(make(options.recipe), options.overrides))
+    storage = folder.place(config.run.storage)
     if options.resume:
-        if not (storage / options.resume / SWEEP).is_file():
-            there = ", ".join(sweeps(storage)) or "none"
-            raise ValueError(f"no sweep {options.resume!r} in {config.run.storage}; sweeps there: {there}")
-        changes = {"trials": options.trials} if options.trials else {}
-        settings, config = reopened(storage / options.resume, **changes)
+        settings, config = resumed(folder.find(options.resume, storage, SWEEP), options.overrides, options.trials)
         return Sweep(settings, config, budget)
     find(options.space, config)  # refused before specimens are made
     unique = f"sweep-{config.recipe}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
@@ -132,6 +134,7 @@ def build(options: argparse.Namespace) -> "Sweep":
 
 def command(options: argparse.Namespace) -> int:
     """Run the sweep and print its end."""
+    from train.run import folder, interrupts
     from train.run.tracking import where_to_look
 
     if options.dry_run:
@@ -139,11 +142,17 @@ def command(options: argparse.Namespace) -> int:
         print(describe(find(options.space, config), config))
         print(json.dumps(to_dict(config), indent=2))
         return 0
-    sweep = build(options)
-    sweep.start()
-    name = sweep.config.run.name
-    logging.info("sweep %s: %s; after an interruption: --resume %s", name, sweep.slots.describe(), name)
-    outcome = sweep.run()
+    with interrupts.heard():
+        sweep = build(options)
+        name = sweep.config.run.name
+        with folder.held(sweep.folder, new=not options.resume):
+            try:
+                sweep.start()
+                logging.info("sweep %s: %s; after an interruption: --resume %s", name, sweep.slots.describe(), name)
+                outcome = sweep.run()
+            except interrupts.Interrupted as stopped:
+                logging.warning("%s: stopped; go on with --resume %s", stopped.name, name)
+                raise
     print(f"\n{outcome.report}\n")
     print(f"train with it: python train/main.py --recipe {sweep.config.recipe} {outcome.settings}")
     registered = f", version {outcome.version} in MLflow's registry" if outcome.version else ""

@@ -12,11 +12,13 @@ import logging
 import math
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from engine.batches.pipeline import load_index, select_split
 from train.config import Config, RunConfig, absolute_paths, from_dict, override, to_dict
+from train.run import resume
 from train.run.simulated_shards import with_simulated
 from train.run.tracking import describe_run, tracking_uri
 from train.run.trainer import RECORD, make_folder, prepare, start_ray
@@ -310,9 +312,24 @@ def settled(config: Config) -> Config:
     return dataclasses.replace(config, run=dataclasses.replace(config.run, experiment=EXPERIMENT))
 
 
-def reopened(folder: Path, **changes: Any) -> tuple[Settings, Config]:
-    """Return settings (with `changes`) and configuration of a sweep that goes on."""
+def resumed(folder: Path, overrides: Sequence[str], trials: int | None) -> tuple[Settings, Config]:
+    """Return settings and configuration of the sweep in a folder: its name and storage are those of the folder.
+
+    Args:
+        folder: of the sweep, wherever it lies now.
+        overrides: of which only run.storage (where it was looked for) and data.shards (moved) can be used.
+        trials: of the search; None = as before.
+
+    Raises ValueError for an override that could not be used: its trials would not be comparable.
+    """
     from train.models.checkpoint import read_json
 
     tree = read_json(folder / SWEEP)
-    return dataclasses.replace(Settings(**tree["settings"]), **changes), from_dict(tree["config"])
+    config = resume.at_place(from_dict(tree["config"]), folder)
+    for one in overrides:
+        key = one.partition("=")[0]
+        if key not in ("run.storage", "data.shards"):
+            raise ValueError(f"--resume {folder.name}: --set {key}: allowed: another sweep for another value")
+        config = override(config, [one]) if key == "data.shards" else config
+    settings = Settings(**tree["settings"])
+    return dataclasses.replace(settings, trials=trials or settings.trials), absolute_paths(config)

@@ -7,6 +7,7 @@ The last few are kept, and the best by its score. Ray Train's own checkpoint man
 the best, leaves unfinished folders for ever, and refuses a run whose list of checkpoints was cut off in the writing.
 """
 
+import errno
 import logging
 import os
 import shutil
@@ -21,6 +22,7 @@ from train.models.checkpoint import META, STATE, read_json
 log = logging.getLogger(__name__)
 
 FOLDER = "checkpoints"  # in a run's folder
+LEAST_BYTES = 2**20  # a disk with less room is full for any checkpoint
 
 
 def path_of(run: Path, step: int) -> Path:
@@ -95,7 +97,7 @@ class Commits:
             _to_disk(kept.parent)
             self._tidy()
         except BaseException as error:  # raised in the thread that trains, at its next commit
-            self._error = error
+            self._error = _full(error, self._run, part) or error
             shutil.rmtree(part, ignore_errors=True)
         self.seconds = time.perf_counter() - started
 
@@ -110,6 +112,22 @@ class Commits:
         orphan = committed.with_name(_part())
         committed.rename(orphan)
         shutil.rmtree(orphan)
+
+
+def _size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*")) if folder.is_dir() else 0
+
+
+def _full(error: BaseException, run: Path, part: Path) -> OSError | None:
+    """Return the error of a full disk behind `error`; writers of tensors hide it in texts of their own."""
+    last = max(steps(run), default=0)
+    free, needed = shutil.disk_usage(run).free, _size(path_of(run, last)) or LEAST_BYTES
+    hidden = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if not hidden and free >= max(LEAST_BYTES, needed - _size(part)):
+        return None
+    whole = f"step {last} is whole" if last else "no checkpoint is there yet"
+    text = f"the disk is full: {free / 1e6:.0f} MB free, a checkpoint takes {needed / 1e6:.0f} MB; {whole}"
+    return OSError(errno.ENOSPC, text, str(run / FOLDER))
 
 
 def _part() -> str:

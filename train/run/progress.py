@@ -4,6 +4,7 @@ Ray forwards every line of every process to the driver; a user waits for a bar a
 off, and workers report to a small actor instead, which the driver reads twice a second.
 """
 
+import contextlib
 import logging
 import sys
 import threading
@@ -99,10 +100,22 @@ def log_to(board: Any, rank: int) -> None:
         logger.handlers, logger.propagate = [_BoardHandler(board)], False
 
 
+class View:
+    """Remember whether workers have done a step since the driver looks."""
+
+    def __init__(self) -> None:
+        self.begun, self._first = False, -1
+
+    def see(self, step: int) -> None:
+        """Note the board's step."""
+        self._first = step if self._first < 0 else self._first
+        self.begun = self.begun or step != self._first
+
+
 @contextmanager
-def shown(board: Any, total: int, stop: threading.Event) -> Iterator[None]:
+def shown(board: Any, total: int, stop: threading.Event) -> Iterator["View"]:
     """Show the board while the block runs; ask the workers to stop when `stop` is set."""
-    done = threading.Event()
+    done, view = threading.Event(), View()
     bar = tqdm(
         total=total, desc="training", unit="step", file=sys.stderr, mininterval=1.0 if sys.stderr.isatty() else 20
     )
@@ -114,20 +127,24 @@ def shown(board: Any, total: int, stop: threading.Event) -> Iterator[None]:
         for line in lines:
             bar.write(line, file=sys.stderr)
         bar.set_postfix_str(beside, refresh=False)
+        view.see(step)
         bar.update(step - bar.n)  # a resumed run jumps ahead, a restarted one goes back
 
     def watch() -> None:
         while not done.wait(POLL_SECONDS):
             if stop.is_set():
                 board.stop.remote()
-            refresh()
+            with contextlib.suppress(OSError):  # a terminal that was closed
+                refresh()
 
     thread = threading.Thread(target=watch, name="progress", daemon=True)
     thread.start()
     try:
-        yield
-        refresh()
+        yield view
+        if not stop.is_set():
+            refresh()
     finally:
         done.set()
         thread.join(timeout=10)
-        bar.close()
+        with contextlib.suppress(OSError):
+            bar.close()

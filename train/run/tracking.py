@@ -5,9 +5,12 @@ hands metrics to a queue that a thread empties in batches: the step never waits 
 take is offered again until it does, also while the run ends; one that stays away costs a warning, never the training.
 """
 
+import contextlib
 import logging
 import os
 import queue
+import shlex
+import sqlite3
 import threading
 import time
 from collections.abc import Mapping
@@ -22,9 +25,17 @@ log = logging.getLogger(__name__)
 MAX_PARAM_LENGTH = 500  # MLflow refuses longer parameter values with some stores
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # the page opens on runs
 BATCH_LIMIT = 500  # metrics in one request; MLflow allows 1,000
+ARTIFACTS = "mlflow-artifacts"  # folder beside a sqlite file of our own
 RETRY_SECONDS = 2.0  # between two offers
 KEY = "taxafuse.key"  # tag: what a run stands for, where that must not be recorded twice
-PATIENCE_SECONDS = 120.0  # for a server that is away when the run ends
+PATIENCE_SECONDS = 60.0  # for a server that is away when the run ends: once in a worker, once in the driver
+NOT_USED = {  # variables of MLflow -> the setting in whose place they are not taken
+    "MLFLOW_TRACKING_URI": "run.tracking_uri",
+    "MLFLOW_REGISTRY_URI": "run.tracking_uri",
+    "MLFLOW_EXPERIMENT_NAME": "run.experiment",
+    "MLFLOW_EXPERIMENT_ID": "run.experiment",
+    "MLFLOW_RUN_ID": "run.name",
+}
 
 
 class Tracker(Protocol):
@@ -59,9 +70,10 @@ class NoTracker:
 
 def _client(uri: str) -> Any:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # MLflow's own would sleep for minutes
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")  # MLflow's own is 120 s
     from mlflow import MlflowClient
 
-    return MlflowClient(tracking_uri=uri)
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)  # not MLFLOW_REGISTRY_URI, which nobody here reads
 
 
 class MlflowTracker:
@@ -72,13 +84,14 @@ class MlflowTracker:
         self._client = _client(uri)
         self._queue: queue.Queue[tuple[str, float, int, int] | None] = queue.Queue()
         self._warned = False
+        self._given_up = False  # nothing is offered any more
         self._last_call = float("inf")  # when a closing tracker gives up, on the monotonic clock
         self._thread = threading.Thread(target=self._drain, name="mlflow", daemon=True)
         self._thread.start()
 
     def _attempt(self, what: str, call: Any, *args: Any, **kwargs: Any) -> bool:
         """Offer something until it is taken, or the closing tracker's patience ends; return whether it was taken."""
-        while True:
+        while not self._given_up:
             try:
                 call(*args, **kwargs)
                 return True
@@ -87,8 +100,10 @@ class MlflowTracker:
                 log.log(level, "tracking: %s failed, training goes on: %s", what, error)
                 self._warned = True
             if time.monotonic() > self._last_call:
-                return False
+                self._given_up = True
+                break
             time.sleep(RETRY_SECONDS)
+        return False
 
     def _drain(self) -> None:
         from mlflow.entities import Metric
@@ -116,15 +131,16 @@ class MlflowTracker:
     def artifact(self, path: Path, folder: str = "") -> None:
         """Upload a file, in the caller's thread (the driver's, after training)."""
         self._be_patient()
-        self._attempt("log_artifact", self._client.log_artifact, self.run_id, str(path), folder or None)
+        if not self._attempt("log_artifact", self._client.log_artifact, self.run_id, str(path), folder or None):
+            log.warning("tracking: given up, %s is not recorded", path)
 
     def close(self, status: str = "") -> None:
         """Empty the queue, then end the run if a status is given; a server that is away is waited for (2 minutes)."""
         self._be_patient()
         self._queue.put(None)
         self._thread.join()
-        if status:
-            self._attempt("set_terminated", self._client.set_terminated, self.run_id, status)
+        if status and not self._attempt("set_terminated", self._client.set_terminated, self.run_id, status):
+            log.warning("tracking: MLflow does not know that run %s is %s", self.run_id, status)
 
 
 def tracking_uri(config: Config) -> str:
@@ -135,15 +151,21 @@ def tracking_uri(config: Config) -> str:
 def where_to_look(config: Config) -> str:
     """Return a server's own address, or the command that shows a file."""
     uri = tracking_uri(config)
-    return uri if uri.startswith(("http://", "https://")) else f"mlflow ui --backend-store-uri {uri}"
+    return uri if uri.startswith(("http://", "https://")) else f"mlflow ui --backend-store-uri {shlex.quote(uri)}"
 
 
 def _experiment(client: Any, config: Config) -> str:
     """Return the id of the experiment; make it where it is missing, its artifacts beside a sqlite file of our own."""
     found = client.get_experiment_by_name(config.run.experiment)
+    if found and found.lifecycle_stage == "deleted":
+        uri = shlex.quote(tracking_uri(config))
+        raise ValueError(
+            f"run.experiment: got {found.name!r}, which was deleted in MLflow; allowed: another name, or first "
+            f"`MLFLOW_TRACKING_URI={uri} mlflow experiments restore --experiment-id {found.experiment_id}`"
+        )
     if found:
         return found.experiment_id
-    where = None if config.run.tracking_uri else str(Path(config.run.storage).resolve() / "mlflow-artifacts")
+    where = None if config.run.tracking_uri else str(Path(config.run.storage).resolve() / ARTIFACTS)
     return client.create_experiment(config.run.experiment, where, tags=EXPERIMENT_TAGS)
 
 
@@ -176,14 +198,17 @@ def create_run(config: Config, tags: Mapping[str, str], title: str = "") -> str:
     except ImportError:
         raise ValueError("run.tracking=mlflow, but MLflow is not installed; allowed: --set run.tracking=none") from None
     uri = tracking_uri(config)
-    storage = Path(config.run.storage).resolve()
-    storage.mkdir(parents=True, exist_ok=True)
+    for name in [name for name in NOT_USED if os.environ.get(name)]:
+        log.warning("%s in the environment is not used: --set %s=... is", name, NOT_USED[name])
+    Path(config.run.storage).resolve().mkdir(parents=True, exist_ok=True)
     try:
         client = _client(uri)
         run_id = _run_of(client, _experiment(client, config), title or config.run.name, tags)
         flat = {key: str(value)[:MAX_PARAM_LENGTH] for key, value in flatten(to_dict(config)).items()}
         client.log_batch(run_id, params=[Param(key, value) for key, value in flat.items()])
         client.log_dict(run_id, to_dict(config), "config.json")
+    except ValueError:
+        raise
     except Exception as error:
         reason = str(error).splitlines()[0][:200]
         raise ValueError(f"MLflow at {uri} cannot be used: {reason}; allowed: run.tracking=none") from None
@@ -243,12 +268,36 @@ def register_model(config: Config, run_id: str, model: Path, version: ModelVersi
         return ""
 
 
-def reopen_run(config: Config, run_id: str) -> None:
-    """Mark the run of a training that goes on as running again; a server that is away costs nothing."""
+def reopen_run(config: Config, run_id: str) -> bool:
+    """Mark the run of a training that goes on as running again; a server that is away costs nothing.
+
+    Returns False where the store answers that it has no such run: the folder was moved away from its MLflow file.
+    """
+    if config.run.tracking == "none":
+        return False
     try:
+        if not config.run.tracking_uri:
+            _bring_along(Path(config.run.storage).resolve())
         _client(tracking_uri(config)).update_run(run_id, status="RUNNING")
-    except Exception as error:  # the server may be away for a while: the tracker will tell
+    except Exception as error:  # the server may be away for a while: the tracker will warn
+        if getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST":
+            log.warning("tracking: no run %s in %s: it goes on as a new one", run_id, tracking_uri(config))
+            return False
         log.info("tracking: the run could not be marked as running: %s", error)
+    return True
+
+
+def _bring_along(storage: Path) -> None:
+    """Let our own MLflow file, moved with its storage, name the artifacts beside it; no MLflow call can change them."""
+    here, file = str(storage / ARTIFACTS), storage / "mlflow.db"
+    if not file.is_file():
+        return
+    with contextlib.closing(sqlite3.connect(file)) as database, database:
+        for (old,) in database.execute("SELECT DISTINCT artifact_location FROM experiments").fetchall():
+            if old and old != here and old.endswith(f"/{ARTIFACTS}") and "://" not in old:
+                change = "UPDATE {0} SET {1} = ? || substr({1}, ?) WHERE substr({1}, 1, ?) = ?"
+                for table, column in (("experiments", "artifact_location"), ("runs", "artifact_uri")):
+                    database.execute(change.format(table, column), (here, len(old) + 1, len(old), old))
 
 
 def open_tracker(config: Config, run_id: str) -> Tracker:

@@ -31,7 +31,7 @@ from train.learning import flops
 from train.learning.loop import Meter, Session, timed
 from train.models import checkpoint
 from train.pages import evaluation
-from train.run import commits, progress
+from train.run import commits, progress, resume
 from train.run.gauges import Gauges
 from train.run.tracking import open_tracker
 
@@ -123,7 +123,9 @@ class Worker:
         chosen = int(dist.all_reduce_sum(torch.tensor([there[-1] if there else 0], device=self.session.device)).item())
         if chosen:
             folder = commits.path_of(self.folder, chosen)
-            self.session.restore(checkpoint.load(folder).model.state_dict(), checkpoint.load_training_state(folder))
+            saved = checkpoint.load(folder)
+            state = checkpoint.load_training_state(folder)
+            resume.restore(self.session, saved.model.state_dict(), state, saved.config)
             log.info("resumed at step %d of %d", chosen, self.session.total_steps)
             for metrics in self.session.history if self.rank0 else []:
                 self.reporter.epoch(metrics)
