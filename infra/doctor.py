@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.commandline import Parser, guarded
-from infra import checks, collective
+from infra import checks, collective, machine
 from infra.checks import Finding, Request
 
 HEAD_PORTS = (6379, 8265, 10001, 8000)  # GCS, dashboard, Ray Client, Serve
@@ -62,6 +62,9 @@ def connect(wait_for: int) -> Any:
 
     Raises ValueError when fewer nodes than asked for have come after 5 minutes.
     """
+    from train.run.cluster import check_address
+
+    check_address()
     import ray
 
     try:
@@ -184,7 +187,7 @@ def examine(options: argparse.Namespace) -> list[Finding]:
                 return [*found, jobs_server(joined.dashboard_url)]
             alone = dataclasses.replace(request, gpus=float(checks.device_files()))
             found, _ = checks.node(alone)
-            return [*found, checks.ports_free(HEAD_PORTS)]
+            return [*found, *machine.found(), checks.ports_free(HEAD_PORTS)]
 
 
 def show(found: list[Finding]) -> str:

@@ -79,8 +79,10 @@ def resolve(options: argparse.Namespace) -> Config:
 
 def run(config: Config, options: argparse.Namespace) -> Path:
     """Make shards, train, evaluate, record everything. Returns the run's folder."""
+    from train.run import cluster, folder, interrupts
+
+    cluster.check_address()  # before what takes seconds
     from engine.batches.pipeline import load_index, select_split
-    from train.run import folder, interrupts
     from train.run.simulated_shards import with_simulated
     from train.run.trainer import make_folder, train
 

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import ray
@@ -14,6 +13,7 @@ from ray.tune import Callback
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
+from tune import ray_seams
 from tune.ledger import DEFAULT, Entry
 
 log = logging.getLogger(__name__)
@@ -53,8 +53,7 @@ class Halving(ASHAScheduler):
 
     def judge(self, name: str, epoch: int, score: float) -> str:
         """Enter a score into its rung: CONTINUE or STOP. A rung takes one score of a trial, its first."""
-        trial: Any = SimpleNamespace(trial_id=name)
-        return self._brackets[0].on_result(trial, epoch, score)
+        return ray_seams.judge(self, name, epoch, score)
 
     def remember(self, entries: Iterable[Entry]) -> None:
         """Fill the rungs as they were."""
@@ -166,7 +165,7 @@ class Watch(Callback):
         self._note(trial)
 
     def _note(self, trial: Any) -> None:
-        error = trial.get_pickled_error()
+        error = ray_seams.error_of(trial)
         lines = [line.strip() for line in str(error or "").splitlines() if line.strip()]
         died = isinstance(error, ray.exceptions.RayActorError)
         self.reasons[trial.config["name"]] = "its process died" if died or not lines else lines[-1][:200]
@@ -193,7 +192,7 @@ def run_stage(
         folder: for Tune's own files, of which nothing is needed afterwards.
         max_failures: restarts of one trial before it counts as failed.
     """
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # the feed and the watch tell what happens
+    ray_seams.hush()
     tuner = ray.tune.Tuner(
         ray.tune.with_resources(trainable, resources),
         tune_config=ray.tune.TuneConfig(

@@ -99,9 +99,7 @@ def seconds(text: str) -> float:
 
 def build(options: argparse.Namespace) -> "Sweep":
     """Return the sweep that the command line asks for, new or resumed. Raises ValueError for what the user can mend."""
-    from train.run import folder
-    from tune.ledger import SWEEP
-    from tune.sweep import Sweep, resumed, settled
+    from train.run import cluster, folder
 
     budget = seconds(options.budget)
     for name in ("trials", "seeds"):
@@ -109,12 +107,17 @@ def build(options: argparse.Namespace) -> "Sweep":
             raise ValueError(f"--{name} must be 1 or more, got {getattr(options, name)}")
     if options.concurrent < 0:
         raise ValueError(f"--concurrent must be 0 (what fits) or more, got {options.concurrent}")
+    cluster.check_address()
     config = folder.at_home(override(make(options.recipe), options.overrides))
+    if not options.resume:
+        find(options.space, config)  # refused before imports of seconds
+    from tune.ledger import SWEEP
+    from tune.sweep import Sweep, resumed, settled
+
     storage = folder.place(config.run.storage)
     if options.resume:
         settings, config = resumed(folder.find(options.resume, storage, SWEEP), options.overrides, options.trials)
         return Sweep(settings, config, budget)
-    find(options.space, config)  # refused before specimens are made
     unique = f"sweep-{config.recipe}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
     name = options.name or config.run.name or unique
     if (storage / name).exists():

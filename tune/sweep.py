@@ -22,7 +22,7 @@ from train.run import resume
 from train.run.simulated_shards import with_simulated
 from train.run.tracking import describe_run, tracking_uri
 from train.run.trainer import RECORD, make_folder, prepare, start_ray
-from tune import finalists, records
+from tune import finalists, ray_seams, records
 from tune.ledger import DEFAULT, SWEEP, Entry, Ledger, write_json
 from tune.outcome import Outcome, conclude
 from tune.parallel_trials import Slots, living_nodes, slots
@@ -80,7 +80,7 @@ class Sweep:
 
     def start(self) -> None:
         """Look at the cluster, make the folder and the run. Raises ValueError when they do not do."""
-        start_ray()
+        start_ray(runtime_env=ray_seams.JOB_ENVIRONMENT)
         nodes = living_nodes()
         self._slots = slots(nodes, self.config, self.settings.concurrent)
         uri = tracking_uri(self.config)

@@ -64,12 +64,8 @@ def start_ray(**options: Any) -> None:
 
 def _where() -> dict[str, Any]:
     """Return the options of `ray.init` that fit this machine. Raises ValueError when there are none."""
+    check_address()
     address = os.environ.get("RAY_ADDRESS", "")
-    if address and address != "local" and "://" not in address and not answers(address):
-        raise ValueError(
-            f"RAY_ADDRESS: got {address}, where nobody answers; allowed: the address of a running cluster, or "
-            "RAY_ADDRESS=local for a Ray of this command's own"
-        )
     if address not in ("", "local"):
         return {}
     short_folder()
@@ -83,6 +79,16 @@ def _where() -> dict[str, Any]:
         log.warning("this container has less than one CPU: working on it as if it were one")
         return {"num_cpus": 1, "address": "local"}
     return {"address": "local"} if alone else {}
+
+
+def check_address() -> None:
+    """Refuse a RAY_ADDRESS where nobody answers, for which Ray itself would look for minutes. Raises ValueError."""
+    address = os.environ.get("RAY_ADDRESS", "")
+    if address not in ("", "local", "auto") and "://" not in address and not answers(address):
+        raise ValueError(
+            f"RAY_ADDRESS: got {address}, where nobody answers; allowed: the address of a running cluster, or "
+            "RAY_ADDRESS=local for a Ray of this command's own"
+        )
 
 
 def answers(address: str) -> bool:
@@ -116,9 +122,10 @@ def writable_home() -> None:
     if any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE")):
         return
     home = Path.home()
-    if (home / ".ray" / "auth_token").is_file() or os.access(home / ".ray", os.W_OK):
-        return
-    if not (home / ".ray").exists() and os.access(home, os.W_OK):
+    with contextlib.suppress(OSError):
+        (home / ".ray").mkdir(exist_ok=True)
+        if not (home / ".ray" / "auth_token").is_file():
+            tempfile.TemporaryFile(dir=home / ".ray").close()
         return
     token = Path(tempfile.mkdtemp(prefix="taxafuse-")) / "token"  # a folder that only this user may read
     token.write_text(secrets.token_hex(32))

@@ -6,6 +6,7 @@ run.json + the folder's own place + --set  ->  configuration  ->  checkpoint  ->
 import dataclasses
 import hashlib
 import logging
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -151,6 +152,9 @@ def restore(session: Session, weights: dict[str, Any], state: dict[str, Any], be
         group.update(fresh)
     session.schedule.last_epoch = session.step - session.phase.first
     session.schedule._step_count = session.schedule.last_epoch + 1
-    for group, rate in zip(session.optimizer.param_groups, session.schedule.get_lr(), strict=True):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # get_lr warns outside a step
+        rates = session.schedule.get_lr()
+    for group, rate in zip(session.optimizer.param_groups, rates, strict=True):
         group["lr"] = rate
     session.schedule._last_lr = [group["lr"] for group in session.optimizer.param_groups]
