@@ -126,7 +126,7 @@ def _full(error: BaseException, run: Path, part: Path) -> OSError | None:
     if not hidden and free >= max(LEAST_BYTES, needed - _size(part)):
         return None
     whole = f"step {last} is whole" if last else "no checkpoint is there yet"
-    text = f"the disk is full: {free / 1e6:.0f} MB free, a checkpoint takes {needed / 1e6:.0f} MB; {whole}"
+    text = f"No space left on device: {free / 1e6:.0f} MB free, a checkpoint takes {needed / 1e6:.0f} MB; {whole}"
     return OSError(errno.ENOSPC, text, str(run / FOLDER))
 
 
