@@ -59,7 +59,7 @@ def start_ray(**options: Any) -> None:
     with said("starting Ray"), ray_seams.started_apart(), contextlib.chdir(ROOT):  # workers look there for our code
         tasks.start_ray(logging.WARNING, **options)
     interrupts.restore()
-    ray_seams.hush()
+    tasks.quiet_data(logging.ERROR)  # failures come as exceptions
 
 
 def _where() -> dict[str, Any]:

@@ -6,13 +6,10 @@ Each says what it degrades to when an upgrade of Ray takes the thing away; `pyte
 import contextlib
 import functools
 import json
-import logging
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-
-log = logging.getLogger(__name__)
 
 SWITCHES = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # the default of 2 s is added to every report
@@ -26,19 +23,12 @@ SWITCHES = {
 # Ray starts its processes at nice 15: beside five ordinary processes a training made 17 specimens/s instead of 400.
 # A train worker's own environment says 0; the node's says 1, so that its data tasks stay below it and do not starve.
 TRAIN_NICENESS, NODE_NICENESS = {"RAY_worker_niceness": "0"}, {"RAY_worker_niceness": "1"}
-QUIET = {"ray.data": logging.ERROR}  # it logs every execution; failures come as exceptions
 
 
 def set_switches() -> None:
     """Set Ray's environment switches, never over the user's. Without them Ray is slower and says more."""
     for name, value in (SWITCHES | NODE_NICENESS).items():
         os.environ.setdefault(name, value)
-
-
-def hush() -> None:
-    """Quieten Ray's loggers. Under other names Ray only says more."""
-    for name, level in QUIET.items():
-        logging.getLogger(name).setLevel(level)
 
 
 def torch_setup(on_start: Callable[[], None]) -> Any:

@@ -2,7 +2,6 @@
 
 import importlib
 import inspect
-import logging
 import mmap
 import os
 import signal
@@ -40,13 +39,6 @@ def contract_niceness(_: Path) -> None:
     with Path(ray._raylet.__file__).open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as whole:
         for name in ray_seams.TRAIN_NICENESS:
             assert whole.find(name.removeprefix("RAY_").encode()) >= 0, f"Ray does not know {name}"
-
-
-def contract_loggers(_: Path) -> None:
-    """The loggers that are quietened are those that talk."""
-    ray_seams.hush()
-    for name in ray_seams.QUIET:
-        assert importlib.import_module(name) and logging.getLogger(name).getEffectiveLevel() == logging.ERROR
 
 
 def contract_backend(_: Path) -> None:
@@ -121,7 +113,6 @@ CONTRACTS: dict[str, Callable[[Path], None]] = {
     for contract in (
         contract_switches,
         contract_niceness,
-        contract_loggers,
         contract_backend,
         contract_failures,
         contract_started_apart,
