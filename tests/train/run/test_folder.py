@@ -15,6 +15,8 @@ import pytest
 from train.config import Config, RunConfig
 from train.run import folder
 
+pytestmark = pytest.mark.middle  # processes, or seconds
+
 
 def test_a_run_is_found_by_name_or_by_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "runs" / "a").mkdir(parents=True)

@@ -10,6 +10,8 @@ from train.run import interrupts
 
 CODES = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGHUP: 129}
 
+pytestmark = pytest.mark.middle  # processes, or seconds
+
 
 @pytest.mark.parametrize("one", CODES)
 def test_outside_training_a_signal_ends_at_once(one: signal.Signals) -> None:

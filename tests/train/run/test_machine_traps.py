@@ -13,6 +13,8 @@ from engine.commandline import guarded
 from train.models import checkpoint
 from train.run import commits, trainer
 
+pytestmark = pytest.mark.middle  # processes, or seconds
+
 
 def test_without_git_the_version_is_noted_without_a_commit(monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint.code_version.cache_clear()
@@ -41,6 +43,7 @@ def test_a_full_disk_is_named_and_not_tried_again(tmp_path: Path, monkeypatch: p
 
     def works(folder: Path) -> None:
         (folder / commits.STATE).write_bytes(b"0" * 3_000_000)
+        (folder / commits.META).write_text("{}")
 
     writer = commits.Commits(tmp_path, keep=2)
     writer.submit(4, works)

@@ -13,6 +13,8 @@ from tests.train.run.test_tracking import config_at
 from train.run import tracking
 from train.run.tracking import ModelVersion, create_run, open_tracker, register_model, reopen_run, where_to_look
 
+pytestmark = pytest.mark.middle  # processes, or seconds
+
 
 def test_a_registry_of_the_environment_is_not_taken_in_silence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
