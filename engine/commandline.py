@@ -1,6 +1,7 @@
 """What all commands share: one line on stderr and exit code 2 for a wrong command line or a user's mistake."""
 
 import argparse
+import io
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -44,6 +45,9 @@ def guarded(command: Callable[[], int]) -> int:
 
     That is a ValueError (a `UserError` says what, got, allowed) and a file or folder that cannot be read or written.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # what a terminal cannot show must not end a command
     try:
         return command()
     except ValueError as error:

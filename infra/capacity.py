@@ -80,7 +80,7 @@ class Tower:
 
     @property
     def flops(self) -> float:
-        """Of one forward pass of one input."""
+        """Number of operations of one forward pass of one input."""
         products = 2 * self.layers * (4 + self.mlp) * self.width**2 * self.tokens
         return products + 4 * self.layers * self.tokens**2 * self.width
 
@@ -95,33 +95,33 @@ EMBED_DIM = 768
 
 
 def specimen_flops() -> float:
-    """FLOPs of a specimen in a training step: forward, recomputed, backward; each counts a caption of its own."""
+    """Return the FLOPs of a specimen in a training step: forward, again forward, backward; with one caption each."""
     return 3 * RECOMPUTED * (VIEWS * IMAGE.flops + TEXT.flops + DNA.flops)
 
 
 def specimens_per_second(data_cpus: float, cpu_rate: float, batch: int, step_s: float) -> float:
-    """The model: the slower of the data CPUs and the train workers."""
+    """Return the rate of the slower of the data CPUs and the train workers."""
     return min(data_cpus * cpu_rate, batch / step_s)
 
 
 def step_seconds(batch: int, workers: int, row_s: float, fixed_s: float, exchange_s: float) -> float:
-    """A step of `workers`: its share of the rows, what every step costs, and the exchange when there are several."""
+    """Return the seconds of a step: its rows, a fixed cost, and the exchange between several workers."""
     return batch / workers * row_s + fixed_s + exchange_s * (workers > 1)
 
 
 def exchange_bytes(parameters: int, workers: int) -> float:
-    """What a worker sends in a step's all-reduce of float32 gradients."""
+    """Return the bytes that a worker sends in a step's all-reduce of float32 gradients."""
     return 2 * (workers - 1) / workers * 4 * parameters
 
 
 def gathered_bytes(batch: int, workers: int) -> float:
-    """What a worker receives of the others' features in a step, and sends of their gradients (an all-reduce)."""
+    """Return the bytes of others' features that a worker receives in a step, and of their gradients that it sends."""
     features = GATHERED * batch * EMBED_DIM * 4
     return (workers - 1) / workers * features * 3
 
 
 @dataclass(frozen=True)
-class Plan:
+class Sizing:
     """What a training needs. GB are 1e9 bytes, GiB 2**30."""
 
     dataset: str
@@ -139,7 +139,7 @@ class Plan:
     cost: float
 
 
-def plan(name: str, gpu: str, gpus: int, options: argparse.Namespace) -> Plan:
+def plan(name: str, gpu: str, gpus: int, options: argparse.Namespace) -> Sizing:
     """Size a training of the recipe `name`. Raises ValueError for a number of GPUs that lanes do not allow."""
     from engine.config import DataConfig
 
@@ -155,7 +155,7 @@ def plan(name: str, gpu: str, gpus: int, options: argparse.Namespace) -> Plan:
     hours = data.specimens * data.epochs / rate / 3600
     millions = data.specimens / 1e6
     per_node = min(gpus, options.gpus_per_node)
-    return Plan(
+    return Sizing(
         dataset=name,
         gpus=gpus,
         shards_gb=data.specimens * (data.photo_bytes + BARCODE_BYTES + META_BYTES + HEADERS) / 1e9,
@@ -187,8 +187,8 @@ ROWS = (
 )
 
 
-def table(plans: list[Plan]) -> str:
-    """Markdown, one column a plan."""
+def table(plans: list[Sizing]) -> str:
+    """Return a Markdown table with one column for each sizing."""
     lines = ["| | " + " | ".join(f"{one.dataset}, {one.gpus} GPU" + "s" * (one.gpus > 1) for one in plans) + " |"]
     lines.append("|---|" + "---:|" * len(plans))
     for title, field, form in ROWS:
@@ -197,7 +197,7 @@ def table(plans: list[Plan]) -> str:
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = Parser(
         prog="python -m infra.capacity", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

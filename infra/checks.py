@@ -56,7 +56,7 @@ class Request:
 
 
 def own_versions() -> dict[str, str]:
-    """Versions of Python and of the packages that must agree on all nodes."""
+    """Return the versions of Python and of the packages that must agree on all nodes."""
     found = {"python": ".".join(map(str, sys.version_info[:3]))}
     for name in PACKAGES:
         try:
@@ -67,7 +67,7 @@ def own_versions() -> dict[str, str]:
 
 
 def versions(expected: dict[str, str]) -> Finding:
-    """Python and the packages that pickles travel between."""
+    """Compare the versions of Python and of the packages with those of the driver."""
     here = own_versions()
     other = [f"{name} {here[name]}, not {version}" for name, version in expected.items() if here[name] != version]
     if other:
@@ -77,7 +77,7 @@ def versions(expected: dict[str, str]) -> Finding:
 
 
 def device_files() -> int:
-    """NVIDIA GPUs that the kernel shows (/dev/nvidia0, ...)."""
+    """Return how many NVIDIA GPUs the kernel shows (/dev/nvidia0, ...)."""
     return sum(path.name.removeprefix("nvidia").isdigit() for path in Path("/dev").glob("nvidia*"))
 
 
@@ -88,15 +88,15 @@ _SEE = (
 
 
 def gpus(counted: float) -> list[Finding]:
-    """The GPUs that Ray counts on this node, that the kernel shows and that torch can use; NCCL beside them."""
+    """Compare the GPUs that Ray counts, that the kernel shows and that torch can use; look for NCCL."""
     files = device_files()
     if not files and not counted:
         return [Finding("GPU", "ok", "none on this node")]
     environment = {key: value for key, value in os.environ.items() if key != "CUDA_VISIBLE_DEVICES"}
     done = subprocess.run([sys.executable, "-c", _SEE], capture_output=True, text=True, env=environment, check=False)
     if done.returncode:
-        told = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-        return [Finding("GPU", "problem", f"torch does not start: {told}", "install torch for CUDA; see nvidia-smi")]
+        last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        return [Finding("GPU", "problem", f"torch does not start: {last}", "install torch for CUDA; see nvidia-smi")]
     seen, cuda, nccl = json.loads(done.stdout)
     what = f"Ray counts {counted:g}, /dev shows {files}, torch (CUDA {cuda}) sees {seen}"
     if seen < counted or (files and not seen):
@@ -112,7 +112,7 @@ def gpus(counted: float) -> list[Finding]:
 
 
 def shared_memory(object_store_bytes: float, folder: str = "/dev/shm") -> Finding:
-    """Whether the object store fits into shared memory, where Ray puts it."""
+    """Check that the object store fits into shared memory, where Ray puts it."""
     try:
         total = shutil.disk_usage(folder).total
     except OSError as error:
@@ -130,7 +130,7 @@ def shared_memory(object_store_bytes: float, folder: str = "/dev/shm") -> Findin
 
 
 def memory(object_store_bytes: float) -> Finding:
-    """What the object store leaves to the processes."""
+    """Check that the object store leaves enough memory to the processes."""
     from ray._common.utils import get_system_memory
 
     total = get_system_memory()
@@ -141,7 +141,7 @@ def memory(object_store_bytes: float) -> Finding:
 
 
 def disk(folder: str) -> Finding:
-    """Room where checkpoints, logs and spilled objects go."""
+    """Check the free space where checkpoints, logs and spilled objects go."""
     place = Path(folder)
     while not place.exists() and place != place.parent:
         place = place.parent
@@ -155,7 +155,7 @@ def disk(folder: str) -> Finding:
 
 
 def open_files() -> Finding:
-    """The number of files that a process may have open."""
+    """Check how many files a process may have open."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if 0 <= soft < OPEN_FILES:
         fix = f"`ulimit -n {hard if hard > 0 else 8 * OPEN_FILES}` before `ray start`"
@@ -164,7 +164,7 @@ def open_files() -> Finding:
 
 
 def ports_free(ports: Iterable[int]) -> Finding:
-    """Whether a head could listen on these ports of this machine."""
+    """Check that a head could listen on these ports of this machine."""
     taken = []
     for port in ports:
         with socket.socket() as probe:
@@ -181,7 +181,7 @@ def ports_free(ports: Iterable[int]) -> Finding:
 
 
 def peers(addresses: Iterable[tuple[str, int]]) -> Finding:
-    """Whether this node can open connections to the other nodes' raylets."""
+    """Check that this node can connect to the other nodes' raylets."""
     silent = []
     for host, port in addresses:
         try:
@@ -199,7 +199,7 @@ def peers(addresses: Iterable[tuple[str, int]]) -> Finding:
 
 
 def mlflow(uri: str, num_nodes: int) -> Finding:
-    """Whether runs can be recorded from here."""
+    """Check that runs can be recorded from here."""
     if not uri.startswith(("http://", "https://")):
         if num_nodes > 1:
             return Finding(
@@ -224,7 +224,7 @@ def mlflow(uri: str, num_nodes: int) -> Finding:
 
 
 def shards(folder: str) -> Finding:
-    """Whether this node reads the shards: manifest, sizes of all files, the index."""
+    """Check that this node reads the shards: manifest, sizes of all files, the index."""
     from engine.store.shards import check_files, read_index, read_manifest
 
     try:
@@ -238,7 +238,7 @@ def shards(folder: str) -> Finding:
 
 
 def storage(folder: str, marker: str) -> Finding:
-    """Whether this node sees what the driver writes to run.storage, and may write there itself."""
+    """Check that this node sees what the driver writes to run.storage, and may write there itself."""
     fix = "run.storage must be one folder on a file system that all nodes share"
     if not Path(marker).is_file():
         return Finding("storage", "problem", f"{folder}: what the driver wrote is not seen here", fix)
@@ -252,7 +252,7 @@ def storage(folder: str, marker: str) -> Finding:
 
 
 def guarded(name: str, check: Callable[[], Finding | list[Finding]]) -> list[Finding]:
-    """A check that itself breaks is a problem, not the end of the others."""
+    """Run a check; report one that breaks as a problem, so that the others still run."""
     try:
         found = check()
     except Exception as error:  # whatever a strange machine does, the other checks must run
@@ -261,7 +261,7 @@ def guarded(name: str, check: Callable[[], Finding | list[Finding]]) -> list[Fin
 
 
 def node(request: Request) -> tuple[list[Finding], float]:
-    """All checks of this node, and its clock (seconds since 1970)."""
+    """Run all checks of this node; return the findings and its clock (seconds since 1970)."""
     found = guarded("versions", lambda: versions(request.versions))
     found += guarded("GPU", lambda: gpus(request.gpus))
     if request.object_store_bytes:

@@ -1,4 +1,4 @@
-"""A sum over all train workers-to-be: the one thing that training needs of the network between nodes.
+"""Sum a tensor over all nodes or GPUs: the one thing that training needs of the network between nodes.
 
 One rank per GPU with NCCL, or one per node with gloo where there is no GPU; each in a process of its own, placed by Ray
 as training's workers are.
@@ -22,7 +22,7 @@ class Rank:
     """One rank, as a Ray actor."""
 
     def address(self) -> str:
-        """Where rank 0 listens: this node's address and a free port."""
+        """Return where rank 0 listens: this node's address and a free port."""
         import ray
 
         with socket.socket() as probe:
@@ -30,7 +30,7 @@ class Rank:
             return f"tcp://{ray.util.get_node_ip_address()}:{probe.getsockname()[1]}"
 
     def all_reduce(self, address: str, rank: int, world: int, backend: str) -> float:
-        """Join, sum a tensor over all ranks, leave. Returns seconds of one sum; AssertionError when it is wrong."""
+        """Sum a tensor over all ranks; return the seconds of one sum. Raises AssertionError for a wrong sum."""
         import torch
         from torch import distributed
 
@@ -52,7 +52,7 @@ class Rank:
 
 
 def check(gpus: int, nodes: list[str]) -> Finding:
-    """All ranks together: `gpus` of them with NCCL, or one on each of `nodes` (Ray's node ids) with gloo."""
+    """Let all ranks sum together: `gpus` ranks with NCCL, or one on each of `nodes` (Ray's node ids) with gloo."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -72,8 +72,8 @@ def check(gpus: int, nodes: list[str]) -> Finding:
         fix = f"are all GPUs free? is the network between the nodes open? {INTERFACE}"
         return Finding(name, "problem", f"{len(ranks)} ranks did not finish within {2 * TIMEOUT_S:.0f} s", fix)
     except (ray.exceptions.RayTaskError, ray.exceptions.RayActorError) as error:
-        told = str(error).strip().splitlines()[-1]
-        return Finding(name, "problem", told, f"NCCL_DEBUG=INFO shows why; {INTERFACE}")
+        last = str(error).strip().splitlines()[-1]
+        return Finding(name, "problem", last, f"NCCL_DEBUG=INFO shows why; {INTERFACE}")
     finally:
         for rank in ranks:
             ray.kill(rank)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.commandline import Parser, guarded
-from infra import checks, collective
+from infra import checks, collective, machine
 from infra.checks import Finding, Request
 
 HEAD_PORTS = (6379, 8265, 10001, 8000)  # GCS, dashboard, Ray Client, Serve
@@ -29,7 +29,7 @@ MARKS = {"ok": "ok     ", "warning": "WARNING", "problem": "PROBLEM"}
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = Parser(
         prog="python -m infra.doctor", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -43,7 +43,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def request_of(options: argparse.Namespace) -> tuple[Request, Any]:
-    """What every node is asked, and the configuration of the training (None when none is named)."""
+    """Return what every node is asked, and the configuration of the training (None when none is named)."""
     request = Request(versions=checks.own_versions(), folder=tempfile.gettempdir())
     if not options.recipe and not options.overrides:
         return request, None
@@ -58,10 +58,13 @@ def request_of(options: argparse.Namespace) -> tuple[Request, Any]:
 
 
 def connect(wait_for: int) -> Any:
-    """Join the cluster that runs here or that RAY_ADDRESS names; returns Ray's context, None when there is none.
+    """Join the cluster that runs here or that RAY_ADDRESS names; return Ray's context, None where there is none.
 
     Raises ValueError when fewer nodes than asked for have come after 5 minutes.
     """
+    from train.run.cluster import check_address
+
+    check_address()
     import ray
 
     try:
@@ -89,7 +92,7 @@ def _alive() -> list[dict[str, Any]]:
 
 
 def cluster(request: Request, config: Any, all_reduce: bool) -> list[Finding]:
-    """Every node's findings, and those that only all of them together give."""
+    """Return every node's findings, and those that need all nodes together."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -122,7 +125,7 @@ def _name(node: dict[str, Any]) -> str:
 
 
 def _answer(name: str, asked: float, job: Any) -> list[Finding]:
-    """The findings of one node."""
+    """Return the findings of one node."""
     import ray
 
     try:
@@ -131,17 +134,17 @@ def _answer(name: str, asked: float, job: Any) -> list[Finding]:
         problem = f"no answer within {NODE_TIMEOUT_S:.0f} s"
         return [Finding("node", "problem", problem, "`ray status`; logs in /tmp/ray/session_latest/logs", name)]
     except ray.exceptions.RayError as error:
-        told = str(error).strip().splitlines()[-1]
+        last = str(error).strip().splitlines()[-1]
         fix = "install the wheel on every node, or go through `ray job submit --working-dir .`"
-        return [Finding("node", "problem", told, fix, name)]
-    late = max(asked - clock, clock - time.time())  # beyond the moments between which the node told its time
+        return [Finding("node", "problem", last, fix, name)]
+    late = max(asked - clock, clock - time.time())  # the node read its clock between these two moments
     if late > CLOCKS_S:
         found.append(Finding("clock", "warning", f"{late:.0f} s off", "run an NTP client on every node"))
     return [dataclasses.replace(one, node=name) for one in found]
 
 
 def jobs_server(address: str | None) -> Finding:
-    """Whether the head takes jobs: seen without its dashboard when it was started beside other Rays of the machine."""
+    """Check that the head takes jobs; it has no dashboard when another Ray of the machine holds the port."""
     if address:
         return Finding("jobs", "ok", f"http://{address} takes them")
     fix = "`ray stop`, then start the head again with its dashboard, when no other Ray has its port (8265)"
@@ -151,7 +154,7 @@ def jobs_server(address: str | None) -> Finding:
 
 
 def cpus(config: Any) -> Finding:
-    """Whether the train workers leave CPUs for the data tasks."""
+    """Check that the train workers leave CPUs for the data tasks."""
     import ray
 
     from engine.batches.pipeline import cpu_budget
@@ -169,7 +172,7 @@ def cpus(config: Any) -> Finding:
 
 
 def examine(options: argparse.Namespace) -> list[Finding]:
-    """All findings. Raises ValueError for a setting that is wrong."""
+    """Return all findings. Raises ValueError for a wrong setting."""
     request, config = request_of(options)
     joined = None if options.this_machine else connect(options.wait_for_nodes)
     with tempfile.TemporaryDirectory() as nowhere:
@@ -184,11 +187,11 @@ def examine(options: argparse.Namespace) -> list[Finding]:
                 return [*found, jobs_server(joined.dashboard_url)]
             alone = dataclasses.replace(request, gpus=float(checks.device_files()))
             found, _ = checks.node(alone)
-            return [*found, checks.ports_free(HEAD_PORTS)]
+            return [*found, *machine.found(), checks.ports_free(HEAD_PORTS)]
 
 
 def show(found: list[Finding]) -> str:
-    """Findings by node, what is wrong first, each with what to do."""
+    """Return the findings as text: by node, problems first, each with what to do."""
     lines = []
     for node in dict.fromkeys(one.node for one in found):
         lines.append(node or "here")

@@ -217,7 +217,7 @@ def override(config: Config, assignments: Iterable[str]) -> Config:
 
 
 def _absolute(path: str) -> str:
-    return str(Path(path).resolve()) if path else ""
+    return str(Path(path).expanduser().resolve()) if path else ""
 
 
 def absolute_paths(config: Config) -> Config:

@@ -31,7 +31,7 @@ EXTRAS = {
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = Parser(
         prog="python -m train.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -66,7 +66,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def run(options: argparse.Namespace) -> str:
-    """Load, measure, write; returns what to print. Raises ValueError for what the user can mend."""
+    """Load, measure, write; return what to print. Raises ValueError for what the user can mend."""
     import torch
 
     from train.models import checkpoint
@@ -116,7 +116,12 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit code (2 = something the user can mend, said in one line)."""
     options = parse(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    return guarded(lambda: print(run(options)) or 0)
+    return guarded(lambda: _command(options))
+
+
+def _command(options: argparse.Namespace) -> int:
+    sys.stdout.write(f"{run(options)}\n")
+    return 0
 
 
 if __name__ == "__main__":

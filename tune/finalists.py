@@ -1,4 +1,4 @@
-"""Who wins: the best two and the recipe's own values, trained again with fresh seeds and scored on test.
+"""Choose the winner: the best two and the recipe's own values, trained again with fresh seeds, scored on test.
 
 The search picks on val, with one seed each; its best score is the luckiest of many. What is reported comes from the
 finals alone: means over seeds, their intervals, and the difference from the recipe's own values with the same seeds.
@@ -65,13 +65,15 @@ class Standing:
 
 
 def label_of(number: int) -> str:
-    """A setting's name in tables."""
+    """Return a setting's name in tables."""
     return f"trial {number:03d}{' (default)' if number == DEFAULT else ''}"
 
 
 def choose(search: Sequence[Entry]) -> list[Entry]:
-    """The finalists: the recipe's own values first, then the best two others. Those that ran to the end come before
-    those that were stopped, which take part where there are not two: a final is a training of its own."""
+    """Return the finalists: the recipe's own values first, then the best two others.
+
+    Trials that ran to the end come before stopped ones. Stopped ones fill up: a final is a training of its own.
+    """
     scored = [e for e in search if e.state in ("finished", "stopped") and e.score is not None]
     others = [entry for entry in scored if entry.number != DEFAULT]
     others.sort(key=lambda e: (-e.epoch, -(e.score or 0.0), e.number))
@@ -79,7 +81,7 @@ def choose(search: Sequence[Entry]) -> list[Entry]:
 
 
 def standings(finals: Sequence[Entry]) -> list[Standing]:
-    """The finalists, the winner first: fewest failures, then the highest mean."""
+    """Return the finalists, the winner first: fewest failures, then the highest mean."""
     groups: dict[int, list[Entry]] = {}
     for entry in finals:
         groups.setdefault(entry.number, []).append(entry)
@@ -102,7 +104,7 @@ def standings(finals: Sequence[Entry]) -> list[Standing]:
 
 
 def seed_noise(finals: Sequence[Entry]) -> float:
-    """Standard deviation of the val score between seeds of one setting, pooled; nan when nothing was repeated."""
+    """Return the pooled standard deviation of the val score between seeds; nan when nothing was repeated."""
     groups: dict[int, list[float]] = {}
     for entry in finals:
         if entry.state == "finished" and entry.score is not None:
@@ -113,7 +115,7 @@ def seed_noise(finals: Sequence[Entry]) -> float:
 
 
 def final_table(found: Sequence[Standing]) -> str:
-    """The finals as Markdown: one row a setting, the winner first; points of the score on test."""
+    """Return the finals as Markdown: one row a setting, the winner first; points of the score on test."""
     header = ["setting", "values", "test score (95%)", "seeds", "minus default (95%)"]
     rows = []
     for one in found:
@@ -125,21 +127,21 @@ def final_table(found: Sequence[Standing]) -> str:
 
 
 def search_table(search: Sequence[Entry]) -> str:
-    """The search as Markdown: finished trials by score, then those that were stopped by how far they came."""
+    """Return the search as Markdown: finished trials by score, then stopped ones by their epoch."""
     order = {"finished": 0, "stopped": 1, "failed": 2}
     ranked = sorted(search, key=lambda e: (order.get(e.state, 3), -e.epoch, -(e.score or 0.0), e.number))
     rows = []
     for entry in ranked:
         score = "–" if entry.score is None else f"{100 * entry.score:.1f}"
-        told = entry.reason[:60] if entry.state == "failed" else entry.state
+        outcome = entry.reason[:60] if entry.state == "failed" else entry.state
         rows.append(
-            [label_of(entry.number), short(entry.values), told, str(entry.epoch), score, f"{entry.seconds:.0f}"]
+            [label_of(entry.number), short(entry.values), outcome, str(entry.epoch), score, f"{entry.seconds:.0f}"]
         )
     return markdown(["setting", "values", "outcome", "epochs", "val score", "seconds"], rows)
 
 
 def verdict(search: Sequence[Entry], finals: Sequence[Entry]) -> str:
-    """What to do now, and how sure that is, in a few sentences."""
+    """Return what to do now, and how sure that is, in a few sentences."""
     found = standings(finals)
     winner = found[0]
     settings = " ".join(f"--set {pair}" for pair in assignments(winner.values))

@@ -1,4 +1,4 @@
-"""What Ray Tune searches with: a feed of tasks from the ledger, and ASHA (Li et al., 2020) over its scores."""
+"""Search with Ray Tune: a feed of tasks from the ledger, and ASHA (Li et al., 2020) over its scores."""
 
 import logging
 import pickle
@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import ray
@@ -14,6 +13,7 @@ from ray.tune import Callback
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
+from tune import ray_seams
 from tune.ledger import DEFAULT, Entry
 
 log = logging.getLogger(__name__)
@@ -24,7 +24,7 @@ WARN_SECONDS = 60.0  # between two lines about a cluster that is too small
 
 
 def first_rung(epochs: int, validate_every: int) -> int:
-    """The first epoch at which a trial may be stopped: the first validation at or after an eighth of the training.
+    """Return the first epoch at which a trial may be stopped: the first validation after an eighth of the training.
 
     The rungs are then there and at four times as many epochs.
     """
@@ -48,13 +48,12 @@ class Halving(ASHAScheduler):
 
     @property
     def metric(self) -> None:
-        """What Tune demands of every result: nothing, for one without a score is told in our own words."""
+        """Name no metric: Tune would refuse a result without it, and `Sweep` reports that itself."""
         return None
 
     def judge(self, name: str, epoch: int, score: float) -> str:
         """Enter a score into its rung: CONTINUE or STOP. A rung takes one score of a trial, its first."""
-        trial: Any = SimpleNamespace(trial_id=name)
-        return self._brackets[0].on_result(trial, epoch, score)
+        return ray_seams.judge(self, name, epoch, score)
 
     def remember(self, entries: Iterable[Entry]) -> None:
         """Fill the rungs as they were."""
@@ -63,7 +62,7 @@ class Halving(ASHAScheduler):
                 self.judge(entry.name, epoch, score)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """Whether a trial goes on."""
+        """Decide whether a trial goes on."""
         if self.give_up:
             return TrialScheduler.STOP
         if "score" not in result:
@@ -72,10 +71,10 @@ class Halving(ASHAScheduler):
         return TrialScheduler.CONTINUE if trial.config["number"] == DEFAULT else action
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
-        """Nothing: its scores are in the rungs."""
+        """Do nothing: its scores are in the rungs."""
 
     def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
-        """Nothing: its scores are in the rungs."""
+        """Do nothing: its scores are in the rungs."""
 
 
 class Feed(Searcher):
@@ -88,9 +87,11 @@ class Feed(Searcher):
         saw: Callable[[Entry, dict[str, Any]], None],
         ended: Callable[[Entry, bool], None],
     ) -> None:
-        """
+        """Prepare to hand out tasks.
+
         Args:
-            take: the next entry with its task, None when there is nothing left to start.
+            take: returns the next entry with its task, None when there is nothing left to start.
+            concurrent: trials at once, at most.
             saw: called with each result.
             ended: called when a trial is over; True = its processes died more often than they are restarted.
         """
@@ -105,7 +106,7 @@ class Feed(Searcher):
         return {}  # and this is not for writing down
 
     def suggest(self, trial_id: str) -> Any:
-        """The next task; None while there is no room."""
+        """Return the next task; None while there is no room."""
         if len(self._running) >= self._concurrent:
             return None
         taken = self._take()
@@ -128,15 +129,15 @@ class Feed(Searcher):
         self._ended(entry, error)
 
     def save(self, checkpoint_path: str) -> None:
-        """Tune wants a file."""
+        """Write the file that Tune expects."""
         Path(checkpoint_path).write_bytes(pickle.dumps({}))
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 class Watch(Callback):
-    """Says when a trial's process died, and when the cluster has become too small for one."""
+    """Warn when a trial's process died, and when the cluster has become too small for one."""
 
     def __init__(self, fits: Callable[[], str]) -> None:
         """`fits`: "" while a trial fits, else what is missing."""
@@ -145,7 +146,7 @@ class Watch(Callback):
         self._next = time.monotonic() + WARN_SECONDS
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        """Called many times a second."""
+        """Warn, at most once a minute, about what is missing."""
         if time.monotonic() < self._next:
             return
         self._next = time.monotonic() + WARN_SECONDS
@@ -154,17 +155,17 @@ class Watch(Callback):
             log.warning("waiting: %s", missing)
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Its process died, or raised what training does not know, and is started again."""
+        """Warn that its process died, or raised an unknown error, and is started again."""
         self._note(trial)
         name = trial.config["name"]
         log.warning("%s broke off (%s); it goes on from its last checkpoint", name, self.reasons[name])
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """The same, too often."""
+        """Note a trial that broke off too often."""
         self._note(trial)
 
     def _note(self, trial: Any) -> None:
-        error = trial.get_pickled_error()
+        error = ray_seams.error_of(trial)
         lines = [line.strip() for line in str(error or "").splitlines() if line.strip()]
         died = isinstance(error, ray.exceptions.RayActorError)
         self.reasons[trial.config["name"]] = "its process died" if died or not lines else lines[-1][:200]
@@ -172,11 +173,11 @@ class Watch(Callback):
 
 @dataclass(frozen=True, kw_only=True)
 class Steering:
-    """What decides in a stage and what tells of it."""
+    """Hold what decides in a stage and what reports of it."""
 
     feed: Feed  # what runs next
     halving: Halving  # what ends early
-    watch: Watch  # what is said of processes that die and of a cluster that shrinks
+    watch: Watch  # what warns of processes that die and of a cluster that shrinks
 
 
 def run_stage(
@@ -186,11 +187,12 @@ def run_stage(
 
     Args:
         trainable: a class of `ray.tune.Trainable`.
+        steering: what runs next, and what ends early.
         resources: of one trial, as Ray counts them: {"CPU": 1.0, ...}.
         folder: for Tune's own files, of which nothing is needed afterwards.
         max_failures: restarts of one trial before it counts as failed.
     """
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # the feed and the watch tell what happens
+    ray_seams.hush()
     tuner = ray.tune.Tuner(
         ray.tune.with_resources(trainable, resources),
         tune_config=ray.tune.TuneConfig(

@@ -1,4 +1,4 @@
-"""What a sweep has done, on disk: one small file a trial, written whole, from which an interrupted sweep goes on.
+"""Keep on disk what a sweep has done: one small file a trial, from which an interrupted sweep goes on.
 
 RUNS/SWEEP/sweep.json             what was asked for, and the MLflow run
 RUNS/SWEEP/trial-003/trial.json   one training of the search: values, state, score at each validation
@@ -11,8 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from train.models.checkpoint import read_json
-
 SWEEP, TRIAL = "sweep.json", "trial.json"
 DEFAULT = 0  # the number of the recipe's own values
 
@@ -21,7 +19,7 @@ State = Literal["waiting", "running", "finished", "stopped", "failed"]
 
 @dataclass
 class Entry:
-    """One training: of the search, or one of those that decide (`final`)."""
+    """Hold one training: of the search, or one of the finals."""
 
     number: int  # of the values; 0 = the recipe's own
     values: dict[str, Any]
@@ -37,22 +35,22 @@ class Entry:
 
     @property
     def name(self) -> str:
-        """Of its folder."""
+        """Name of its folder."""
         return f"final-{self.number:03d}-seed-{self.seed}" if self.final else f"trial-{self.number:03d}"
 
     @property
     def done(self) -> bool:
-        """Nothing is left to do."""
+        """Whether nothing is left to do."""
         return self.state in ("finished", "stopped", "failed")
 
     @property
     def score(self) -> float | None:
-        """On val, at the latest epoch; None before the first validation."""
+        """Score on val at the latest epoch; None before the first validation."""
         return self.history[-1][1] if self.history else None
 
     @property
     def epoch(self) -> int:
-        """The latest validated one."""
+        """Latest validated epoch."""
         return self.history[-1][0] if self.history else 0
 
     def saw(self, epoch: int, score: float) -> None:
@@ -61,10 +59,12 @@ class Entry:
 
 
 class Ledger:
-    """The entries of one sweep, in memory and on disk."""
+    """Hold the entries of one sweep, in memory and on disk."""
 
     def __init__(self, folder: Path) -> None:
-        """Reads what is there."""
+        """Read what is there."""
+        from train.models.checkpoint import read_json  # imports torch
+
         self.folder = folder
         self.entries: dict[str, Entry] = {}
         for file in sorted(folder.glob(f"*/{TRIAL}")):
@@ -74,16 +74,16 @@ class Ledger:
             self.entries[entry.name] = entry
 
     def put(self, entry: Entry) -> None:
-        """Keep an entry as it is now."""
+        """Write an entry as it is now."""
         self.entries[entry.name] = entry
         write_json(self.folder / entry.name / TRIAL, dataclasses.asdict(entry))
 
     def search(self) -> list[Entry]:
-        """The entries of the search, by number."""
+        """Return the entries of the search, by number."""
         return sorted((entry for entry in self.entries.values() if not entry.final), key=lambda e: e.number)
 
     def finals(self) -> list[Entry]:
-        """The entries that decide, by number and seed."""
+        """Return the finals, by number and seed."""
         return sorted((entry for entry in self.entries.values() if entry.final), key=lambda e: (e.number, e.seed))
 
 
@@ -93,8 +93,3 @@ def write_json(path: Path, tree: dict[str, Any]) -> None:
     part = path.with_name(path.name + ".part")
     part.write_text(json.dumps(tree, indent=1))
     part.replace(path)
-
-
-def sweeps(storage: Path) -> list[str]:
-    """The names of the sweeps in a folder."""
-    return sorted(file.parent.name for file in storage.glob(f"*/{SWEEP}"))

@@ -4,7 +4,7 @@ python tune/main.py --recipe sweep                                     16 trials
 python tune/main.py --recipe moths --set data.shards=shards/moths --trials 30 --budget 2h
 python tune/main.py --recipe bold --space wide --search random --set data.shards=shards/bold
 python tune/main.py --resume sweep-moths-20261121-093000-a1b2          after an interruption
-ray job submit --working-dir . -- python tune/main.py --recipe sweep
+ray job submit --working-dir . -- python tune/main.py --recipe sweep --set run.storage=$PWD/runs
 
 1. Search. Trial 000 has the recipe's own values and is never stopped; the others are proposed by --search. At the first
    validation after an eighth of the epochs, and again after four times as many, the best quarter goes on (ASHA):
@@ -26,6 +26,7 @@ import secrets
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 ROOT = Path(__file__).resolve().parents[1]  # as a script, this file's folder stands first on the path: put ours there
 sys.path[:] = [str(ROOT)] + [p for p in sys.path if p and Path(p).resolve() not in (ROOT, ROOT / "tune")]
@@ -33,17 +34,17 @@ sys.path[:] = [str(ROOT)] + [p for p in sys.path if p and Path(p).resolve() not 
 from engine.commandline import Parser, guarded  # noqa: E402
 from train.config import override, to_dict  # noqa: E402
 from train.recipes import RECIPES, make  # noqa: E402
-from train.run.tracking import where_to_look  # noqa: E402
-from tune.ledger import SWEEP, sweeps  # noqa: E402
-from tune.search import ALGORITHMS  # noqa: E402
-from tune.spaces import SPACES, find, told  # noqa: E402
-from tune.sweep import METRIC, Settings, Sweep, reopened, settled  # noqa: E402
+from tune.settings import ALGORITHMS, METRIC, Settings  # noqa: E402
+from tune.spaces import SPACES, describe, find  # noqa: E402
+
+if TYPE_CHECKING:
+    from tune.sweep import Sweep
 
 SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     described = "\n".join(
         f"  {name:8} {' '.join((function.__doc__ or '').split())}" for name, function in sorted(SPACES.items())
     )
@@ -76,13 +77,18 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--concurrent", metavar="N", type=int, default=0, help="trials at once, at most; default: what fits")
     add("--no-early-stopping", action="store_true", help="run every trial to its end")
     add("--name", default="", help="of the sweep's folder in run.storage; default: a unique one")
-    add("--resume", metavar="NAME", default="", help="go on with a sweep; --trials and --budget may be given anew")
+    add(
+        "--resume",
+        metavar="NAME|FOLDER",
+        default="",
+        help="go on with a sweep, where it lies",
+    )
     add("--dry-run", action="store_true", help="print the space and the resolved configuration, and stop")
     return parser.parse_args(arguments)
 
 
 def seconds(text: str) -> float:
-    """ "90m" -> 5400; "" -> 0 (no limit). Raises ValueError for anything else."""
+    """Return the seconds of "90m" (5400); 0 (no limit) for "". Raises ValueError for anything else."""
     if not text:
         return 0.0
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text.strip())
@@ -91,24 +97,27 @@ def seconds(text: str) -> float:
     return float(match[1]) * SECONDS[match[2]]
 
 
-def build(options: argparse.Namespace) -> Sweep:
-    """The sweep that the command line asks for, new or gone on with. Raises ValueError for what the user can mend."""
+def build(options: argparse.Namespace) -> "Sweep":
+    """Return the sweep that the command line asks for, new or resumed. Raises ValueError for what the user can mend."""
+    from train.run import cluster, folder
+
     budget = seconds(options.budget)
     for name in ("trials", "seeds"):
         if getattr(options, name) is not None and getattr(options, name) < 1:
             raise ValueError(f"--{name} must be 1 or more, got {getattr(options, name)}")
     if options.concurrent < 0:
         raise ValueError(f"--concurrent must be 0 (what fits) or more, got {options.concurrent}")
-    config = override(make(options.recipe), options.overrides)
-    storage = Path(config.run.storage).resolve()
+    cluster.check_address()
+    config = folder.at_home(override(make(options.recipe), options.overrides))
+    if not options.resume:
+        find(options.space, config)  # refused before imports of seconds
+    from tune.ledger import SWEEP
+    from tune.sweep import Sweep, resumed, settled
+
+    storage = folder.place(config.run.storage)
     if options.resume:
-        if not (storage / options.resume / SWEEP).is_file():
-            there = ", ".join(sweeps(storage)) or "none"
-            raise ValueError(f"no sweep {options.resume!r} in {config.run.storage}; sweeps there: {there}")
-        changes = {"trials": options.trials} if options.trials else {}
-        settings, config = reopened(storage / options.resume, **changes)
+        settings, config = resumed(folder.find(options.resume, storage, SWEEP), options.overrides, options.trials)
         return Sweep(settings, config, budget)
-    find(options.space, config)  # refused before specimens are made
     unique = f"sweep-{config.recipe}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
     name = options.name or config.run.name or unique
     if (storage / name).exists():
@@ -128,16 +137,25 @@ def build(options: argparse.Namespace) -> Sweep:
 
 def command(options: argparse.Namespace) -> int:
     """Run the sweep and print its end."""
+    from train.run import folder, interrupts
+    from train.run.tracking import where_to_look
+
     if options.dry_run:
         config = override(make(options.recipe), options.overrides)
-        print(told(find(options.space, config), config))
+        print(describe(find(options.space, config), config))
         print(json.dumps(to_dict(config), indent=2))
         return 0
-    sweep = build(options)
-    sweep.start()
-    name = sweep.config.run.name
-    logging.info("sweep %s: %s; after an interruption: --resume %s", name, sweep.capacity.told(), name)
-    outcome = sweep.run()
+    with interrupts.heard():
+        sweep = build(options)
+        name = sweep.config.run.name
+        with folder.held(sweep.folder, new=not options.resume):
+            try:
+                sweep.start()
+                logging.info("sweep %s: %s; after an interruption: --resume %s", name, sweep.slots.describe(), name)
+                outcome = sweep.run()
+            except interrupts.Interrupted as stopped:
+                logging.warning("%s: stopped; go on with --resume %s", stopped.name, name)
+                raise
     print(f"\n{outcome.report}\n")
     print(f"train with it: python train/main.py --recipe {sweep.config.recipe} {outcome.settings}")
     registered = f", version {outcome.version} in MLflow's registry" if outcome.version else ""

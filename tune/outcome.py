@@ -1,4 +1,4 @@
-"""What a sweep ends with: the report, the pictures, the registered model."""
+"""End a sweep: write the report and the pictures, register the model."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,7 @@ from tune.spaces import Space, assignments
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a sweep ends with."""
+    """Hold what a sweep ends with."""
 
     report: str
     settings: str  # `--set key=value ...`
@@ -20,13 +20,13 @@ class Outcome:
 
 
 def best_seed(finals: list[Entry], number: int) -> Entry:
-    """The training of a setting that was best on val, where the test split does not choose."""
+    """Return the training of a setting that was best on val; the test split must not choose."""
     own = [entry for entry in finals if entry.number == number and entry.test is not None]
     return max(own, key=lambda entry: (entry.score or 0.0, -entry.seed))
 
 
 def report_of(ledger: Ledger, config: Config, heading: str) -> str:
-    """The whole report as Markdown; `heading` says how was searched."""
+    """Return the whole report as Markdown; `heading` describes the search."""
     search, finals = ledger.search(), ledger.finals()
     return (
         f"# Sweep {config.run.name}\n\n"
@@ -41,6 +41,10 @@ def conclude(ledger: Ledger, config: Config, space: Space, heading: str, parent:
     """Find the winner, write and record everything about the sweep.
 
     Args:
+        ledger: all trainings of the sweep.
+        config: of the sweep.
+        space: what was varied.
+        heading: describes the search.
         parent: its MLflow run, "" when not tracking.
 
     Raises ValueError when no final gave a score.

@@ -1,4 +1,4 @@
-"""How many trials run at once, and what each may use: computed from the cluster, so that nothing can wait for ever.
+"""Compute from the cluster how many trials run at once, and what each may use, so that nothing waits for ever.
 
 A training with one worker is a *single-process trial*: one actor, which prepares its batches itself on a CPU, or with
 data tasks of its own share when it trains on a GPU. With more workers it is a *distributed trial*: a coordinator of a
@@ -25,8 +25,8 @@ SLACK = 0.9  # of a data task's CPU: coordinators and workers hold hundredths of
 
 
 @dataclass(frozen=True)
-class Capacity:
-    """What fits."""
+class Slots:
+    """Hold how many trials fit, and what each may use."""
 
     concurrent: int  # trials at once
     resources: Mapping[str, float]  # that Tune reserves for a trial's own actor
@@ -34,16 +34,18 @@ class Capacity:
     budget: CpuBudget | None  # of a trial's data tasks; None = the trial prepares its batches itself
     threads: int  # of torch, in each process that trains
 
-    def told(self) -> str:
-        """One sentence for people."""
+    def describe(self) -> str:
+        """Return one sentence for people."""
         kind = "distributed" if self.distributed else "single-process"
         return f"{self.concurrent} {kind} trial{'s' if self.concurrent > 1 else ''} at a time"
 
 
-def capacity(nodes: Sequence[Mapping[str, float]], config: Config, most: int = 0) -> Capacity:
-    """What the nodes' resources (CPU, GPU, object_store_memory) hold of trainings like `config`.
+def slots(nodes: Sequence[Mapping[str, float]], config: Config, most: int = 0) -> Slots:
+    """Compute how many trainings like `config` the nodes hold at once.
 
     Args:
+        nodes: resources of each node (CPU, GPU, object_store_memory).
+        config: of a trial.
         most: trials at once, at most; 0 = as many as fit.
 
     Raises ValueError when not one fits, with the numbers.
@@ -63,11 +65,11 @@ def capacity(nodes: Sequence[Mapping[str, float]], config: Config, most: int = 0
     if gpu:
         budget = _slack(cpu_budget(_share(nodes, concurrent), 1, float(threads)))
     resources = {"CPU": float(threads)} | ({"GPU": gpu} if gpu else {}) | own
-    return Capacity(concurrent, resources, False, budget, threads)
+    return Slots(concurrent, resources, False, budget, threads)
 
 
-def _distributed(nodes: Sequence[Mapping[str, float]], config: Config, most: int) -> Capacity:
-    """Trials of several workers: as many as leave each worker a GPU, or on CPUs a core."""
+def _distributed(nodes: Sequence[Mapping[str, float]], config: Config, most: int) -> Slots:
+    """Fit trials of several workers: as many as leave each worker a GPU, or on CPUs a core."""
     workers, gpu = config.run.num_workers, config.run.use_gpu
     if gpu:
         fit = int(_total(nodes, "GPU") // workers)
@@ -81,7 +83,7 @@ def _distributed(nodes: Sequence[Mapping[str, float]], config: Config, most: int
     share["CPU"] -= COORDINATOR_CPU
     budget = _slack(cpu_budget(share, workers, CPU_PER_WORKER[gpu]))
     threads = config.run.threads or max(1, int(share["CPU"] // workers))
-    return Capacity(concurrent, {"CPU": COORDINATOR_CPU}, True, budget, threads)
+    return Slots(concurrent, {"CPU": COORDINATOR_CPU}, True, budget, threads)
 
 
 def _slack(budget: CpuBudget) -> CpuBudget:
@@ -108,7 +110,7 @@ def _too_small(nodes: Sequence[Mapping[str, float]], need: str) -> str:
 
 
 def living_nodes() -> list[dict[str, Any]]:
-    """The resources of each node of the running cluster that is alive."""
+    """Return the resources of each living node of the running cluster."""
     import ray
 
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]

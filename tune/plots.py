@@ -25,14 +25,14 @@ def _whole(search: Sequence[Entry]) -> list[Entry]:
 
 
 def _at_equal_epochs(search: Sequence[Entry]) -> tuple[int, dict[int, float]]:
-    """The last epoch that every trial with a score reached, and number -> its score there in percent."""
+    """Return the last epoch that every trial with a score reached, and number -> its score there in percent."""
     histories = {entry.number: dict(entry.history) for entry in search if entry.history}
     epoch = min((max(history) for history in histories.values()), default=0)
     return epoch, {number: 100 * history[epoch] for number, history in histories.items() if epoch in history}
 
 
 def _limits(scores: Iterable[float]) -> tuple[float, float]:
-    """The lowest and the highest, at least a tenth of a point apart."""
+    """Return the lowest and the highest, at least a tenth of a point apart."""
     values = list(scores) or [0.0]
     return min(values), max(max(values), min(values) + 0.1)
 
@@ -66,8 +66,11 @@ def _ticks(space: Space, key: str) -> tuple[list[float], list[str]]:
 
 
 def parallel_coordinates(space: Space, search: Sequence[Entry]) -> Figure:
-    """Each trial is a line across the settings to its score on val: coloured when it ran to the end, grey when it was
-    stopped (it then has no score to compare), dashed for the recipe's own values."""
+    """Draw each trial as a line across the settings to its score on val.
+
+    A line is coloured when the trial ran to the end, grey when it was stopped (its score cannot be compared), and
+    dashed for the recipe's own values.
+    """
     keys, whole = list(space), _whole(search)
     low, high = _limits(100 * (entry.score or 0.0) for entry in whole)
     colours = ScalarMappable(Normalize(low, high), MAP)
@@ -111,7 +114,7 @@ def _axis(axes: Axes, place: int, positions: Sequence[float], names: Sequence[st
 
 
 def surface(space: Space, search: Sequence[Entry], winner: int | None = None) -> Figure | None:
-    """The score on val over the first two settings, at the last epoch that all trials reached; None for a space of one.
+    """Draw the score on val over the first two settings, at the last epoch that all reached; None for one setting.
 
     The colours between the trials are a Gaussian process through them with a length of a quarter of each axis, paler
     where it knows little. Crosses are trials without a score.

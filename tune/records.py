@@ -26,22 +26,22 @@ PARENT = "mlflow.parentRunId"
 NOTE = "mlflow.note.content"  # what MLflow's page shows as the description
 
 
-def open_sweep(config: Config, told: Mapping[str, Any]) -> str:
-    """The run of the sweep, with the recipe's own configuration as its parameters; `told`: what was asked for."""
-    tags = {f"sweep.{key}": str(value) for key, value in told.items()}
+def open_sweep(config: Config, asked: Mapping[str, Any]) -> str:
+    """Create or find the run of the sweep, whose parameters are the recipe's own; `asked` becomes tags."""
+    tags = {f"sweep.{key}": str(value) for key, value in asked.items()}
     tags |= {KEY: config.run.name, "kind": "sweep", "recipe": config.recipe, "code_version": code_version()}
     return create_run(config, tags, f"sweep {config.run.name}")
 
 
 def title_of(entry: Entry) -> str:
-    """The name that MLflow lists, whose column shows some 25 letters: what tells it from the others comes first."""
-    told = f"{'final' if entry.final else 'trial'} {entry.number:03d}"
-    told += " (default)" if entry.number == DEFAULT else ""
-    return told + (f", seed {entry.seed}" if entry.final else "")
+    """Return the name that MLflow lists; the column shows some 25 letters, so what differs comes first."""
+    name = f"{'final' if entry.final else 'trial'} {entry.number:03d}"
+    name += " (default)" if entry.number == DEFAULT else ""
+    return name + (f", seed {entry.seed}" if entry.final else "")
 
 
 def open_trial(config: Config, sweep: str, parent: str, entry: Entry) -> str:
-    """The run of a trial, "" when the sweep has none, or when the server has gone away meanwhile (a warning tells)."""
+    """Create or find the run of a trial; "" when the sweep has none, or (with a warning) the server is away."""
     if not parent:
         return ""
     kind = "final" if entry.final else "trial"
@@ -107,6 +107,8 @@ def register_winner(config: Config, entry: Entry, model: Path, settings: str) ->
 
     Args:
         config: of the sweep.
+        entry: the final that won.
+        settings: `--set key=value ...`.
         model: the folder of the trained model.
     """
     sweep = config.run.name

@@ -1,4 +1,4 @@
-"""Which values to try next: Optuna asked afresh for every trial, from the ledger alone.
+"""Propose which values to try next: Optuna is asked afresh for every trial, from the ledger alone.
 
 Nothing of the search lives anywhere else. A trial's values are a pure function of (algorithm, seed, number of the
 trial, results so far), so a sweep that was interrupted asks exactly what it would have asked, without a pickled
@@ -8,26 +8,29 @@ sampler; Ray Tune's OptunaSearch keeps its study in one, written now and then, t
 import warnings
 from collections.abc import Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tune.ledger import DEFAULT, Entry
+from tune.settings import Algorithm
 from tune.spaces import Choice, Space
 
 if TYPE_CHECKING:
     import optuna
 
-Algorithm = Literal["tpe", "random"]
-ALGORITHMS: tuple[Algorithm, ...] = ("tpe", "random")
 WARM_UP = 6  # trials drawn at random before TPE's model has something to say; Optuna's default of 10 is most of 16
 EPOCH = datetime(2000, 1, 1)  # Optuna wants the times of trials and does not use them
 
 
 def propose(space: Space, algorithm: Algorithm, seed: int, number: int, known: Sequence[Entry]) -> dict[str, Any]:
-    """Values for the trial of this number; the recipe's own ones, number 0, are not asked for here.
+    """Return values for the trial of this number; number 0 has the recipe's own and is not proposed.
 
     Args:
+        space: what is varied.
+        algorithm: "tpe" or "random".
+        seed: of the sweep.
+        number: of the trial.
         known: every trial so far. Finished ones count by their score, stopped ones by how far they came and their score
             there, running ones as something to keep away from; failed ones are left out.
     """
@@ -67,19 +70,19 @@ def _distributions(space: Space) -> dict[str, "optuna.distributions.BaseDistribu
 
 
 def _unit(domain: Any, parameter: float) -> float:
-    """What Optuna calls a value -> its position."""
+    """Return the position of what Optuna calls a value."""
     return (parameter + 0.5) / len(domain.values) if isinstance(domain, Choice) else parameter
 
 
 def _parameter(domain: Any, value: Any) -> float | None:
-    """The other way; None outside the domain."""
+    """Return what Optuna calls a value; None outside the domain."""
     if isinstance(domain, Choice):
         return domain.values.index(value) if value in domain.values else None
     return domain.position(value)
 
 
 def _as_trial(space: Space, entry: Entry) -> "optuna.trial.FrozenTrial | None":
-    """An entry as Optuna keeps it; None when it tells nothing or lies outside (the recipe's own values may)."""
+    """Return an entry as Optuna keeps it; None when it has no outcome or lies outside the space."""
     from optuna.trial import FrozenTrial, TrialState
 
     parameters = {key: _parameter(domain, entry.values[key]) for key, domain in space.items()}

@@ -1,4 +1,4 @@
-"""Which settings a sweep varies: a space is a named function from training's own configuration keys to domains.
+"""Define which settings a sweep varies: a space is a named function from configuration keys to domains.
 
 A domain lives on the unit interval: 0 is its low end, 1 its high end. What searches sees only these positions, so that
 a weight that may be exactly 0 and is logarithmic above is one dimension, in which 0 lies beside the small weights.
@@ -20,55 +20,55 @@ SPACES: dict[str, Callable[[], Space]] = {}
 
 
 class Domain(Protocol):
-    """The values of one setting."""
+    """Describe the values of one setting."""
 
     def at(self, position: float) -> Any:
-        """The value at a position in 0..1."""
+        """Return the value at a position in 0..1."""
 
     def position(self, value: Any) -> float | None:
-        """Where a value lies, None when outside."""
+        """Return where a value lies, None when outside."""
 
     def ends(self) -> tuple[Any, ...]:
-        """The outermost values, for checks."""
+        """Return the outermost values, for checks."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Uniform:
-    """Every value between two numbers alike."""
+    """Spread evenly over the values between two numbers."""
 
     low: float
     high: float
 
     def at(self, position: float) -> float:
-        """The value at a position in 0..1."""
+        """Return the value at a position in 0..1."""
         return _rounded(self.low + position * (self.high - self.low), self.low, self.high)
 
     def position(self, value: float) -> float | None:
-        """Where a value lies, None when outside."""
+        """Return where a value lies, None when outside."""
         return (value - self.low) / (self.high - self.low) if self.low <= value <= self.high else None
 
     def ends(self) -> tuple[float, float]:
-        """Low and high."""
+        """Return low and high."""
         return self.low, self.high
 
 
 @dataclass(frozen=True, kw_only=True)
 class LogUniform:
-    """Every order of magnitude between two positive numbers alike; a share `zero` of the interval is exactly 0."""
+    """Spread evenly over orders of magnitude; a share `zero` of the interval is exactly 0."""
 
     low: float
     high: float
     zero: float = 0.0
 
     def at(self, position: float) -> float:
-        """The value at a position in 0..1."""
+        """Return the value at a position in 0..1."""
         if position < self.zero:
             return 0.0
         above = (position - self.zero) / (1 - self.zero)
         return _rounded(self.low * (self.high / self.low) ** above, self.low, self.high)
 
     def position(self, value: float) -> float | None:
-        """Where a value lies, None when outside; 0 in the middle of its share."""
+        """Return where a value lies, None when outside; 0 in the middle of its share."""
         if value == 0 and self.zero:
             return self.zero / 2
         if not self.low <= value <= self.high:
@@ -76,26 +76,26 @@ class LogUniform:
         return self.zero + (1 - self.zero) * math.log(value / self.low) / math.log(self.high / self.low)
 
     def ends(self) -> tuple[float, ...]:
-        """Low and high, and 0 where it belongs to them."""
+        """Return low and high, and 0 where it belongs to them."""
         return ((0.0,) if self.zero else ()) + (self.low, self.high)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """One of a few values, without an order."""
+    """Choose one of a few values, without an order."""
 
     values: tuple[Any, ...]
 
     def at(self, position: float) -> Any:
-        """The value at a position in 0..1."""
+        """Return the value at a position in 0..1."""
         return self.values[min(int(position * len(self.values)), len(self.values) - 1)]
 
     def position(self, value: Any) -> float | None:
-        """The middle of a value's share, None when it is none of them."""
+        """Return the middle of a value's share, None when it is none of them."""
         return (self.values.index(value) + 0.5) / len(self.values) if value in self.values else None
 
     def ends(self) -> tuple[Any, ...]:
-        """All of them."""
+        """Return all values."""
         return self.values
 
 
@@ -111,8 +111,7 @@ def space(function: Callable[[], Space]) -> Callable[[], Space]:
 
 @space
 def pair() -> Space:
-    """The two numbers that the method stands on: the weight of the hierarchy, exactly 0 (CLIBD) among its values,
-    and the temperature."""
+    """Vary the weight of the hierarchy, with exactly 0 (CLIBD) among its values, and the temperature."""
     return {
         "loss.hierarchy_weight": LogUniform(low=1e-3, high=1.0, zero=0.15),
         "loss.temperature": LogUniform(low=0.01, high=0.2),
@@ -121,8 +120,11 @@ def pair() -> Space:
 
 @space
 def wide() -> Space:
-    """The pair, and what it may depend on: the hierarchy's own temperature, a temperature that learns, the weight of
-    the fusion, the learning rate, and how many training inputs are damaged."""
+    """Vary the pair and what it may depend on.
+
+    That is the hierarchy's own temperature, a temperature that learns, the weight of the fusion, the learning rate, and
+    the share of damaged training inputs.
+    """
     return {
         **pair(),
         "loss.hierarchy_temperature": LogUniform(low=0.02, high=0.5),
@@ -135,7 +137,7 @@ def wide() -> Space:
 
 
 def find(name: str, base: Config) -> Space:
-    """The space of this name, checked against a configuration.
+    """Return the space of this name, checked against a configuration.
 
     Raises ValueError: no such space; one without settings; a key that training does not know; a value that it refuses.
     """
@@ -154,28 +156,28 @@ def find(name: str, base: Config) -> Space:
 
 
 def assignments(values: Mapping[str, Any]) -> list[str]:
-    """`key=value` pairs as `--set` takes them."""
+    """Return `key=value` pairs as `--set` takes them."""
     return [f"{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in values.items()]
 
 
 def defaults(chosen: Space, base: Config) -> dict[str, Any]:
-    """What the recipe itself has for the keys of a space."""
+    """Return the recipe's own values for the keys of a space."""
     flat = flatten(to_dict(base))
     return {key: flat[key] for key in chosen}
 
 
-def told(chosen: Space, base: Config) -> str:
-    """A space for people, a line a key."""
+def describe(chosen: Space, base: Config) -> str:
+    """Return a space as text for people, one line a key."""
     own = defaults(chosen, base)
     return "\n".join(f"{key}: {domain} (recipe: {own[key]})" for key, domain in chosen.items())
 
 
 def short(values: Mapping[str, Any]) -> str:
-    """Values with the last parts of their keys, for people: "hierarchy_weight 0.01, temperature 0.07"."""
+    """Return values with short keys: "hierarchy_weight 0.01, temperature 0.07"."""
     return ", ".join(f"{label(key)} {value}" for key, value in values.items())
 
 
 def label(key: str) -> str:
-    """The last parts of a key, for people."""
+    """Return the last parts of a key, for people."""
     first, *rest = key.split(".")
     return rest[-1] if first in ("loss", "optim") else ".".join(rest[-2:])

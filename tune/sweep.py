@@ -1,4 +1,4 @@
-"""A sweep: search with early stopping, then finals with fresh seeds, then a winner. What the driver does.
+"""Run a sweep in the driver: search with early stopping, finals with fresh seeds, a winner.
 
     propose -> trial ... stopped or finished -> choose -> finals -> standings -> report, pictures, registered model
 
@@ -12,60 +12,50 @@ import logging
 import math
 import shutil
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from engine.batches.pipeline import load_index, select_split
 from train.config import Config, RunConfig, absolute_paths, from_dict, override, to_dict
+from train.run import resume
 from train.run.simulated_shards import with_simulated
 from train.run.tracking import describe_run, tracking_uri
 from train.run.trainer import RECORD, make_folder, prepare, start_ray
-from tune import finalists, records
+from tune import finalists, ray_seams, records
 from tune.ledger import DEFAULT, SWEEP, Entry, Ledger, write_json
 from tune.outcome import Outcome, conclude
-from tune.parallel_trials import Capacity, capacity, living_nodes
-from tune.search import Algorithm, propose
+from tune.parallel_trials import Slots, living_nodes, slots
+from tune.search import propose
+from tune.settings import METRIC, Settings
 from tune.spaces import Space, assignments, defaults, find, short
 
 log = logging.getLogger(__name__)
 
 EXPERIMENT = f"{RunConfig.experiment}-sweeps"  # where none is given: trainings and sweeps are looked at apart
 RESTARTS = 3  # of one trial whose process dies
-METRIC = "val/*/top1"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What a sweep is asked for; kept in sweep.json."""
-
-    space: str = "pair"
-    algorithm: Algorithm = "tpe"
-    trials: int = 16
-    seeds: int = 3  # of each finalist
-    metric: str = METRIC
-    concurrent: int = 0  # trials at once at most; 0 = as many as fit
-    early_stopping: bool = True
 
 
 class Sweep:
-    """One sweep, from its settings to its outcome."""
+    """Run one sweep, from its settings to its outcome."""
 
     def __init__(self, settings: Settings, config: Config, budget_s: float = 0.0) -> None:
-        """
+        """Check everything that can be refused before anything runs.
+
         Args:
+            settings: what is asked for.
             config: the recipe as it is, `run.name` the sweep's name, paths absolute.
             budget_s: seconds from now for search and finals; 0 = no limit.
 
-        Raises ValueError for all that can be refused before anything runs.
+        Raises ValueError with what the user can mend.
         """
         self.settings, self.config, self.budget_s = settings, config, budget_s
         self.space: Space = find(settings.space, config)
         self.folder = Path(config.run.storage) / config.run.name
         self.ledger = Ledger(self.folder)
-        self.refusal = ""  # why the sweep cannot go on, told after Tune has ended
+        self.refusal = ""  # why the sweep cannot go on, raised after Tune has ended
         self.parent = ""
-        self._capacity: Capacity | None = None
+        self._slots: Slots | None = None
         self._halving: Any = None
         self._watch: Any = None
         self._started = time.monotonic()
@@ -83,16 +73,16 @@ class Sweep:
         prepare(self.config)
 
     @property
-    def capacity(self) -> Capacity:
-        """What fits, of the cluster as it was at the start."""
-        assert self._capacity, "the cluster has not been looked at"
-        return self._capacity
+    def slots(self) -> Slots:
+        """How many trials fit the cluster as it was at the start."""
+        assert self._slots, "the cluster has not been looked at"
+        return self._slots
 
     def start(self) -> None:
         """Look at the cluster, make the folder and the run. Raises ValueError when they do not do."""
-        start_ray()
+        start_ray(runtime_env=ray_seams.JOB_ENVIRONMENT)
         nodes = living_nodes()
-        self._capacity = capacity(nodes, self.config, self.settings.concurrent)
+        self._slots = slots(nodes, self.config, self.settings.concurrent)
         uri = tracking_uri(self.config)
         if self.config.run.tracking == "mlflow" and uri.startswith("sqlite") and len(nodes) > 1:
             raise ValueError(
@@ -100,22 +90,22 @@ class Sweep:
                 f"--backend-store-uri {uri}` on this node and give --set run.tracking_uri=http://THIS-NODE:5000"
             )
         make_folder(self.folder)
-        told = dataclasses.asdict(self.settings) | {"seed": self.config.run.seed}
-        self.parent = records.open_sweep(self.config, told)
+        asked = dataclasses.asdict(self.settings) | {"seed": self.config.run.seed}
+        self.parent = records.open_sweep(self.config, asked)
         write_json(
             self.folder / SWEEP,
             {"settings": dataclasses.asdict(self.settings), "config": to_dict(self.config), "run_id": self.parent},
         )
 
     def trial_config(self, entry: Entry) -> Config:
-        """The training that an entry stands for."""
+        """Return the configuration of the training that an entry stands for."""
         config = override(self.config, assignments(entry.values))
         run = dataclasses.replace(
             config.run,
             name=entry.name,
             storage=str(self.folder),
             seed=entry.seed,
-            threads=self.capacity.threads,
+            threads=self.slots.threads,
             tracking_uri=tracking_uri(self.config),
         )
         return dataclasses.replace(config, run=run, eval=dataclasses.replace(config.eval, validate_noisy=True))
@@ -123,7 +113,7 @@ class Sweep:
     # --- what Tune calls, through the feed
 
     def task(self, entry: Entry) -> dict[str, Any]:
-        """Note that an entry starts, and tell its trial what to do."""
+        """Note that an entry starts; return the task of its trial."""
         config = self.trial_config(entry)
         entry.run_id = entry.run_id or records.open_trial(config, self.config.run.name, self.parent, entry)
         entry.state = "running"
@@ -136,9 +126,9 @@ class Sweep:
             "run_id": entry.run_id,
             "metric": self.settings.metric,
             "final": entry.final,
-            "distributed": self.capacity.distributed,
-            "budget": self.capacity.budget,
-            "threads": self.capacity.threads,
+            "distributed": self.slots.distributed,
+            "budget": self.slots.budget,
+            "threads": self.slots.threads,
         }
 
     def saw(self, entry: Entry, result: dict[str, Any]) -> None:
@@ -155,7 +145,7 @@ class Sweep:
         self.ledger.put(entry)
 
     def ended(self, entry: Entry, died: bool) -> None:
-        """Note the end of a trial, and say so."""
+        """Note the end of a trial, and log it."""
         if self.refusal:
             return
         if died:
@@ -165,9 +155,9 @@ class Sweep:
         entry.state = "failed" if entry.reason else "finished" if whole else "stopped"
         self.ledger.put(entry)
         records.close_trial(self.trial_config(entry), entry)
-        self._tell(entry)
+        self._announce(entry)
 
-    def _tell(self, entry: Entry) -> None:
+    def _announce(self, entry: Entry) -> None:
         done = [e for e in self.ledger.entries.values() if e.final == entry.final and e.done]
         total = len(self.ledger.finals()) if entry.final else self.settings.trials
         outcome = records.OUTCOMES[entry.state]
@@ -188,13 +178,13 @@ class Sweep:
         )
 
     def _refuse_early(self, entry: Entry, result: dict[str, Any]) -> None:
-        """Notice at the first validation what would make the whole sweep useless."""
+        """Refuse at the first validation what would make the whole sweep useless."""
         if self.refusal:
             return
         if "score" not in result:
             there = [key for key in sorted(json.loads(result["measured"])) if key.startswith("val/")]
-            told = ", ".join(there)[:600] or "nothing"
-            self.refusal = f"no trial reports a metric like {self.settings.metric!r}; val gave: {told}"
+            given = ", ".join(there)[:600] or "nothing"
+            self.refusal = f"no trial reports a metric like {self.settings.metric!r}; val gave: {given}"
         full = self.full_trial_s()
         if self.budget_s and full > self.budget_s and not any(e.state == "finished" for e in self.ledger.search()):
             self.refusal = (
@@ -207,21 +197,21 @@ class Sweep:
     # --- what to run
 
     def full_trial_s(self) -> float:
-        """Seconds of a training to the end, from the trials so far; 0 when none has got to a validation."""
+        """Return the seconds of a whole training, from the trials so far; 0 before the first validation."""
         epochs = self.config.run.epochs
         begun = [entry for entry in self.ledger.entries.values() if entry.epoch]
         return max((e.start_s + (e.seconds - e.start_s) / e.epoch * epochs for e in begun), default=0.0)
 
     def _in_time(self) -> bool:
-        """Whether another trial leaves enough of the budget for the finals."""
+        """Return whether another trial leaves enough of the budget for the finals."""
         if not self.budget_s:
             return True
         full = self.full_trial_s()
-        finals = math.ceil((1 + finalists.BEST) * self.settings.seeds / self.capacity.concurrent) * full
+        finals = math.ceil((1 + finalists.BEST) * self.settings.seeds / self.slots.concurrent) * full
         return time.monotonic() - self._started + full + finals <= self.budget_s
 
     def next_trial(self) -> tuple[Entry, dict[str, Any]] | None:
-        """The next one of the search: what was interrupted, the recipe's own values, then what is proposed."""
+        """Return the next trial of the search: an interrupted one, the recipe's own values, then a proposed one."""
         if self.refusal:
             return None
         waiting = [entry for entry in self.ledger.search() if entry.state == "waiting"]
@@ -240,14 +230,14 @@ class Sweep:
         return entry, self.task(entry)
 
     def next_final(self) -> tuple[Entry, dict[str, Any]] | None:
-        """The next training that decides."""
+        """Return the next training of the finals."""
         waiting = [entry for entry in self.ledger.finals() if entry.state == "waiting"]
         return (waiting[0], self.task(waiting[0])) if waiting and not self.refusal else None
 
     def _missing(self) -> str:
-        """What keeps trials from starting on the cluster as it is now."""
+        """Return what keeps trials from starting on the cluster as it is now."""
         try:
-            capacity(living_nodes(), self.config)
+            slots(living_nodes(), self.config)
         except ValueError as error:
             return str(error)
         return ""
@@ -269,9 +259,9 @@ class Sweep:
         shutil.rmtree(own, ignore_errors=True)
         take = self.next_final if final else self.next_trial
         self._watch = Watch(self._missing)
-        feed = Feed(take, self.capacity.concurrent, self.saw, self.ended)
+        feed = Feed(take, self.slots.concurrent, self.saw, self.ended)
         steering = Steering(feed=feed, halving=self._halving, watch=self._watch)
-        run_stage(Trial, steering, folder=own, resources=dict(self.capacity.resources), max_failures=RESTARTS)
+        run_stage(Trial, steering, folder=own, resources=dict(self.slots.resources), max_failures=RESTARTS)
         shutil.rmtree(own, ignore_errors=True)
         if self.refusal:
             raise ValueError(self.refusal)
@@ -280,7 +270,7 @@ class Sweep:
                 forget_checkpoints(self.trial_config(entry))
 
     def run(self) -> Outcome:
-        """Search, finals, outcome. Raises ValueError when no trial gave a score."""
+        """Run search and finals; return the outcome. Raises ValueError when no trial gave a score."""
         status = "KILLED"  # what a sweep that is interrupted is in MLflow until it goes on
         try:
             self.stage(final=False)
@@ -314,7 +304,7 @@ class Sweep:
 
 
 def settled(config: Config) -> Config:
-    """A recipe ready for a sweep: paths absolute, simulated specimens made, its experiment named."""
+    """Make a recipe ready for a sweep: paths absolute, simulated specimens made, its experiment named."""
     make_folder(Path(config.run.storage))
     config = absolute_paths(with_simulated(config))
     if config.run.experiment != RunConfig.experiment:
@@ -322,9 +312,24 @@ def settled(config: Config) -> Config:
     return dataclasses.replace(config, run=dataclasses.replace(config.run, experiment=EXPERIMENT))
 
 
-def reopened(folder: Path, **changes: Any) -> tuple[Settings, Config]:
-    """Settings and configuration of a sweep that goes on; `changes` of its settings."""
+def resumed(folder: Path, overrides: Sequence[str], trials: int | None) -> tuple[Settings, Config]:
+    """Return settings and configuration of the sweep in a folder: its name and storage are those of the folder.
+
+    Args:
+        folder: of the sweep, wherever it lies now.
+        overrides: of which only run.storage (where it was looked for) and data.shards (moved) can be used.
+        trials: of the search; None = as before.
+
+    Raises ValueError for an override that could not be used: its trials would not be comparable.
+    """
     from train.models.checkpoint import read_json
 
     tree = read_json(folder / SWEEP)
-    return dataclasses.replace(Settings(**tree["settings"]), **changes), from_dict(tree["config"])
+    config = resume.at_place(from_dict(tree["config"]), folder)
+    for one in overrides:
+        key = one.partition("=")[0]
+        if key not in ("run.storage", "data.shards"):
+            raise ValueError(f"--resume {folder.name}: --set {key}: allowed: another sweep for another value")
+        config = override(config, [one]) if key == "data.shards" else config
+    settings = Settings(**tree["settings"])
+    return dataclasses.replace(settings, trials=trials or settings.trials), absolute_paths(config)

@@ -1,6 +1,6 @@
-"""One trial: a training that pauses at every validation, so that the search may stop it there.
+"""Run one trial: a training that pauses at every validation, so that the search may stop it there.
 
-What a trial is given is plain data. Its folder is that of a normal run, with the normal checkpoints, so a trial that is
+A task is plain data. A trial's folder is that of a normal run, with the normal checkpoints, so a trial that is
 killed goes on from its last commit wherever Tune starts it again. An actor outlives its trial and takes the next one:
 imports, the index and the taxonomy are then there already.
 """
@@ -38,7 +38,7 @@ STOP_SECONDS = 300.0  # for the workers of a stopped trial to reach the end of t
 
 @dataclass(frozen=True)
 class Task:
-    """What a trial is told. `metric` is a pattern of metric keys, whose mean is the score."""
+    """Hold the task of a trial. `metric` is a pattern of metric keys, whose mean is the score."""
 
     name: str
     number: int
@@ -52,35 +52,35 @@ class Task:
 
 
 def score_of(metrics: dict[str, float], pattern: str) -> float | None:
-    """The mean of the metrics whose keys match; None when none does."""
+    """Return the mean of the metrics whose keys match; None when none does."""
     found = [value for key, value in metrics.items() if fnmatch.fnmatchcase(key, pattern)]
     return sum(found) / len(found) if found else None
 
 
 def on_split(pattern: str, split: str) -> str:
-    """The pattern of the same metrics on the split that finals are scored on."""
+    """Return the pattern of the same metrics on the split that finals are scored on."""
     return f"{split}/" + pattern.removeprefix("val/")
 
 
 @functools.lru_cache(maxsize=1)
 def opened(shards: tuple[str, ...]) -> tuple[pa.Table, Taxonomy]:
-    """Index and taxonomy, which all trials of a sweep share; read once in an actor's life."""
+    """Read index and taxonomy, which all trials of a sweep share, once in an actor's life."""
     index = load_index(shards)
     return index, Taxonomy.build(label_columns(select_split(index, "train")))
 
 
 class SharedJob(Job):
-    """A Job whose index and taxonomy are those of the actor."""
+    """Hold a Job whose index and taxonomy are those of the actor."""
 
     def open(self) -> tuple[Config, Taxonomy, pa.Table]:
-        """Configuration, taxonomy and index as objects."""
+        """Return configuration, taxonomy and index as objects."""
         config = from_dict(self.config)
         index, taxonomy = opened(config.data.shards)
         return config, taxonomy, index
 
 
 def keep_memory() -> None:
-    """What `trainer.KEEP_MEMORY` does for a process that is started, for one that runs already (glibc only)."""
+    """Do for a running process what `trainer.KEEP_MEMORY` does for a new one (glibc only)."""
     with contextlib.suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL(None).mallopt
         for option, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 2**26)):
@@ -88,7 +88,7 @@ def keep_memory() -> None:
 
 
 class InProcess:
-    """The epochs of a training in this process."""
+    """Iterate over the epochs of a training in this process."""
 
     def __init__(self, task: Task, config: Config) -> None:
         torch.set_num_threads(task.threads)
@@ -98,41 +98,41 @@ class InProcess:
         self._epochs = self._run()
 
     def _run(self) -> Iterator[dict[str, float]]:
-        """Those of before a restart first: whoever judges may not have heard of them."""
+        """Yield the epochs from before a restart first: the judge may not know them."""
         yield from list(self._worker.session.history)
         yield from self._worker.epochs()
 
     def next(self) -> dict[str, float] | None:
-        """The metrics of the next epoch; None after the last."""
+        """Return the metrics of the next epoch; None after the last."""
         return next(self._epochs, None)
 
     def close(self) -> None:
-        """Stop where it stands."""
+        """Stop where it is."""
         self._epochs.close()  # type: ignore[attr-defined]
         self._worker.close()
 
 
 class Distributed:
-    """The epochs of a TorchTrainer, which runs beside this actor in a thread."""
+    """Iterate over the epochs of a TorchTrainer, which runs beside this actor in a thread."""
 
     def __init__(self, task: Task, config: Config) -> None:
         assert task.budget, "workers need a budget for their data tasks"
         self._board, self._stop = progress.new_board(), threading.Event()
         self._shown, self._ended = 0, queue.Queue[BaseException | None]()
         last = config.eval.split if task.final else ""
-        within = trainer.Within(task.budget, self._board, self._stop, last, config.run.storage)
-        self._thread = threading.Thread(target=self._fit, args=(config, within), name=task.name, daemon=True)
+        share = trainer.Share(task.budget, self._board, self._stop, last, config.run.storage)
+        self._thread = threading.Thread(target=self._fit, args=(config, share), name=task.name, daemon=True)
         self._thread.start()
 
-    def _fit(self, config: Config, within: trainer.Within) -> None:
+    def _fit(self, config: Config, share: trainer.Share) -> None:
         try:
-            trainer.train(config, within)
+            trainer.train(config, share)
             self._ended.put(None)
         except (Exception, SystemExit) as error:  # SystemExit: stopped by `close`
             self._ended.put(error)
 
     def next(self) -> dict[str, float] | None:
-        """The metrics of the next epoch; None after the last. Raises what the training raised."""
+        """Return the metrics of the next epoch; None after the last. Raises what the training raised."""
         while True:
             alive = self._thread.is_alive()
             epochs = ray.get(self._board.epochs.remote())
@@ -208,14 +208,14 @@ class Trial(ray.tune.Trainable):
         return None
 
     def _export(self) -> None:
-        """The trained model of a final, without optimizer state, as a normal run leaves it."""
+        """Export the trained model of a final, without optimizer state, as a normal run does."""
         folder = run_folder(self._config)
         trainer.export(commits.path_of(folder, commits.steps(folder)[-1]), folder / "model")
 
     def cleanup(self) -> None:
-        """Leave the trial where it stands."""
+        """End the trial where it is."""
         if self._running is not None:
-            with contextlib.suppress(FloatingPointError, ValueError):  # told by `step` already
+            with contextlib.suppress(FloatingPointError, ValueError):  # raised in `step` already
                 self._running.close()
             self._running = None
 

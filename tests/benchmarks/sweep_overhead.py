@@ -40,7 +40,7 @@ def plain(sweep: Any, trials: int) -> list[float]:
         config = sweep.trial_config(Entry(number, values, number))
         run = dataclasses.replace(config.run, name=f"plain-{number}")
         config = dataclasses.replace(config, run=run)
-        if sweep.capacity.distributed:
+        if sweep.slots.distributed:
             train(config)
         else:
             given: dict[str, Any] = {field.name: "" for field in dataclasses.fields(Task)}
@@ -66,7 +66,8 @@ def main() -> int:
     from train.config import override
     from train.recipes import make
     from tune import spaces
-    from tune.sweep import Settings, Sweep, settled
+    from tune.settings import Settings
+    from tune.sweep import Sweep, settled
 
     # the temperature changes no cost of a step, a hierarchy weight of 0 would
     spaces.SPACES["temperature"] = lambda: {"loss.temperature": spaces.LogUniform(low=0.01, high=0.2)}

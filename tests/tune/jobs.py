@@ -29,7 +29,8 @@ def sweep_of(shards: str, storage: str, *settings: str, **asked: Any) -> Any:
     """A sweep of tiny trainings."""
     from tests.train.small import small_config
     from tune import spaces
-    from tune.sweep import Settings, Sweep
+    from tune.settings import Settings
+    from tune.sweep import Sweep
 
     spaces.SPACES["slow_learners"] = slow_learners
     config = small_config(shards, f"run.storage={storage}", "run.name=s", *settings)
@@ -66,7 +67,7 @@ def distributed(shards: str, storage: str) -> dict[str, Any]:
     sweep.ledger.put(Entry(default.number, default.values, 1, final=True))
     sweep.stage(final=True)
     return {
-        "told": sweep.capacity.told(),
+        "slots": sweep.slots.describe(),
         "states": [entry.state for entry in sweep.ledger.search()],
         "epochs": [[epoch for epoch, _ in entry.history] for entry in sweep.ledger.search()],
         "test": sweep.ledger.finals()[0].test,
@@ -100,7 +101,7 @@ def shrink(shards: str, storage: str) -> dict[str, Any]:
     sweep.stage(final=False)
     cutting.join()
     return {
-        "told": sweep.capacity.told(),
+        "slots": sweep.slots.describe(),
         "nodes": sum(node["Alive"] for node in ray.nodes()),
         "states": [entry.state for entry in sweep.ledger.search()],
         "epochs": [[epoch for epoch, _ in entry.history] for entry in sweep.ledger.search()],

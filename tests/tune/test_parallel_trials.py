@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from engine.batches.pipeline import MIN_TASK_CPU
 from train.config import Config, override
-from tune.parallel_trials import COORDINATOR_CPU, Capacity, capacity
+from tune.parallel_trials import COORDINATOR_CPU, Slots, slots
 
 STORE = 2e9
 TWO = [{"CPU": 2.0, "object_store_memory": STORE}]
@@ -30,9 +30,9 @@ def nodes_of(cpus: list[int], gpus: list[int]) -> list[dict[str, float]]:
 CLUSTERS = st.lists(st.tuples(st.integers(1, 32), st.integers(0, 8)), min_size=1, max_size=5)
 
 
-def fitting(nodes: list[dict[str, float]], config: Config) -> Capacity:
+def fitting(nodes: list[dict[str, float]], config: Config) -> Slots:
     try:
-        return capacity(nodes, config)
+        return slots(nodes, config)
     except ValueError:
         assume(False)
         raise
@@ -65,44 +65,44 @@ def test_a_data_task_fits_beside_coordinators_on_any_cpu(cluster: list[tuple[int
 
 def test_coordinators_do_not_fill_the_cluster() -> None:
     """Coordinators of a whole CPU, as Tune gives them, took both CPUs; their workers never started."""
-    found = capacity(TWO, of("run.num_workers=2"))
+    found = slots(TWO, of("run.num_workers=2"))
     assert found.distributed
     assert found.resources == {"CPU": 0.01}
 
 
 def test_no_more_trials_than_their_workers_have_room_for() -> None:
     """A coordinator and two workers of a CPU each asked for 2.01 of 2 CPUs; ours ask for 0.03, one trial at a time."""
-    assert capacity(TWO, of("run.num_workers=2")).concurrent == 1
-    assert capacity([{"CPU": 8.0, "object_store_memory": STORE}], of("run.num_workers=2")).concurrent == 4
+    assert slots(TWO, of("run.num_workers=2")).concurrent == 1
+    assert slots([{"CPU": 8.0, "object_store_memory": STORE}], of("run.num_workers=2")).concurrent == 4
 
 
 def test_zero_cpus_are_not_asked_for() -> None:
     """Ray refuses a trial of 0 CPUs."""
     for settings in (["run.num_workers=2"], ["run.num_workers=1"], ["run.num_workers=0"]):
-        assert capacity(TWO, of(*settings)).resources["CPU"] > 0
+        assert slots(TWO, of(*settings)).resources["CPU"] > 0
 
 
 def test_single_process_trials_have_no_data_tasks_to_wait_for() -> None:
-    found = capacity(TWO, of())
+    found = slots(TWO, of())
     assert (found.concurrent, found.resources, found.budget, found.threads) == (2, {"CPU": 1.0}, None, 1)
-    assert capacity(TWO, of("run.threads=2")).concurrent == 1
-    assert capacity(TWO, of(), most=1).concurrent == 1
+    assert slots(TWO, of("run.threads=2")).concurrent == 1
+    assert slots(TWO, of(), most=1).concurrent == 1
 
 
 def test_a_gpu_each() -> None:
     nodes = [{"CPU": 8.0, "GPU": 2.0, "object_store_memory": STORE}] * 2
-    found = capacity(nodes, of("run.use_gpu=true"))
+    found = slots(nodes, of("run.use_gpu=true"))
     assert (found.concurrent, found.resources) == (4, {"CPU": 1.0, "GPU": 1.0})
     assert found.budget and found.budget.execution_cpus == 3.0
-    assert capacity(nodes, of("run.use_gpu=true", "run.num_workers=2")).concurrent == 2
+    assert slots(nodes, of("run.use_gpu=true", "run.num_workers=2")).concurrent == 2
 
 
 def test_trials_go_to_the_nodes_for_training() -> None:
     nodes = [{"CPU": 4.0, "object_store_memory": STORE}, {"CPU": 4.0, "train": 2.0, "object_store_memory": STORE}]
-    found = capacity(nodes, of("run.worker_resource=train"))
+    found = slots(nodes, of("run.worker_resource=train"))
     assert (found.concurrent, found.resources) == (2, {"CPU": 1.0, "train": 1.0})
     with pytest.raises(ValueError, match="a trial needs 1 CPU and 1 train on one node"):
-        capacity(TWO, of("run.worker_resource=train"))
+        slots(TWO, of("run.worker_resource=train"))
 
 
 @pytest.mark.parametrize(
@@ -116,4 +116,4 @@ def test_trials_go_to_the_nodes_for_training() -> None:
 )
 def test_too_small(settings: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        capacity(TWO, of(*settings))
+        slots(TWO, of(*settings))

@@ -7,7 +7,8 @@ import pytest
 
 from train.config import Config
 from tune.ledger import Entry, Ledger
-from tune.search import ALGORITHMS, Algorithm, propose
+from tune.search import propose
+from tune.settings import ALGORITHMS, Algorithm
 from tune.spaces import defaults, find
 
 BASE = Config()

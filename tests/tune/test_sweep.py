@@ -14,8 +14,9 @@ from train.config import Config
 from train.models import checkpoint
 from tune import spaces
 from tune.ledger import SWEEP, Entry, Ledger
+from tune.settings import Settings
 from tune.spaces import Choice
-from tune.sweep import Settings, Sweep, reopened
+from tune.sweep import Sweep, resumed
 
 TINY = ("run.epochs=2", "run.validate_every=1", "run.tracking=mlflow", "eval.bootstrap=20")
 
@@ -77,7 +78,7 @@ def test_a_sweep_with_trials_that_explode_and_its_resume(
 
 def _goes_on(folder: Path, searched: int, finals: int, caplog: pytest.LogCaptureFixture) -> None:
     """One more trial is asked for: nothing that is done is done again, and no run is doubled."""
-    settings, config = reopened(folder, trials=searched + 1)
+    settings, config = resumed(folder, (), searched + 1)
     before = {file: file.read_bytes() for file in folder.glob("*/trial.json")}
     sweep = Sweep(settings, config)
     sweep.start()
@@ -155,6 +156,6 @@ def test_what_a_sweep_keeps(simulated_shards: Path, tmp_path: Path, ray_session:
     Sweep(settings, config).start()
     tree = json.loads((tmp_path / "s" / SWEEP).read_text())
     assert tree["settings"] == dataclasses.asdict(settings)
-    again, same = reopened(tmp_path / "s", trials=9)
+    again, same = resumed(tmp_path / "s", (), 9)
     assert (again, same) == (dataclasses.replace(settings, trials=9), config)
     assert Ledger(tmp_path / "s").entries == {}

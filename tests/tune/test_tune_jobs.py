@@ -31,7 +31,7 @@ def test_distributed_trials_on_two_cpus_without_a_dashboard(simulated_shards: Pa
     """Two workers and their data tasks on two CPUs (coordinators of a CPU each, or one trial too many, would wait for
     ever); a trial stopped by ASHA with the dashboard off (a placement group that stays would block the next)."""
     found, _ = job("distributed", simulated_shards, tmp_path)
-    assert found["told"] == "1 distributed trial at a time"
+    assert found["slots"] == "1 distributed trial at a time"
     assert found["states"] == ["finished", "stopped"]
     assert found["epochs"] == [[2, 4, 6], [2]]
     assert found["groups"] == []
@@ -40,7 +40,7 @@ def test_distributed_trials_on_two_cpus_without_a_dashboard(simulated_shards: Pa
 
 def test_a_cluster_that_shrinks(simulated_shards: Path, tmp_path: Path) -> None:
     found, log = job("shrink", simulated_shards, tmp_path)
-    assert found["told"] == "2 single-process trials at a time"
+    assert found["slots"] == "2 single-process trials at a time"
     assert found["nodes"] == 1
     assert found["states"] == ["finished"] * 2
     assert found["epochs"] == [[10, 20, 30, 40, 50, 60]] * 2

@@ -68,9 +68,11 @@ def code_version() -> str:
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return version
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=root, capture_output=True, text=True, check=False
-    )
+    describe = ["git", "describe", "--always", "--dirty"]
+    try:
+        commit = subprocess.run(describe, cwd=root, capture_output=True, text=True, check=False)
+    except OSError:  # a container without git
+        return version
     return f"{version} ({commit.stdout.strip()})" if commit.returncode == 0 else version
 
 

@@ -7,6 +7,7 @@ The last few are kept, and the best by its score. Ray Train's own checkpoint man
 the best, leaves unfinished folders for ever, and refuses a run whose list of checkpoints was cut off in the writing.
 """
 
+import errno
 import logging
 import os
 import shutil
@@ -21,34 +22,35 @@ from train.models.checkpoint import META, STATE, read_json
 log = logging.getLogger(__name__)
 
 FOLDER = "checkpoints"  # in a run's folder
+LEAST_BYTES = 2**20  # a disk with less room is full for any checkpoint
 
 
 def path_of(run: Path, step: int) -> Path:
-    """The folder of the checkpoint of a step."""
+    """Return the folder of the checkpoint of a step."""
     return run / FOLDER / f"step-{step:09d}"
 
 
 def steps(run: Path) -> list[int]:
-    """The steps that are committed and can be gone on from, in order."""
+    """Return the steps from which a run can go on, in order."""
     return sorted(int(folder.name[5:]) for folder in (run / FOLDER).glob("step-*") if (folder / STATE).is_file())
 
 
 def score_of(run: Path, step: int) -> float | None:
-    """The validation score that a checkpoint was committed with; None where it had none."""
+    """Return the validation score of a checkpoint; None where it has none."""
     return read_json(path_of(run, step) / META).get("score")
 
 
 def best(run: Path) -> int | None:
-    """The step with the highest score, of equal ones the latest; None where no checkpoint has one."""
+    """Return the step with the highest score, the latest of equal ones; None where no checkpoint has a score."""
     scored = [(score, step) for step in steps(run) if (score := score_of(run, step)) is not None]
     return max(scored)[1] if scored else None
 
 
 class Commits:
-    """One writer's checkpoints of a run. Only one process at a time may hold one (rank 0)."""
+    """Write the checkpoints of a run. Only one process at a time may hold one (rank 0)."""
 
     def __init__(self, run: Path, keep: int) -> None:
-        """Removes what an earlier process did not finish. `keep`: how many of the last ones stay."""
+        """Remove what an earlier process did not finish. `keep`: how many of the latest checkpoints stay."""
         self._run, self._keep = run, keep
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
@@ -59,7 +61,7 @@ class Commits:
             shutil.rmtree(orphan, ignore_errors=True)
 
     def submit(self, step: int, write: Callable[[Path], None]) -> None:
-        """Commit what `write` puts into a folder, after the one before is done; raises what that one raised.
+        """Commit what `write` puts into a folder, after the commit before it; raise what that one raised.
 
         `write` runs in another thread: it must hold copies of what training changes.
         """
@@ -68,13 +70,13 @@ class Commits:
         self._thread.start()
 
     def join(self) -> None:
-        """Until nothing is being written."""
+        """Wait until nothing is being written."""
         if self._thread:
             self._thread.join()
             self._thread = None
 
     def wait(self) -> None:
-        """Until everything submitted is committed. Raises what writing raised."""
+        """Wait until everything submitted is committed. Raises what writing raised."""
         self.join()
         if self._error:
             error, self._error = self._error, None
@@ -94,8 +96,8 @@ class Commits:
             part.rename(kept)
             _to_disk(kept.parent)
             self._tidy()
-        except BaseException as error:  # told to the thread that trains, at its next commit
-            self._error = error
+        except BaseException as error:  # raised in the thread that trains, at its next commit
+            self._error = _full(error, self._run, part) or error
             shutil.rmtree(part, ignore_errors=True)
         self.seconds = time.perf_counter() - started
 
@@ -106,10 +108,26 @@ class Commits:
 
     @staticmethod
     def _remove(committed: Path) -> None:
-        """First its name, then its files: a process killed in between leaves nothing that looks committed."""
+        """Remove first the name, then the files: a process killed in between leaves nothing that looks committed."""
         orphan = committed.with_name(_part())
         committed.rename(orphan)
         shutil.rmtree(orphan)
+
+
+def _size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*")) if folder.is_dir() else 0
+
+
+def _full(error: BaseException, run: Path, part: Path) -> OSError | None:
+    """Return the error of a full disk behind `error`; writers of tensors hide it in texts of their own."""
+    last = max(steps(run), default=0)
+    free, needed = shutil.disk_usage(run).free, _size(path_of(run, last)) or LEAST_BYTES
+    hidden = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if not hidden and free >= max(LEAST_BYTES, needed - _size(part)):
+        return None
+    whole = f"step {last} is whole" if last else "no checkpoint is there yet"
+    text = f"No space left on device: {free / 1e6:.0f} MB free, a checkpoint takes {needed / 1e6:.0f} MB; {whole}"
+    return OSError(errno.ENOSPC, text, str(run / FOLDER))
 
 
 def _part() -> str:
@@ -117,7 +135,7 @@ def _part() -> str:
 
 
 def _to_disk(path: Path) -> None:
-    """A power cut after the rename must not leave an empty file."""
+    """Flush a file or folder to the disk, so that a power cut after the rename leaves no empty file."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

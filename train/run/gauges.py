@@ -1,4 +1,4 @@
-"""The numbers of a running training as Prometheus gauges, through Ray's own exporter on every node.
+"""Export the numbers of a running training as Prometheus gauges, through Ray's exporter on every node.
 
     taxafuse_train_data_wait_seconds{run="bioscan1m", rank="0"} 0.003       (Ray puts `ray_` before the name)
 
@@ -20,7 +20,7 @@ GAUGES = {  # metric key of a training's record -> name and description of the g
 
 
 class Gauges:
-    """One worker's gauges; without a connected Ray they keep their numbers to themselves."""
+    """Hold one worker's gauges; without a connected Ray nothing is exported."""
 
     def __init__(self, run: str, rank: int) -> None:
         from ray.util.metrics import Gauge
@@ -31,7 +31,7 @@ class Gauges:
         }
 
     def set(self, record: Mapping[str, float]) -> None:
-        """Show the numbers of a record that have a gauge."""
+        """Set the gauges of a record's numbers."""
         for key, gauge in self._gauges.items():
             if key in record:
                 gauge.set(record[key], tags=self._tags)

@@ -1,9 +1,10 @@
-"""What the driver shows while workers train: one progress bar, and the few lines that workers have to say.
+"""Show one progress bar in the driver while workers train, and the few lines that workers log.
 
 Ray forwards every line of every process to the driver; a user waits for a bar and for warnings. So Ray's forwarding is
-off, and workers tell a small actor instead, which the driver reads twice a second.
+off, and workers report to a small actor instead, which the driver reads twice a second.
 """
 
+import contextlib
 import logging
 import sys
 import threading
@@ -17,7 +18,7 @@ POLL_SECONDS = 0.5
 
 
 class Board:
-    """The actor's state: the step, what stands beside the bar, lines not yet shown, and whether to stop."""
+    """Hold the step, the text beside the bar, the lines not yet shown, and whether to stop."""
 
     def __init__(self) -> None:
         self._step, self._beside, self._stop = 0, "", False
@@ -25,20 +26,20 @@ class Board:
         self._epochs: dict[float, dict[str, float]] = {}
 
     def add_epoch(self, metrics: dict[str, float]) -> None:
-        """Keep what an epoch ended with; an epoch that was done again after a restart counts once."""
+        """Keep the metrics of an epoch; one that was repeated after a restart counts once."""
         self._epochs[metrics["epoch"]] = metrics
 
     def epochs(self) -> list[dict[str, float]]:
-        """The metrics of every epoch so far, in order."""
+        """Return the metrics of every epoch so far, in order."""
         return [self._epochs[epoch] for epoch in sorted(self._epochs)]
 
     def set(self, step: int, beside: str = "") -> bool:
-        """Move the bar; an empty `beside` leaves what stands there. Returns whether the run is to stop."""
+        """Move the bar; an empty `beside` changes no text. Returns whether the run is to stop."""
         self._step, self._beside = step, beside or self._beside
         return self._stop
 
     def stop(self) -> None:
-        """Let the workers stop after their step, with a checkpoint."""
+        """Ask the workers to stop after their step, with a checkpoint."""
         self._stop = True
 
     def say(self, line: str) -> None:
@@ -46,21 +47,20 @@ class Board:
         self._lines.append(line)
 
     def read(self) -> tuple[int, str, list[str]]:
-        """(step, what stands beside the bar, lines since the last call)."""
+        """Return (step, text beside the bar, lines since the last call)."""
         lines, self._lines = self._lines, []
         return self._step, self._beside, lines
 
 
 def new_board() -> Any:
-    """A handle to a Board that takes no CPU; hand it to the workers. When its process is killed it starts empty."""
+    """Start a Board that takes no CPU; return its handle for the workers. After a kill it starts empty."""
     import ray
 
     return ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Board).remote()
 
 
-class Told:
-    """The workers' side: what rank 0 tells the board (None = there is none), and what it hears back, without ever
-    waiting for it."""
+class Reporter:
+    """Report to the board (None = there is none) from a worker, and hear its answer, without ever waiting for it."""
 
     def __init__(self, board: Any) -> None:
         self._board = board
@@ -68,7 +68,7 @@ class Told:
         self.stop = False  # the driver wants the run to stop
 
     def step(self, step: int, beside: str) -> None:
-        """Move the bar; hear whether the run is to stop, from the latest answer that is there."""
+        """Move the bar; read from the latest answer whether the run is to stop."""
         import ray
 
         if self._board is None:
@@ -78,7 +78,7 @@ class Told:
             self._answer = self._board.set.remote(step, beside)
 
     def epoch(self, metrics: dict[str, float]) -> None:
-        """What an epoch ended with."""
+        """Report the metrics of an epoch."""
         if self._board is not None:
             self._board.add_epoch.remote(metrics)
 
@@ -100,10 +100,22 @@ def log_to(board: Any, rank: int) -> None:
         logger.handlers, logger.propagate = [_BoardHandler(board)], False
 
 
+class View:
+    """Remember whether workers have done a step since the driver looks."""
+
+    def __init__(self) -> None:
+        self.begun, self._first = False, -1
+
+    def see(self, step: int) -> None:
+        """Note the board's step."""
+        self._first = step if self._first < 0 else self._first
+        self.begun = self.begun or step != self._first
+
+
 @contextmanager
-def shown(board: Any, total: int, stop: threading.Event) -> Iterator[None]:
-    """Show the board while the block runs; tell it when `stop` is set."""
-    done = threading.Event()
+def shown(board: Any, total: int, stop: threading.Event) -> Iterator["View"]:
+    """Show the board while the block runs; ask the workers to stop when `stop` is set."""
+    done, view = threading.Event(), View()
     bar = tqdm(
         total=total, desc="training", unit="step", file=sys.stderr, mininterval=1.0 if sys.stderr.isatty() else 20
     )
@@ -115,20 +127,24 @@ def shown(board: Any, total: int, stop: threading.Event) -> Iterator[None]:
         for line in lines:
             bar.write(line, file=sys.stderr)
         bar.set_postfix_str(beside, refresh=False)
+        view.see(step)
         bar.update(step - bar.n)  # a resumed run jumps ahead, a restarted one goes back
 
     def watch() -> None:
         while not done.wait(POLL_SECONDS):
             if stop.is_set():
                 board.stop.remote()
-            refresh()
+            with contextlib.suppress(OSError):  # a terminal that was closed
+                refresh()
 
     thread = threading.Thread(target=watch, name="progress", daemon=True)
     thread.start()
     try:
-        yield
-        refresh()
+        yield view
+        if not stop.is_set():
+            refresh()
     finally:
         done.set()
         thread.join(timeout=10)
-        bar.close()
+        with contextlib.suppress(OSError):
+            bar.close()

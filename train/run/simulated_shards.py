@@ -1,4 +1,4 @@
-"""Simulated specimens in place of `simulated:SEED` among a run's shards."""
+"""Make simulated specimens for `simulated:SEED` among a run's shards."""
 
 import dataclasses
 import logging
@@ -10,8 +10,9 @@ log = logging.getLogger(__name__)
 
 
 def with_simulated(config: Config) -> Config:
-    """Replace `simulated:SEED` in data.shards by a folder of simulated specimens, written here where it is not yet;
-    `simulated:SEED:COUNT` makes that many of them, of fewer species.
+    """Replace `simulated:SEED` in data.shards by a folder of simulated specimens, written here where it is missing.
+
+    `simulated:SEED:COUNT` makes that many specimens, of fewer species.
 
     Raises ValueError for a seed or a count that is no number, and for a count that is too small.
     """

@@ -1,10 +1,11 @@
-"""Config -> TorchTrainer -> a finished run: what the driver does. What its workers do is `train.run.worker`.
+"""Train in the driver: configuration -> TorchTrainer -> a finished run. Its workers run `train.run.worker`.
 
 Ray's own switches that are environment variables are set here, before Ray is imported, and never over the user's.
 """
 
 import contextlib
 import dataclasses
+import errno
 import json
 import logging
 import os
@@ -14,28 +15,21 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # the default of 2 s is added to every report
-os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # else every line of a worker appears twice
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # keep CUDA visible to zero-GPU drivers; no warning
-os.environ.setdefault("RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S", "300")  # 30 minutes of silence help nobody
-os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # a sweep tells itself how far it is
-os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # a sweep writes its own record
-os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # ctrl-C ends a sweep as it ends a training
-
-from engine import ray_seams as tasks
 from engine.batches.pipeline import CpuBudget, cpu_budget, label_columns, load_index, select_split
 from engine.batches.sampling import EpochPlan
 from engine.specimens.taxonomy import Taxonomy
 from train.config import Config, absolute_paths, to_dict
 from train.learning.loop import phases
 from train.models import checkpoint
-from train.run import commits, progress
-from train.run.tracking import create_run, open_tracker, reopen_run
+from train.run import commits, interrupts, progress, ray_seams, resume
+from train.run import folder as folders
+from train.run.cluster import lacking, require, start_ray
+from train.run.folder import RECORD
+from train.run.tracking import create_run, describe_run, open_tracker, reopen_run
 from train.run.worker import Job, listen, run_folder, train_loop
 
 log = logging.getLogger(__name__)
@@ -43,14 +37,14 @@ log = logging.getLogger(__name__)
 # glibc gives activations back to the kernel after each step and faults them in again at the next. Keeping them made a
 # CPU step of the quickstart 1.5 times as fast (0.31 s instead of 0.48 s, page faults 115,000 -> 200).
 KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40), "MALLOC_TOP_PAD_": str(2**26)}
-RECORD = "run.json"  # in the run's folder: its MLflow run and its configuration, for --resume
-STOPPED = 128 + signal.SIGTERM  # exit code, as a shell says it of a process that SIGTERM ended
+START_WORD_S, NEXT_WORD_S = 5.0, 30.0  # of silence before a line says what is going on
+STOP_S = 120.0  # for the workers to end their step, or their validation, and to commit
 CPU_PER_WORKER = {False: 0.01, True: 1.0}  # by use_gpu: a CPU worker's own threads share the cores with its data tasks
 
 
 @dataclass(frozen=True)
 class Run:
-    """A finished training run."""
+    """Hold a finished training run."""
 
     folder: Path
     model: Path  # exported checkpoint, without optimizer state
@@ -62,8 +56,8 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Within:
-    """What a run that is one of several is given by whoever runs them all, and keeps an eye on the run with."""
+class Share:
+    """Hold what a sweep gives to one of its runs, and what the sweep observes it with."""
 
     budget: CpuBudget  # its part of the cluster
     board: Any  # of train.run.progress
@@ -73,11 +67,10 @@ class Within:
 
 
 def prepare(config: Config) -> tuple[Taxonomy, int]:
-    """Everything that can be refused before anything starts: shards, splits, batch, lanes, phases.
+    """Check shards, splits, batch, lanes and phases before anything starts.
 
-    Returns the taxonomy and the number of steps of the run.
-
-    The taxonomy is built from the train split alone: what a model can name is what it was shown.
+    Returns the taxonomy and the number of steps of the run. The taxonomy comes from the train split alone: a model can
+    name only what it was shown.
     """
     index = load_index(config.data.shards)
     train = select_split(index, "train")
@@ -114,35 +107,24 @@ def _threads(config: Config) -> int:
 
 
 def worker_resources(config: Config) -> dict[str, float]:
-    """What one train worker asks of Ray."""
+    """Return the resources that one train worker reserves in Ray."""
     run = config.run
     own = {run.worker_resource: 1.0} if run.worker_resource else {}
     return {"CPU": CPU_PER_WORKER[run.use_gpu]} | ({"GPU": 1.0} if run.use_gpu else {}) | own
 
 
 def _trainer(job: Job, config: Config) -> Any:
-    """A TorchTrainer whose workers listen for SIGTERM. Restarts are the driver's (`_fit`), not Ray's."""
+    """Return a TorchTrainer whose workers listen for signals. `_fit` restarts it, not Ray."""
     import ray.train
     from ray.train import FailureConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
-    from ray.train.torch.config import _TorchBackend
-
-    class Backend(_TorchBackend):
-        def on_start(self, worker_group: Any, backend_config: Any) -> None:
-            super().on_start(worker_group, backend_config)
-            worker_group.execute(listen)  # in the main thread: the training function runs in another
-
-    class Setup(TorchConfig):
-        @property
-        def backend_cls(self) -> type[_TorchBackend]:
-            return Backend
+    from ray.train.torch import TorchTrainer
 
     run = config.run
     memory = {key: os.environ.get(key, value) for key, value in KEEP_MEMORY.items()}
     return TorchTrainer(
         train_loop,
         train_loop_config={field.name: getattr(job, field.name) for field in dataclasses.fields(job)},
-        torch_config=Setup(),
+        torch_config=ray_seams.torch_setup(listen),
         scaling_config=ScalingConfig(
             num_workers=run.num_workers,
             use_gpu=run.use_gpu,
@@ -152,17 +134,49 @@ def _trainer(job: Job, config: Config) -> Any:
             name=run.name,
             storage_path=str(Path(run.storage).resolve()),
             failure_config=FailureConfig(max_failures=0),
-            worker_runtime_env={"env_vars": memory},
+            worker_runtime_env={"env_vars": memory | ray_seams.TRAIN_NICENESS},
         ),  # type: ignore[call-arg]  # the type checker sees the older RunConfig of ray.air
     )
 
 
 def _not_worth_a_retry(error: Exception) -> Exception | None:
-    """What would only happen again: the user's mistake, and a loss that is not finite (of the rank that has it)."""
-    failures = getattr(error, "worker_failures", {}).values()
-    again = [failure for failure in failures if isinstance(failure, ValueError | FloatingPointError)]
+    """Return the failure that would only happen again: a user's mistake, a full disk, a loss that is not finite."""
+    failures = ray_seams.failures_of(error).values()
+    full: list[Exception] = [
+        one for one in failures if isinstance(one, OSError) and one.errno in (errno.ENOSPC, errno.EDQUOT)
+    ]
+    again: list[Exception] = [failure for failure in failures if isinstance(failure, ValueError | FloatingPointError)]
     source = [failure for failure in again if re.match(r"loss is -?(nan|inf)", str(failure))]
-    return next(iter(source + again), None)
+    return next(iter(full + source + again), None)
+
+
+def _attempt(job: Job, config: Config, total_steps: int, stop: threading.Event) -> None:
+    """Train in a thread, so that this one hears signals in every phase; raise what the training raised.
+
+    After a request to stop it returns when the workers have committed; at once before their first step.
+    """
+    outcome: list[BaseException] = []
+
+    def fit() -> None:
+        try:
+            _trainer(job, config).fit()
+        except BaseException as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=fit, name="training", daemon=True)
+    started, word, deadline = time.monotonic(), START_WORD_S, float("inf")
+    with progress.shown(job.board, total_steps, stop) as view:
+        thread.start()
+        while thread.is_alive() and time.monotonic() < deadline:
+            thread.join(0.1)
+            waited = time.monotonic() - started
+            if stop.is_set() and deadline == float("inf"):
+                deadline = time.monotonic() + (STOP_S if view.begun else 0.0)
+            if not view.begun and waited > word:
+                log.info("%d train workers start: torch, first batch (%.0f s)", config.run.num_workers, waited)
+                word += NEXT_WORD_S
+    if outcome:
+        raise outcome[0]
 
 
 def _fit(job: Job, config: Config, total_steps: int, stop: threading.Event) -> None:
@@ -178,8 +192,7 @@ def _fit(job: Job, config: Config, total_steps: int, stop: threading.Event) -> N
     failures, limit = 0, run.max_failures
     while True:
         try:
-            with progress.shown(job.board, total_steps, stop):
-                _trainer(job, config).fit()
+            _attempt(job, config, total_steps, stop)
             return
         except (ray.train.TrainingFailedError, ray.exceptions.RayActorError) as error:
             mistake = _not_worth_a_retry(error)
@@ -195,42 +208,14 @@ def _fit(job: Job, config: Config, total_steps: int, stop: threading.Event) -> N
                 log.warning("training waits for nodes: its workers need %s", lack)
 
 
-def lacking(each: Mapping[str, float], num_workers: int, cluster: Mapping[str, float]) -> str:
-    """What a cluster has too little of for so many workers, as a text; "" = it has enough."""
-    needed = {name: num_workers * amount for name, amount in each.items()}
-    short = {name: amount for name, amount in needed.items() if cluster.get(name, 0.0) < amount}
-    return "; ".join(f"{amount:g} {name}, there are {cluster.get(name, 0.0):g}" for name, amount in short.items())
-
-
 def _cause(error: Exception) -> str:
-    """One line on why training broke off."""
-    failures = getattr(error, "worker_failures", {})
-    told = [f"worker {rank}: {type(failure).__name__}: {failure}" for rank, failure in failures.items()]
-    return " ".join((told[0] if told else f"{type(error).__name__}: {error}").split())[:300]
-
-
-@contextlib.contextmanager
-def _sigterm_stops() -> Iterator[threading.Event]:
-    """An event that SIGTERM sets while the block runs; in the main thread only, elsewhere nothing sets it."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    try:
-        yield stop
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def start_ray() -> None:
-    """As `engine.ray_seams.start_ray`, with Ray's warnings."""
-    tasks.start_ray(logging.WARNING)
-    logging.getLogger("ray.data").setLevel(logging.ERROR)  # it reports every execution; failures come as exceptions
+    """Return one line that says why training broke off."""
+    causes = [f"worker {rank}: {type(one).__name__}: {one}" for rank, one in ray_seams.failures_of(error).items()]
+    return " ".join((causes[0] if causes else f"{type(error).__name__}: {error}").split())[:300]
 
 
 def make_folder(folder: Path) -> Path:
-    """Make a folder of a run where it is not yet. Raises ValueError when it cannot be made or written to."""
+    """Make a folder where it is missing. Raises ValueError when it cannot be made or written to."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
@@ -248,58 +233,95 @@ def export(source: Path, target: Path) -> Path:
     return target
 
 
-def _record(config: Config) -> str:
-    """The MLflow run of this training, the same after every restart; "" when not tracking."""
-    record = run_folder(config) / RECORD
-    run_id = json.loads(record.read_text())["run_id"] if record.exists() else ""
-    if run_id:
-        reopen_run(config, run_id)
-        return run_id
-    run_id = create_run(config, {"recipe": config.recipe, "code_version": checkpoint.code_version()})
-    part = record.with_suffix(".part")
-    part.write_text(json.dumps({"run_id": run_id, "config": to_dict(config)}, indent=1))
-    part.rename(record)
+def _record(config: Config, rows: str) -> str:
+    """Return the MLflow run of this training, the same after every restart; "" when not tracking.
+
+    Write run.json anew: with the configuration that is used from here on, and the checksum of the train split.
+    """
+    folder = run_folder(config)
+    record = checkpoint.read_json(folder / RECORD) if (folder / RECORD).is_file() else {}
+    first = resume.came_from(record, folder)
+    if first:
+        log.info("%s is a copy of %s: it has a run of its own in MLflow", folder, first)
+    run_id = "" if first else record.get("run_id", "")
+    if run_id and reopen_run(config, run_id):
+        before = resume.reopened(folder, ())
+        tags = {f"resumed.{key}": str(new) for key, (_, new) in resume.changed(before, config).items()}
+        describe_run(config, run_id, tags)
+    else:
+        tags = {"recipe": config.recipe, "code_version": checkpoint.code_version()}
+        run_id = create_run(config, tags | ({"copied_from": str(first)} if first else {}))
+    part = (folder / RECORD).with_suffix(".part")
+    part.write_text(json.dumps({"run_id": run_id, "config": to_dict(config), "rows": rows}, indent=1))
+    part.rename(folder / RECORD)
     return run_id
 
 
-def train(config: Config, within: Within | None = None) -> Run:
+def train(config: Config, share: Share | None = None, *, wait: bool = False) -> Run:
     """Train as configured, on the running Ray cluster or one started here; a run of the same name is continued.
 
     Args:
-        within: given for one of several runs; the status of its MLflow run is then left to whoever runs them all.
+        config: of the run; its folder is `run.storage`/`run.name`, which this process owns meanwhile.
+        share: of one of several runs, whose status in MLflow is set by the sweep.
+        wait: for nodes that the cluster does not have yet, instead of refusing.
 
-    Raises ValueError for everything that the user can mend: shards, splits, numbers of workers, CPUs, tracking;
-    FloatingPointError when the loss is not finite; SystemExit(143) after SIGTERM, with the last step committed.
+    Raises ValueError for everything that the user can mend: shards, splits, numbers of workers, resources, tracking;
+    FloatingPointError when the loss is not finite; Interrupted (SystemExit) after a signal, with the last step
+    committed.
     """
+    config = absolute_paths(config)
+    folder = run_folder(config)
+    with interrupts.heard() as signals, contextlib.ExitStack() as own:
+        if share is None:
+            own.enter_context(folders.held(folder))
+        taxonomy, total_steps = prepare(config)
+        rows = resume.fingerprint(select_split(load_index(config.data.shards), "train")) if share is None else ""
+        resume.check(folder, total_steps, rows)
+        start_ray()
+        job = _job(config, taxonomy, share, wait)
+        make_folder(folder)
+        job = dataclasses.replace(job, run_id=_record(config, rows))
+        started, status = time.perf_counter(), "FAILED"
+        try:
+            with signals.patient() if share is None else contextlib.nullcontext(share.stop) as stop:
+                _fit(job, config, total_steps, stop)
+            status = _reached(config, total_steps)
+            if status:
+                raise interrupts.Interrupted(signals.signum or signal.SIGTERM)
+        except interrupts.Interrupted:
+            status = "KILLED"
+            raise
+        finally:
+            if status and share is None:
+                open_tracker(config, job.run_id).close(status)
+        return _finished(config, taxonomy, job.run_id, total_steps, time.perf_counter() - started)
+
+
+def _job(config: Config, taxonomy: Taxonomy, share: Share | None, wait: bool) -> Job:
+    """Return what every worker needs, after comparing the cluster with it. Raises ValueError for a lack."""
     import ray
 
-    config = absolute_paths(config)
-    taxonomy, total_steps = prepare(config)
-    start_ray()
-    run = config.run
-    if within is None:
-        budget = cpu_budget(ray.cluster_resources(), run.num_workers, CPU_PER_WORKER[run.use_gpu])
-        board, measured, texts = progress.new_board(), "", ""
-    else:
-        budget, board, measured, texts = within.budget, within.board, within.measured_last, within.frozen_texts
-    folder = make_folder(run_folder(config))
-    run_id = _record(config)
-    started, status = time.perf_counter(), "FAILED"
-    try:
-        with _sigterm_stops() if within is None else contextlib.nullcontext(within.stop) as stop:
-            tree, taxa = to_dict(config), taxonomy.to_json()
-            job = Job(tree, taxa, run_id, budget, _threads(config), board, measured, texts)
-            _fit(job, config, total_steps, stop)
-        reached = max(commits.steps(folder), default=0)
-        if reached < total_steps:
-            status = "KILLED"
-            log.warning("stopped at step %d of %d; go on with --resume %s", reached, total_steps, run.name)
-            raise SystemExit(STOPPED)
-        status = ""
-    finally:
-        if status and within is None:
-            open_tracker(config, run_id).close(status)
-    seconds = time.perf_counter() - started
+    run, tree, taxa, threads = config.run, to_dict(config), taxonomy.to_json(), _threads(config)
+    if share:
+        return Job(tree, taxa, "", share.budget, threads, share.board, share.measured_last, share.frozen_texts)
+    require(worker_resources(config), run.num_workers, wait)
+    budget = cpu_budget(ray.cluster_resources(), run.num_workers, CPU_PER_WORKER[run.use_gpu])
+    return Job(tree, taxa, "", budget, threads, progress.new_board())
+
+
+def _reached(config: Config, total_steps: int) -> str:
+    """Return "" for a run that has come to its end, else KILLED after a line that says how to go on."""
+    reached = max(commits.steps(run_folder(config)), default=0)
+    if reached >= total_steps:
+        return ""
+    name = config.run.name
+    log.warning("stopped at step %d of %d; go on with --resume %s", reached, total_steps, name)
+    return "KILLED"
+
+
+def _finished(config: Config, taxonomy: Taxonomy, run_id: str, total_steps: int, seconds: float) -> Run:
+    """Export the model of the last step and describe the run."""
+    folder = run_folder(config)
     best = commits.best(folder)
     if best is not None and best != total_steps:
         log.info("best by validation: %s", commits.path_of(folder, best))

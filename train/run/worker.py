@@ -1,4 +1,4 @@
-"""What each Ray Train worker does: from the last committed checkpoint to the end of the run, or to a request to stop.
+"""Run one Ray Train worker: from the last committed checkpoint to the end of the run, or to a request to stop.
 
     restore -> train_step ... -> (epoch: compare replicas, validate, report) -> commit -> train_step ...
 
@@ -31,7 +31,7 @@ from train.learning import flops
 from train.learning.loop import Meter, Session, timed
 from train.models import checkpoint
 from train.pages import evaluation
-from train.run import commits, progress
+from train.run import commits, progress, resume
 from train.run.gauges import Gauges
 from train.run.tracking import open_tracker
 
@@ -44,17 +44,17 @@ _sigterm = threading.Event()  # this process was asked to end
 
 
 def listen() -> None:
-    """From now on SIGTERM asks for a checkpoint at the next step. For the main thread of a worker's process."""
+    """Let signals ask for a checkpoint at the next step. Call it in the main thread of a worker's process."""
     signal.signal(signal.SIGTERM, lambda *_: _sigterm.set())
 
 
 class Preempted(RuntimeError):
-    """A worker was asked to end; everything is committed, and the run can go on elsewhere."""
+    """Say that a worker was asked to end; everything is committed, and the run can go on elsewhere."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What every worker is given. Plain data, so that it survives pickling to another node."""
+    """Hold what every worker needs, as plain data that survives pickling to another node."""
 
     config: dict[str, Any]
     taxonomy: dict[str, Any]
@@ -66,18 +66,18 @@ class Job:
     frozen_texts: str = ""  # a folder in which runs share the features of a frozen text tower; "" = none
 
     def open(self) -> tuple[Config, Taxonomy, pa.Table]:
-        """Configuration, taxonomy and index as objects."""
+        """Return configuration, taxonomy and index as objects."""
         config = from_dict(self.config)
         return config, Taxonomy.from_json(self.taxonomy), load_index(config.data.shards)
 
 
 def run_folder(config: Config) -> Path:
-    """Where everything of a run is kept."""
+    """Return the folder that keeps everything of a run."""
     return Path(config.run.storage).resolve() / config.run.name
 
 
 def train_loop(task: dict[str, Any]) -> None:
-    """The function that Ray Train runs; `task` holds a Job's fields."""
+    """Train; Ray Train calls this function with a Job's fields."""
     import ray.train.torch
 
     job = Job(**task)
@@ -92,10 +92,10 @@ def train_loop(task: dict[str, Any]) -> None:
 
 
 class Worker:
-    """One worker's session with what is around it: metrics, checkpoints, the board."""
+    """Drive one worker's session with its metrics, checkpoints and the board."""
 
     def __init__(self, job: Job, device: torch.device) -> None:
-        self.budget, self.told = job.budget, progress.Told(job.board)
+        self.budget, self.reporter = job.budget, progress.Reporter(job.board)
         self.job = job
         self.config, taxonomy, self.index = job.open()
         self.rank0 = dist.rank() == 0
@@ -111,7 +111,7 @@ class Worker:
         self._share_texts()
 
     def _share_texts(self) -> None:
-        """Take the features of a frozen text tower that another run of the same weights has left."""
+        """Take the features of a frozen text tower that another run of the same weights has written."""
         text = self.session.model.text_encoder
         self.texts = Path(self.job.frozen_texts) if self.job.frozen_texts and text.frozen else None
         if self.texts:
@@ -123,13 +123,15 @@ class Worker:
         chosen = int(dist.all_reduce_sum(torch.tensor([there[-1] if there else 0], device=self.session.device)).item())
         if chosen:
             folder = commits.path_of(self.folder, chosen)
-            self.session.restore(checkpoint.load(folder).model.state_dict(), checkpoint.load_training_state(folder))
+            saved = checkpoint.load(folder)
+            state = checkpoint.load_training_state(folder)
+            resume.restore(self.session, saved.model.state_dict(), state, saved.config)
             log.info("resumed at step %d of %d", chosen, self.session.total_steps)
             for metrics in self.session.history if self.rank0 else []:
-                self.told.epoch(metrics)
+                self.reporter.epoch(metrics)
 
     def epochs(self) -> Iterator[dict[str, float]]:
-        """Do all steps that are left; yields the metrics of each epoch at its end.
+        """Do all steps that are left; yield the metrics of each epoch at its end.
 
         Raises Preempted when any worker was asked to end, after a checkpoint.
         """
@@ -151,9 +153,9 @@ class Worker:
         return every > 0 and count % every == 0
 
     def _step(self, batch: Batch, wait: float) -> None:
-        """One step, timed and counted."""
+        """Do one step, timed and counted."""
         session, first = self.session, not self.peak
-        asked = (self.told.stop, _sigterm.is_set())
+        asked = (self.reporter.stop, _sigterm.is_set())
         started = time.perf_counter()
         if first and not self.config.run.compile:  # what is compiled cannot be counted
             terms, self.flops = flops.counted(lambda: session.train_step(batch, asked))
@@ -176,10 +178,10 @@ class Worker:
             self.beside = f"loss {summary['loss/total']:.3f}, {summary['perf/samples_per_s']:.0f} specimens/s"
             self.interval = Meter()
         if self.rank0:
-            self.told.step(session.step, self.beside)
+            self.reporter.step(session.step, self.beside)
 
     def _end_epoch(self, stop: bool) -> dict[str, float]:
-        """Compare the replicas, validate when due, commit when due; returns the epoch's metrics."""
+        """Compare the replicas, validate and commit when due; return the epoch's metrics."""
         session, run = self.session, self.config.run
         epoch, last = session.step // session.plan.steps_per_epoch, session.step == session.total_steps
         dist.check_replicas(session.model)
@@ -202,13 +204,13 @@ class Worker:
             scores = [value for key, value in found.items() if key.endswith(SCORED)]
             self._commit(sum(scores) / len(scores) if scores else None)
         if self.rank0:
-            self.told.epoch(metrics)
+            self.reporter.epoch(metrics)
             if self.texts and epoch == 1:  # by now every caption has been met
                 session.model.text_encoder.leave(self.texts)
         return metrics
 
     def _commit(self, score: float | None = None) -> None:
-        """Rank 0 hands a copy of everything to the thread that writes it; training goes on meanwhile."""
+        """Hand a copy of everything to the thread that writes it (rank 0); training goes on meanwhile."""
         if not self.commits:
             return
         session, started = self.session, time.perf_counter()
@@ -228,7 +230,7 @@ class Worker:
         self.tracker.metrics(times, session.step)
 
     def _committed(self) -> None:
-        """Until rank 0's checkpoints are written: no rank may end before, for its end takes the others with it."""
+        """Wait for rank 0's checkpoints: a rank that ended before would take the others with it."""
         if self.commits:
             self.commits.wait()
         dist.all_reduce_sum(torch.zeros(1, device=self.session.device))
@@ -242,14 +244,14 @@ class Worker:
             raise Preempted(f"a train worker was asked to end (SIGTERM) at step {self.session.step}")
 
     def close(self) -> None:
-        """Let what was handed over be written, whatever ended the run."""
+        """Finish writing what was handed over, whatever ended the run."""
         if self.commits:
             self.commits.join()
         self.tracker.close()
 
 
 def validate(session: Session, index: pa.Table, split: str = "val") -> dict[str, float]:
-    """Per-rank roll-up accuracy on a split, each worker with its share of the specimens; {} where there is none."""
+    """Return the roll-up accuracy per rank on a split, shared by all workers; {} without specimens."""
     if not bool((index["split"].to_numpy(zero_copy_only=False) == split).any()):
         return {}
     rows = select_split(index, split)
@@ -272,7 +274,7 @@ def validate(session: Session, index: pa.Table, split: str = "val") -> dict[str,
 
 
 def pooled(parts: list[dict[str, float]]) -> dict[str, float]:
-    """The accuracies of all specimens from those of disjoint shares: `.../top1` weighted by `.../rows`."""
+    """Combine the accuracies of disjoint shares: `.../top1` weighted by `.../rows`."""
     result: dict[str, float] = {}
     for top1 in dict.fromkeys(key for part in parts for key in part if key.endswith("/top1")):
         rows = top1.removesuffix("top1") + "rows"
@@ -283,8 +285,10 @@ def pooled(parts: list[dict[str, float]]) -> dict[str, float]:
 
 
 def record_keys(folder: Path, rank: int, step: int, keys: list[str]) -> None:
-    """Append the keys of one worker's step. A step that was done again after a restart stands there again: the last
-    record of a step is the one that the weights come from."""
+    """Append the keys of one worker's step.
+
+    A step that was repeated after a restart has several records; the weights come from the last one.
+    """
     line = json.dumps({"step": step, "keys": [key for key in keys if key]}) + "\n"
     descriptor = os.open(folder / f"keys-{rank}.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:
