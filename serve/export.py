@@ -104,7 +104,7 @@ def _evaluation(path: Path, given: Path | None) -> Path | None:
 
 
 def _without_places(loaded: checkpoint.Checkpoint) -> dict[str, Any]:
-    """The configuration without folders and addresses of the machine that trained it."""
+    """Return the configuration without folders and addresses of the machine that trained it."""
     tree = to_dict(loaded.config)
     tree["data"] |= {"shards": [Path(place).name for place in loaded.config.data.shards], "tokenizer_file": ""}
     tree["run"] |= {"storage": "runs", "tracking_uri": ""}
@@ -127,8 +127,12 @@ def register(
     """Log a model as pyfunc to its run in MLflow (a new one where it has none there) and make it a version of `name`.
 
     Args:
+        source: checkpoint folder, or a run's.
+        name: of the registered model.
         aliases: that move to this version.
         registry: MLflow's address; "" = the sqlite file of the runs.
+        library: of references, to go with it.
+        licence: of the model, as of `export_folder`.
 
     Returns:
         The version.
@@ -171,7 +175,7 @@ def _log(folder: Path, name: str, aliases: tuple[str, ...]) -> str:
 
 @contextmanager
 def _run(registry: str, source: Path) -> Iterator[None]:
-    """The model's own run in a store, or a new one; MLflow's address is as before afterwards."""
+    """Open the model's own run in a store, or a new one; restore MLflow's address afterwards."""
     import mlflow
 
     before = mlflow.get_tracking_uri()
@@ -187,7 +191,7 @@ def _run(registry: str, source: Path) -> Iterator[None]:
 
 
 def _choose_experiment(name: str, registry: str) -> None:
-    """As `tracking` makes them: the artifacts of a sqlite file lie beside it, not in the working directory."""
+    """Choose the experiment; the artifacts of a sqlite file lie beside it, not in the working directory."""
     import mlflow
 
     file = registry.removeprefix("sqlite:///")
@@ -197,7 +201,7 @@ def _choose_experiment(name: str, registry: str) -> None:
 
 
 def _run_id(source: Path) -> str | None:
-    """The run that trained this model, where the store knows it."""
+    """Return the run that trained this model, where the store knows it."""
     import mlflow
 
     folder = checkpoint.find(source)
@@ -212,7 +216,7 @@ def _run_id(source: Path) -> str | None:
 
 
 def input_example() -> Any:
-    """One simulated specimen: photo and barcode, as the pyfunc takes them."""
+    """Return one simulated specimen: photo and barcode, as the pyfunc takes them."""
     import pandas as pd
 
     from engine.formats.registry import open_dataset

@@ -52,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def read(arguments: argparse.Namespace) -> References:
-    """The specimens that a command line names. Raises ValueError for what the user can mend."""
+    """Read the specimens that a command line names. Raises ValueError for a user's mistake."""
     encoder = None
     if arguments.checkpoint:
         from serve.models.registry import resolve_checkpoint
@@ -113,7 +113,7 @@ def _put(library: Library, folder: Path) -> None:
 
 
 def describe(folder: Path) -> tuple[str, list[str]]:
-    """What a library holds, as text, and the files that are not those that were saved."""
+    """Describe what a library holds, as text, and name the files that are not those that were saved."""
     manifest = read_manifest(folder)
     names = [name for name in manifest["files"] if (folder / name).is_file()]
     changed = [
@@ -144,10 +144,10 @@ def describe(folder: Path) -> tuple[str, list[str]]:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run one command; returns its exit code. Raises ValueError for what the user can mend."""
+    """Run one command; return its exit code. Raises ValueError for a user's mistake."""
     if arguments.command == "inspect":
-        told, changed = describe(arguments.library)
-        print(told)
+        text, changed = describe(arguments.library)
+        print(text)
         return 1 if changed else 0
     if arguments.command == "add":
         read_manifest(arguments.library)  # before minutes of reading

@@ -33,7 +33,7 @@ PATIENCE_S = 150  # of the proxy, more than body and model may take: a request e
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The command line."""
+    """Read the command line."""
     parser = Parser(
         prog="python -m serve.main", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -111,7 +111,7 @@ def _serve(options: argparse.Namespace) -> None:
 
 
 def _check_address(host: str, port: int) -> None:
-    """Raises ValueError where another program listens: HAProxy would share the port with another HAProxy."""
+    """Raise ValueError where another program listens: HAProxy would share the port with another HAProxy."""
     if not 0 < port < 65536:
         raise ValueError(f"--port: got {port}, allowed 1..65535")
     try:
@@ -131,7 +131,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; returns the exit code (2 = something the user can mend, said in one line)."""
+    """Run the command; return the exit code (2 = something the user can mend, said in one line)."""
     options = parse(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     return guarded(lambda: run(options))

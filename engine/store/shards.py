@@ -36,7 +36,7 @@ _REQUESTS = 8  # at once
 
 
 def shard_name(number: int) -> str:
-    """File name of a shard."""
+    """Return the file name of a shard."""
     return f"{number:06d}.tar"
 
 
@@ -78,7 +78,7 @@ def read_index(directory: Path | str | Location, columns: list[str] | None = Non
 
 
 def check_files(directory: Path | str | Location) -> None:
-    """A look at the size of every shard, before a run that would otherwise go on without its specimens.
+    """Check the size of every shard, before a run that would otherwise go on without its specimens.
 
     Raises ValueError when one is missing or not as long as the manifest says.
     """
@@ -94,7 +94,7 @@ def check_files(directory: Path | str | Location) -> None:
 
 
 def file_sha256(place: Path | str | Location) -> str:
-    """sha256 (hex) of a file."""
+    """Return the sha256 (hex) of a file."""
     digest = hashlib.sha256()
     with Location.parse(place).open_input() as file:
         while data := file.read(_MAX_RANGE):
@@ -118,7 +118,7 @@ class _Descriptor:
 
 
 class ShardReader:
-    """Reads bytes of shards by offset. Thread-safe, picklable (open files stay behind), one descriptor per shard.
+    """Read bytes of shards by offset. Thread-safe, picklable (open files stay behind), one descriptor per shard.
 
     At most `max_open` files stay open, the oldest is closed first. Remote shards cost a request a read; `fetch` makes
     few of many.
@@ -142,8 +142,8 @@ class ShardReader:
         try:
             data: bytes = file.read_at(size, offset)
         except OSError as error:
-            told = error.strerror or str(error).splitlines()[0]
-            raise BadSpecimen("", shard, f"cannot be read: {told}") from None
+            reason = error.strerror or str(error).splitlines()[0]
+            raise BadSpecimen("", shard, f"cannot be read: {reason}") from None
         if len(data) != size:
             raise BadSpecimen("", shard, f"file ends early: {size} bytes wanted at {offset}, {len(data)} there")
         return data
@@ -152,7 +152,7 @@ class ShardReader:
         """Read (shard, offset, size) ranges that `read` will ask for, near ones together, several requests at a time.
 
         They replace what was fetched before. Does nothing for local shards, whose reads cost no request; a range that
-        cannot be read is left to `read`, which tells why.
+        cannot be read is left to `read`, which says why.
         """
         wanted: dict[str, list[tuple[int, int]]] = defaultdict(list)
         for shard, offset, size in ranges:
@@ -195,7 +195,7 @@ class ShardReader:
 
 
 def _merged(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Sorted (start, end) ranges with those that lie near each other joined, none longer than a request should be."""
+    """Sort (start, end) ranges and join those that lie near each other, none longer than a request should be."""
     merged: list[tuple[int, int]] = []
     for start, end in sorted(spans):
         if merged and start <= merged[-1][1] + _MERGE_GAP and end - merged[-1][0] <= _MAX_RANGE:
@@ -206,7 +206,7 @@ def _merged(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 def count_specimens(index: pa.Table) -> dict[str, Any]:
-    """Counts of a manifest: specimens in all, per split, with a label per rank, with an image, a barcode, both."""
+    """Count for a manifest: specimens in all, per split, with a label per rank, with an image, a barcode, both."""
     splits = pc.value_counts(index["split"]).to_pylist()
     image = pc.greater_equal(index["image_offset"], 0)
     barcode = pc.greater_equal(index["dna_offset"], 0)
@@ -264,20 +264,13 @@ def verify(directory: Path | str | Location) -> list[str]:
 
 
 def _verify_shard(place: Location, size: int | None, entry: dict[str, Any], rows: pa.Table) -> list[str]:
+    """Return what is wrong with one shard of `size` bytes (None = missing), given its manifest entry and index rows."""
     if size is None:
         return [f"{place.name} is missing"]
-    problems = []
-    if rows.num_rows != entry["specimens"]:
-        problems.append(f"{place.name}: {rows.num_rows} specimens in the index, the manifest says {entry['specimens']}")
-    expected = {}
-    end = 0
-    for row in rows.to_pylist():
-        if row["offset"] != end:
-            problems.append(f"{place.name}: {row['key']} starts at {row['offset']} in the index, expected {end}")
-        end = row["offset"] + row["size"]
-        for suffix, column in ((DNA_SUFFIX, "dna"), (IMAGE_SUFFIX, "image")):
-            if row[f"{column}_offset"] >= 0:
-                expected[f"{row['key']}.{suffix}"] = (row[f"{column}_offset"], row[f"{column}_size"])
+    counted = f"{place.name}: {rows.num_rows} specimens in the index, the manifest says {entry['specimens']}"
+    problems = [counted] * (rows.num_rows != entry["specimens"])
+    expected, misplaced = _expected_members(place.name, rows)
+    problems += misplaced
     try:
         stored, sha256 = _read_through(place)
     except (tarfile.TarError, OSError) as error:
@@ -287,20 +280,39 @@ def _verify_shard(place: Location, size: int | None, entry: dict[str, Any], rows
         problems.insert(0, f"{place.name}: {size} bytes, the manifest says {entry['bytes']}")
     elif sha256 != entry["sha256"]:
         problems.insert(0, f"{place.name}: its sha256 is not the manifest's")
-    if stored is None:
-        return problems
-    if sum(name.endswith(f".{META_SUFFIX}") for name in stored) != rows.num_rows:
-        problems.append(f"{place.name}: not one .{META_SUFFIX} for each specimen of the index")
+    return problems if stored is None else problems + _compare_members(place.name, stored, expected, rows.num_rows)
+
+
+def _expected_members(shard: str, rows: pa.Table) -> tuple[dict[str, tuple[int, int]], list[str]]:
+    """Return where the index says that members lie (name: offset, size), and specimens that do not adjoin."""
+    expected, problems, end = {}, [], 0
+    for row in rows.to_pylist():
+        if row["offset"] != end:
+            problems.append(f"{shard}: {row['key']} starts at {row['offset']} in the index, expected {end}")
+        end = row["offset"] + row["size"]
+        for suffix, column in ((DNA_SUFFIX, "dna"), (IMAGE_SUFFIX, "image")):
+            if row[f"{column}_offset"] >= 0:
+                expected[f"{row['key']}.{suffix}"] = (row[f"{column}_offset"], row[f"{column}_size"])
+    return expected, problems
+
+
+def _compare_members(
+    shard: str, stored: dict[str, tuple[int, int]], expected: dict[str, tuple[int, int]], specimens: int
+) -> list[str]:
+    """Compare the members that a tar holds with those of the index."""
+    problems = []
+    if sum(name.endswith(f".{META_SUFFIX}") for name in stored) != specimens:
+        problems.append(f"{shard}: not one .{META_SUFFIX} for each specimen of the index")
     payloads = {name: span for name, span in stored.items() if not name.endswith(f".{META_SUFFIX}")}
     differing = sorted(name for name in payloads.keys() | expected if payloads.get(name) != expected.get(name))
     if differing:
         some = ", ".join(differing[:5])
-        problems.append(f"{place.name}: {len(differing)} members differ from the index in place or size: {some}")
+        problems.append(f"{shard}: {len(differing)} members differ from the index in place or size: {some}")
     return problems
 
 
 class _Hashed(io.RawIOBase):
-    """Reads a file forward and hashes what went by."""
+    """Read a file forward and hash what goes by."""
 
     def __init__(self, file: pa.NativeFile) -> None:
         self.file, self.digest = file, hashlib.sha256()
@@ -312,7 +324,7 @@ class _Hashed(io.RawIOBase):
 
 
 def _read_through(place: Location) -> tuple[dict[str, tuple[int, int]], str]:
-    """Members of a tar (name: payload's offset and size) and the file's sha256, reading it once from end to end."""
+    """Return a tar's members (name: payload's offset and size) and the file's sha256, reading it once."""
     with place.open_input() as file:
         stream = _Hashed(file)
         with tarfile.open(fileobj=stream, mode="r|", bufsize=1 << 20) as tar:

@@ -52,14 +52,14 @@ class Location:
         return self.base + self.query
 
     def __truediv__(self, name: str) -> "Location":
-        """A place inside this folder; an absolute path or a URL stands for itself."""
+        """Return a place inside this folder; an absolute path or a URL stands for itself."""
         if _URL.match(name) or name.startswith("/"):
             return Location.parse(name)
         return Location(f"{self.base.rstrip('/')}/{name}", self.query)
 
     @property
     def is_local(self) -> bool:
-        """Whether this is a path and no URL."""
+        """Return whether this is a path and no URL."""
         return not _URL.match(self.base)
 
     @property
@@ -85,7 +85,7 @@ class Location:
         return re.sub(r"://[^/@]*@", "://", str(self))
 
     def size(self) -> int | None:
-        """Bytes of the file; None when there is no such file."""
+        """Return the size of the file in bytes; None when there is no such file."""
         if self.is_local:
             try:
                 return os.path.getsize(self.base) if os.path.isfile(self.base) else None
@@ -96,22 +96,22 @@ class Location:
             return int(info.size) if info.type == pa_fs.FileType.File else None
 
     def is_file(self) -> bool:
-        """Whether there is such a file."""
+        """Return whether there is such a file."""
         return self.size() is not None
 
     def is_dir(self) -> bool:
-        """Whether this is a folder; on object stores: whether anything lies under it."""
+        """Return whether this is a folder; on object stores: whether anything lies under it."""
         if self.is_local:
             return os.path.isdir(self.base)
         with self._remote() as (system, path):
             return bool(system.get_file_info(path).type == pa_fs.FileType.Directory)
 
     def exists(self) -> bool:
-        """Whether there is such a file or folder."""
+        """Return whether there is such a file or folder."""
         return self.is_dir() or self.is_file()
 
     def list(self) -> list[str]:
-        """Sorted names of the files and folders directly inside; [] when there is no such folder."""
+        """Return the sorted names of the files and folders directly inside; [] when there is no such folder."""
         if self.is_local:
             return sorted(os.listdir(self.base)) if os.path.isdir(self.base) else []
         with self._remote() as (system, path):
@@ -119,7 +119,7 @@ class Location:
             return sorted({info.path.rstrip("/").rsplit("/", 1)[-1] for info in inside} - {self.name, ""})
 
     def sizes(self) -> dict[str, int]:
-        """Bytes of each file directly inside, by name, with one listing; {} when there is no such folder."""
+        """Return the size of each file directly inside, with one listing; {} when there is no such folder."""
         if self.is_local:
             if not os.path.isdir(self.base):
                 return {}
@@ -144,13 +144,13 @@ class Location:
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[BinaryIO]:
-        """A binary file to write. It appears under its name, whole, when the block ends; after an error not at all.
+        """Open a binary file to write. It appears under its name, whole, when the block ends; after an error never.
 
         Local: a hidden file beside it is renamed (the folder must exist). Remote: a temporary local file is uploaded.
         """
         if self.is_local:
             hidden = os.path.join(os.path.dirname(self.base), f".{self.name}.{os.getpid()}.part")
-            with _told(self, hidden):
+            with _named(self, hidden):
                 try:
                     with open(hidden, "wb", buffering=1 << 20) as file:
                         yield file
@@ -160,7 +160,7 @@ class Location:
                         os.unlink(hidden)
             return
         with tempfile.TemporaryFile() as temporary:
-            with _told(self):
+            with _named(self):
                 yield cast(BinaryIO, temporary)
             temporary.seek(0)
             with self._remote() as (system, path), system.open_output_stream(path) as stream:
@@ -194,8 +194,8 @@ class Location:
 
     @contextlib.contextmanager
     def _remote(self) -> Iterator[tuple[Any, str]]:
-        """The file system and the path in it; its errors tell this location in one line."""
-        with _told(self):
+        """Yield the file system and the path in it; errors name this location in one line."""
+        with _named(self):
             if self.is_local:
                 yield None, self.base
                 return
@@ -206,7 +206,7 @@ class Location:
 
 
 @contextlib.contextmanager
-def _told(place: Location, hidden: str | None = None) -> Iterator[None]:
+def _named(place: Location, hidden: str | None = None) -> Iterator[None]:
     """Give an OSError without a file name (or with the hidden one) this place's, and one line of what was said."""
     try:
         yield
@@ -220,7 +220,7 @@ def _told(place: Location, hidden: str | None = None) -> Iterator[None]:
 
 @functools.lru_cache(maxsize=16)
 def _file_system(root: str) -> tuple[Any, str]:
-    """The file system of a URL without its path, and how paths in it begin. Kept: making one costs a connection."""
+    """Return a URL's file system and how paths in it begin. Cached: making one costs a connection."""
     try:
         return pa_fs.FileSystem.from_uri(root)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:

@@ -53,7 +53,7 @@ def tar_key(identifier: str) -> str:
 
 @functools.cache
 def _template() -> tuple[bytes, int, bytes, bytes]:
-    """A header without name, size and checksum: (mode and owner, sum of all bytes, time, what follows the checksum).
+    """Return the constant parts of a header: (mode and owner, sum of all bytes, time, what follows the checksum).
 
     Mode 0644; time, uid and gid 0; owner names empty. The checksum counts its own field as blanks.
     """

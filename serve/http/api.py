@@ -54,13 +54,13 @@ _Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 class _Routes:
-    """The endpoints of one service."""
+    """Hold the endpoints of one service."""
 
     def __init__(self, service: Service) -> None:
         self.service, self.metrics = service, service.metrics
 
     def check_token(self, request: Request) -> None:
-        """Raises Refused (401)."""
+        """Raise Refused (401) for a request without the token."""
         if not self.service.token:
             return
         given = request.headers.get("authorization", "").encode()
@@ -74,7 +74,7 @@ class _Routes:
 
     @asynccontextmanager
     async def admitted(self, request: Request, kinds: tuple[str, ...]) -> Any:
-        """The body and its kind, of a request that there is room for; counted until it is answered."""
+        """Yield the kind and the body of a request that there is room for; count it until it is answered."""
         self.check_token(request)
         header = request.headers.get("content-type", "")
         kind = header.partition(";")[0].strip().lower()
@@ -97,7 +97,7 @@ class _Routes:
             admission.leave(held)
 
     async def _whole(self, reading: Awaitable[bytes]) -> bytes:
-        """Raises Refused (408) for a body that does not come: it would keep others out."""
+        """Return the body. Raises Refused (408) when it does not come: it would keep others out."""
         patience = self.service.settings.timeout_s
         try:
             async with asyncio.timeout(patience):
@@ -168,7 +168,7 @@ class _Routes:
         return Response(to_json(value), media_type=JSON)
 
     async def model(self, request: Request, model: Annotated[str, Query(max_length=200)] = "") -> Response:
-        """The models, their checksums, the limits."""
+        """The models, their checksums, the limits."""  # noqa: D401  # a text of openapi.json
         self.check_token(request)
         settings = self.service.settings
         limits = {
@@ -194,7 +194,7 @@ class _Routes:
         return Response(to_json({"loaded": loaded, "models": self.service.served()}), media_type=JSON)
 
     async def health(self) -> Response:
-        """Does the model answer?"""
+        """Does the model answer?"""  # noqa: D401  # a text of openapi.json
         spec = await self.service.health()
         return Response(to_json({"status": "ok", "model": spec.id}), media_type=JSON)
 
@@ -205,7 +205,7 @@ class _Routes:
 
 
 def make_app(service: Service, page: Path = PAGE) -> FastAPI:
-    """The ASGI application of a service; `page` is the folder whose files are shown, index.html at /."""
+    """Return the ASGI application of a service; `page` is the folder whose files are shown, index.html at /."""
     routes = _Routes(service)
     app = FastAPI(title=_TITLE, version=_VERSION, description=_ABOUT, docs_url=None, redoc_url=None)
     direct: dict[str, tuple[_Endpoint, type[BaseModel]]] = {
@@ -229,7 +229,7 @@ def make_app(service: Service, page: Path = PAGE) -> FastAPI:
         _show(app, "/" if file.name == "index.html" else f"/{file.name}", file)
     app.openapi = lambda: describe(app)  # type: ignore[method-assign]
     for kind in (Refused, HTTPException, RequestValidationError, Exception):
-        app.add_exception_handler(kind, _tell)
+        app.add_exception_handler(kind, _refuse)
     known = [route.path for route in app.routes]  # type: ignore[attr-defined]
     endpoints = {path: route for path, (route, _) in direct.items()}
     app.add_middleware(_Direct, metrics=routes.metrics, known=known, endpoints=endpoints)
@@ -244,7 +244,7 @@ def _add(
     shape: type[BaseModel],
     refusals: dict[int | str, dict[str, Any]],
 ) -> None:
-    """The route's docstring goes into the document."""
+    """Add a route; its docstring goes into the document."""
     responses = {200: {"model": shape, "description": "the answer"}, **refusals}
     app.add_api_route(
         path, route, methods=[method], responses=responses, response_class=JSONResponse, response_model=None
@@ -252,7 +252,7 @@ def _add(
 
 
 def _show(app: FastAPI, path: str, file: Path) -> None:
-    """A file of the page at a path, read now: requests never choose what is read."""
+    """Show a file of the page at a path, read now: requests never choose what is read."""
     body, kind = file.read_bytes(), mimetypes.guess_type(file.name)[0] or "application/octet-stream"
     headers = {"Content-Security-Policy": _POLICY, "X-Content-Type-Options": "nosniff"}
 
@@ -263,8 +263,10 @@ def _show(app: FastAPI, path: str, file: Path) -> None:
 
 
 class _Direct:
-    """Counts requests and their seconds, by route, and calls the endpoints that take a request as it is: on its way to
-    them FastAPI takes a quarter of the time of an answer without a model."""
+    """Count requests and their seconds, by route; call directly the endpoints that read the body themselves.
+
+    FastAPI on the way to them takes a quarter of the time of an answer without a model.
+    """
 
     def __init__(self, app: Any, metrics: Metrics, known: list[str], endpoints: Mapping[str, _Endpoint]) -> None:
         """`known`: paths of all routes; `endpoints`: path -> what answers POST there."""
@@ -298,14 +300,14 @@ class _Direct:
         try:
             return await endpoint(request)
         except Refused as error:
-            return await _tell(request, error)
+            return await _refuse(request, error)
 
 
-async def _tell(request: Request, error: Exception) -> Response:
-    """Every error as JSON of one shape."""
+async def _refuse(request: Request, error: Exception) -> Response:
+    """Answer every error with JSON of one shape."""
     if isinstance(error, RequestValidationError):
-        told = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()[:5])
-        error = Refused(422, told, "parameters as /openapi.json describes them")
+        places = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()[:5])
+        error = Refused(422, places, "parameters as /openapi.json describes them")
     elif isinstance(error, HTTPException):
         error = Refused(
             error.status_code, str(error.detail), "paths and methods as /openapi.json describes them", error.headers
@@ -317,7 +319,7 @@ async def _tell(request: Request, error: Exception) -> Response:
 
 
 def document() -> str:
-    """The OpenAPI document as it is kept in serve/openapi.json; needs no model."""
+    """Return the OpenAPI document as it is kept in serve/openapi.json; needs no model."""
     from serve.models.directory import Directory
     from serve.models.settings import Settings
 

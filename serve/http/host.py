@@ -71,11 +71,11 @@ class ModelHost:
         torch.set_num_threads(settings.threads)
 
     async def load(self, spec: Spec) -> dict[str, Any]:
-        """Make a version ready; returns its card. Raises ValueError as `Predictor.load`."""
+        """Make a version ready; return its card. Raises ValueError as `Predictor.load`."""
         return dict((await self._model(spec)).predictor.card)
 
     async def card(self, spec: Spec) -> dict[str, Any]:
-        """What a version says of itself, see `Predictor.load`."""
+        """Return what a version says of itself, see `Predictor.load`."""
         return await self.load(spec)
 
     async def retire(self, id: str, wait_s: float = DRAIN_S) -> None:
@@ -92,12 +92,12 @@ class ModelHost:
         return await model.identify([(item, options) for item in prepared])
 
     async def embed(self, spec: Spec, queries: list[Query]) -> list[Reply]:
-        """Features of the queries of one request, in their order."""
+        """Return the features of the queries of one request, in their order."""
         model = await self._model(spec)
         return await model.embed(await self._prepare(model, queries))
 
     async def taxa(self, spec: Spec) -> list[dict[str, Any]]:
-        """All taxa of a version, see `Predictor.taxa`."""
+        """Return all taxa of a version, see `Predictor.taxa`."""
         return (await self._model(spec)).predictor.taxa()
 
     async def _prepare(self, model: _Model, queries: list[Query]) -> list[Prepared | QueryError]:

@@ -274,7 +274,7 @@ FORM_FIELDS = (*sorted(_TEXTS), *sorted(_LISTS), "image")
 
 
 def read_json(shape: type[Shape], body: bytes) -> Shape:
-    """A JSON body of a shape. Raises Refused (422) naming the places that are wrong."""
+    """Return a JSON body as a shape. Raises Refused (422) naming the places that are wrong."""
     try:
         return shape.model_validate_json(body or b"null")
     except ValidationError as error:
@@ -282,7 +282,7 @@ def read_json(shape: type[Shape], body: bytes) -> Shape:
 
 
 def read_form_query(parts: Sequence[Part]) -> tuple[Query, IdentifyBody]:
-    """The query in a form and its options. Raises Refused (422) naming the fields that are wrong.
+    """Return the query in a form and its options. Raises Refused (422) naming the fields that are wrong.
 
     Fields: `image` (a file, repeated), `dna` (text or file), `key`, `model`, `threshold`, `top`, `ranks` (repeated or
     separated by commas), `subset` (repeated, or one name a line, also as a file).
@@ -314,7 +314,7 @@ def read_form_query(parts: Sequence[Part]) -> tuple[Query, IdentifyBody]:
 
 
 def query_of(body: QueryBody) -> Query:
-    """The query that a JSON body describes. Raises Refused (422) for what is no base64."""
+    """Return the query that a JSON body describes. Raises Refused (422) for what is no base64."""
     try:
         photos = tuple(base64.b64decode(text.partition("base64,")[2] or text, validate=True) for text in body.images)
     except (binascii.Error, ValueError) as error:
@@ -323,9 +323,9 @@ def query_of(body: QueryBody) -> Query:
 
 
 def _refused(error: ValidationError) -> Refused:
-    told = []
+    problems = []
     for one in error.errors(include_url=False, include_context=False)[:5]:
         place = ".".join(str(part) for part in one["loc"])
         got = repr(one["input"])
-        told.append(f"{place or 'body'}: {one['msg']}, got {got[:80]}{'...' if len(got) > 80 else ''}")
-    return Refused(422, "; ".join(told), "a body as /openapi.json describes it")
+        problems.append(f"{place or 'body'}: {one['msg']}, got {got[:80]}{'...' if len(got) > 80 else ''}")
+    return Refused(422, "; ".join(problems), "a body as /openapi.json describes it")
