@@ -11,6 +11,7 @@ import functools
 import os
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,8 @@ from typing import Any, BinaryIO, cast
 
 import pyarrow as pa
 import pyarrow.fs as pa_fs
+
+from engine.store.limits import MAX_PHOTO_BYTES
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")  # two letters or more: C:// is no scheme
 _CHUNK = 1 << 23  # bytes of an upload held at once
@@ -131,16 +134,23 @@ class Location:
             return {info.path.rsplit("/", 1)[-1]: int(info.size) for info in files}
 
     def open_input(self) -> pa.NativeFile:
-        """Open the file for reading anywhere in it."""
+        """Open the file for reading anywhere in it. A pipe, a device or a socket is refused: it may never end."""
+        if self.is_local:
+            self._refuse_special()
         with self._remote() as (system, path):
             return pa.OSFile(path) if system is None else system.open_input_file(path)
 
-    def read_bytes(self) -> bytes:
-        """Return the whole file."""
-        if self.is_local:
-            return Path(self.base).read_bytes()
+    def read_bytes(self, most: int = MAX_PHOTO_BYTES) -> bytes:
+        """Return the whole file. Raises OSError for one of more than `most` bytes, before it is read."""
         with self._remote(), self.open_input() as file:
+            if file.size() > most:
+                raise OSError(errno.EFBIG, f"file of {file.size():,} bytes, allowed at most {most:,}", self.shown)
             return cast(bytes, file.read())
+
+    def _refuse_special(self) -> None:
+        mode = os.stat(self.base).st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # opening a folder fails with its own message
+            raise OSError(errno.EINVAL, "neither a regular file nor a folder", self.base)
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[BinaryIO]:
@@ -150,17 +160,19 @@ class Location:
         """
         if self.is_local:
             hidden = os.path.join(os.path.dirname(self.base), f".{self.name}.{os.getpid()}.part")
-            with _named(self, hidden):
+            with named_errors(self.shown, hidden):
                 try:
                     with open(hidden, "wb", buffering=1 << 20) as file:
                         yield file
+                        file.flush()
+                        os.fsync(file.fileno())  # else a loss of power may leave the new name with nothing in it
                     os.replace(hidden, self.base)
                 finally:
                     with contextlib.suppress(FileNotFoundError):
                         os.unlink(hidden)
             return
         with tempfile.TemporaryFile() as temporary:
-            with _named(self):
+            with named_errors(self.shown):
                 yield cast(BinaryIO, temporary)
             temporary.seek(0)
             with self._remote() as (system, path), system.open_output_stream(path) as stream:
@@ -195,7 +207,7 @@ class Location:
     @contextlib.contextmanager
     def _remote(self) -> Iterator[tuple[Any, str]]:
         """Yield the file system and the path in it; errors name this location in one line."""
-        with _named(self):
+        with named_errors(self.shown):
             if self.is_local:
                 yield None, self.base
                 return
@@ -206,8 +218,8 @@ class Location:
 
 
 @contextlib.contextmanager
-def _named(place: Location, hidden: str | None = None) -> Iterator[None]:
-    """Give an OSError without a file name (or with the hidden one) this place's, and one line of what was said."""
+def named_errors(shown: str, hidden: str | None = None) -> Iterator[None]:
+    """Give an OSError without a file name (or with the hidden one) the name `shown`, and one line of its message."""
     try:
         yield
     except OSError as error:
@@ -215,7 +227,7 @@ def _named(place: Location, hidden: str | None = None) -> Iterator[None]:
             raise
         text = error.strerror or (str(error).splitlines() or [type(error).__name__])[0]
         code = error.errno or (errno.ENOENT if isinstance(error, FileNotFoundError) else errno.EIO)
-        raise OSError(code, text, place.shown) from error
+        raise OSError(code, text, shown) from error
 
 
 @functools.lru_cache(maxsize=16)

@@ -30,8 +30,9 @@ from engine.commandline import Parser, guarded
 from engine.formats.source import SpecimenSource
 from engine.ray_seams import numbered_tasks, start_ray
 from engine.specimens.taxonomy import RANKS
+from engine.store.commits import owned
 from engine.store.shards import file_sha256
-from engine.store.storage import Location
+from engine.store.storage import Location, named_errors
 from serve.bulk.actors import CARD, Answerer, BulkOptions
 from serve.bulk.columns import COLUMNS, STYLES, described
 from serve.bulk.plan import QUESTIONS_PER_TASK, Plan, load_plan, write_plan
@@ -84,10 +85,15 @@ def _parser() -> argparse.ArgumentParser:
 
 def run(arguments: argparse.Namespace) -> str:
     """Do what a command line asks; returns what to print. Raises ValueError for what the user can mend."""
+    _check(arguments)
+    with owned(arguments.out), named_errors(str(arguments.out)):
+        return _run(arguments)
+
+
+def _run(arguments: argparse.Namespace) -> str:
     from serve.answers.predictor import THRESHOLD, Options
 
     started = time.monotonic()
-    _check(arguments)
     threshold = THRESHOLD if arguments.threshold is None else arguments.threshold
     subset = tuple(_names(arguments.only)) if arguments.only else ()
     Options(threshold=threshold, subset=subset or None, top=1)  # refuses what is out of range
@@ -214,7 +220,7 @@ def finish(plan: Plan, arguments: argparse.Namespace) -> Counter[str]:
         "columns": {column.named(style): column.meaning for column in COLUMNS},
     }
     text = json.dumps(value, indent=1, ensure_ascii=False)
-    out.with_name(out.name + ".json").write_text(text, encoding="utf-8")
+    Location.parse(out.with_name(out.name + ".json")).write_atomically(text.encode())
     shutil.rmtree(plan.folder)
     return counts
 

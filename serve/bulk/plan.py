@@ -20,6 +20,7 @@ import pyarrow as pa
 
 from engine.formats.source import SpecimenSource
 from engine.specimens.schema import SPECIMEN_SCHEMA
+from engine.store.storage import Location
 
 QUESTIONS_PER_TASK = 1000
 PLAN, ROWS, QUESTIONS = "plan.json", "rows.arrow", "questions.arrow"
@@ -89,9 +90,7 @@ def write_plan(source: SpecimenSource, folder: Path, settings: Mapping[str, Any]
     (folder / _RAW).unlink()
     plan = Plan(folder, settings, len(question), int(first.sum()), digest)
     value = {"settings": settings, "records": plan.records, "questions": plan.questions, "digest": digest}
-    part = folder / f"{PLAN}.part"
-    part.write_text(json.dumps(value, indent=1), encoding="utf-8")
-    part.rename(folder / PLAN)
+    Location.parse(folder / PLAN).write_atomically(json.dumps(value, indent=1).encode())
     return plan
 
 

@@ -53,7 +53,9 @@ weights sha256 `{weights}`; taxonomy `{taxonomy}`; code {code}. Licence: {licenc
 """
 
 
-def model_card(loaded: checkpoint.Checkpoint, card: dict[str, Any], folder: Path, evaluation: Path | None) -> str:
+def model_card(
+    loaded: checkpoint.Checkpoint, card: dict[str, Any], folder: Path, evaluation: Path | None, shown: str
+) -> str:
     """Return the text of README.md.
 
     Args:
@@ -61,6 +63,7 @@ def model_card(loaded: checkpoint.Checkpoint, card: dict[str, Any], folder: Path
         card: of the predictor on the exported folder.
         folder: the export; its files are listed.
         evaluation: what `train.evaluate` wrote, None = not measured.
+        shown: what the folder will be called.
     """
     sizes = zip(loaded.taxonomy.names, RANKS, strict=True)
     more = {
@@ -71,7 +74,7 @@ def model_card(loaded: checkpoint.Checkpoint, card: dict[str, Any], folder: Path
     there = {name: meaning for name, meaning in more.items() if (folder / name.rstrip("/")).exists()}
     body = _BODY.format(
         name=card["name"],
-        folder=folder.name,
+        folder=shown,
         step=card["step"],
         code=card["code_version"],
         licence=card["licence"],
@@ -79,7 +82,7 @@ def model_card(loaded: checkpoint.Checkpoint, card: dict[str, Any], folder: Path
         data=", ".join(Path(place).name for place in loaded.config.data.shards) or "specimens that are not named here",
         taxa=", ".join(f"{len(names):,} {rank} names" for names, rank in sizes),
         calibrated=_calibrated(card),
-        library=f', library="{folder.name}/library"' if "library/" in there else "",
+        library=f', library="{shown}/library"' if "library/" in there else "",
         weights=card["weights_sha256"],
         more="".join(f"| `{name}` | {meaning} |\n" for name, meaning in there.items()),
         taxonomy=card["taxonomy_sha256"],
