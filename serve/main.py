@@ -51,6 +51,14 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--host", default="127.0.0.1", help="address to listen at (default: this machine only)")
     add("--port", type=int, default=8000, help="(default: 8000)")
     add("--token-file", metavar="FILE", default="", help="ask every request for the bearer token in this file")
+    add(
+        "--allow-host",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="a public name under which requests may come without a token; may be repeated (default: addresses and "
+        "local names)",
+    )
     add("--device", default="cpu", help="torch device of the towers, e.g. cuda (default: cpu)")
     add("--threads", metavar="N", type=int, default=1, help="threads of the model (default: 1)")
     add("--replicas", metavar="N", type=int, default=1, help="processes with the model (default: 1)")
@@ -88,6 +96,7 @@ def _serve(options: argparse.Namespace) -> None:
             "device": options.device,
             "threads": options.threads,
             "token_file": options.token_file,
+            "allowed_hosts": ",".join(options.allow_host),
             "min_replicas": options.replicas,
             "max_replicas": options.replicas,
             "max_in_flight": options.max_in_flight,

@@ -5,6 +5,7 @@ Requests are strict: an unknown field and a value of another type are refused, w
 
 import base64
 import binascii
+import reprlib
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
@@ -41,7 +42,7 @@ class _Asking(_Strict):
 class _Options(_Asking):
     threshold: Share = Field(THRESHOLD, description="the answer is the deepest rank whose probability reaches it")
     ranks: list[Rank] = Field([*RANKS], min_length=1, max_length=len(RANKS), description="to answer at")
-    subset: list[Name] | None = Field(
+    subset: Annotated[list[Name], Field(fail_fast=True)] | None = Field(
         None, min_length=1, max_length=MAX_NAMES, description="names of taxa, of any rank, among which to choose"
     )
     top: int = Field(TOP, ge=1, le=MAX_TOP, description="taxa told per rank")
@@ -58,13 +59,13 @@ class IdentifyBody(QueryBody, _Options):
 class BatchBody(_Options):
     """Many specimens, answered alike."""
 
-    queries: list[QueryBody] = Field(min_length=1)
+    queries: Annotated[list[QueryBody], Field(fail_fast=True)] = Field(min_length=1)
 
 
 class EmbedBody(_Asking):
     """Specimens whose features are wanted."""
 
-    queries: list[QueryBody] = Field(min_length=1)
+    queries: Annotated[list[QueryBody], Field(fail_fast=True)] = Field(min_length=1)
 
 
 class ReloadBody(_Strict):
@@ -326,6 +327,6 @@ def _refused(error: ValidationError) -> Refused:
     problems = []
     for one in error.errors(include_url=False, include_context=False)[:5]:
         place = ".".join(str(part) for part in one["loc"])
-        got = repr(one["input"])
+        got = reprlib.repr(one["input"])  # cut before it is written out: it may be the whole body
         problems.append(f"{place or 'body'}: {one['msg']}, got {got[:80]}{'...' if len(got) > 80 else ''}")
     return Refused(422, "; ".join(problems), "a body as /openapi.json describes it")

@@ -12,6 +12,7 @@ from serve.answers.predictor import Options
 from serve.http.bodies import Admission, Refused, overloaded
 from serve.http.counters import Metrics, summed
 from serve.http.examples import examples_of
+from serve.http.guard import MemoryWatch
 from serve.http.host import ModelHost, Reply
 from serve.models.directory import Directory, Spec, library_of, read_directory
 from serve.models.settings import Settings
@@ -48,6 +49,8 @@ class Service:
         self.settings, self.directory, self.host, self.token = settings, directory, host, token
         self._everyone = everyone or self._alone
         self.max_body = settings.max_body_mib << 20
+        self.memory = MemoryWatch()
+        self.hosts = tuple(name.strip().lower() for name in settings.allowed_hosts.split(",") if name.strip())
         self.admission = Admission(settings.max_in_flight, HELD * self.max_body)
         self.metrics = Metrics(self.admission)
         self.in_flight: Counter[str] = Counter()  # by version

@@ -28,6 +28,7 @@ class Settings:
     max_batch: Positive = 64  # queries computed together
     max_queries: Positive = 256  # of one :batch request
     timeout_s: Annotated[float, Field(gt=0.0)] = 60.0  # after which a request that waits for the model gets a 503
+    allowed_hosts: str = ""  # further names that Host may have, separated by commas; not asked where there is a token
     token_file: str = ""  # file with a bearer token that every request must bring, except the page and /healthz
 
 
