@@ -6,6 +6,7 @@ of names by wrappers; the process ends by os._exit just before the n-th, for eve
 
 import errno
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -93,11 +94,13 @@ def test_a_file_is_old_or_new_wherever_its_writer_dies(tmp_path: Path) -> None:
     assert not died and number > 2 and place.read_bytes() == NEW.encode()
 
 
+@pytest.mark.slow
 def test_a_library_keeps_its_specimens_wherever_add_dies(tmp_path: Path) -> None:
     versions = set()
+    command.build(known(0), tmp_path / "before")
     for number in range(MAX_OPERATIONS):
         place = tmp_path / str(number) / "lib"
-        command.build(known(0), place)
+        shutil.copytree(tmp_path / "before", place)
         died = killed_at(number, lambda place=place: command.add(place, known(10)))  # type: ignore[misc]
         command.describe(place)
         library = Library.load(place)
@@ -108,6 +111,7 @@ def test_a_library_keeps_its_specimens_wherever_add_dies(tmp_path: Path) -> None
     assert not died and versions == {1, 2}
 
 
+@pytest.mark.slow
 def test_two_that_add_at_once_lose_nothing(tmp_path: Path) -> None:
     place = tmp_path / "lib"
     command.build(known(0), place)
