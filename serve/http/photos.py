@@ -4,6 +4,7 @@ A decoder does what the whole file says, not what its first bytes promise: a lat
 scan of a progressive JPEG is a pass over all pixels. Both are read here as the decoder would read them.
 """
 
+import re
 import struct
 
 from engine.store.limits import MAX_JPEG_SCANS, MAX_SCAN_PIXELS
@@ -12,6 +13,8 @@ HEAVY = 60_000_000  # scans times pixels beyond which a photo waits with other h
 _TIFF = {b"II*\0": "<", b"MM\0*": ">"}
 _SIZES = {0x0100: "width", 0x0101: "height", 0x0115: "samples", 0x0142: "tile width", 0x0143: "tile height"}
 _MAX_ENTRIES = 512
+_MAX_SEGMENTS = 4096
+_SEGMENT = re.compile(rb"\xff[\x02-\xcf\xda-\xfe]")  # a marker that has a length: no data, restart or fill byte
 _FRAMES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})  # SOF markers
 
 
@@ -32,12 +35,15 @@ def cost(photo: bytes) -> int:
 
 def _jpeg_cost(photo: bytes) -> int:
     scans, pixels, place = 0, 0, 2
-    while (place := photo.find(b"\xff", place)) >= 0 and place + 9 <= len(photo):
-        marker = photo[place + 1]
+    for _ in range(_MAX_SEGMENTS):
+        found = _SEGMENT.search(photo, place)
+        if found is None or found.end() + 7 > len(photo):
+            return scans * pixels
+        place, marker = found.end(), photo[found.end() - 1]
         if marker in _FRAMES:
             if pixels:
                 raise ValueError("photo: got a JPEG of two frames, allowed: one")
-            height, width = struct.unpack_from(">HH", photo, place + 5)
+            height, width = struct.unpack_from(">HH", photo, place + 3)
             pixels = height * width
         elif marker == 0xDA:
             scans += 1
@@ -46,13 +52,8 @@ def _jpeg_cost(photo: bytes) -> int:
                     f"photo: got a JPEG of {scans} scans or more over {pixels:,} pixels, allowed at most "
                     f"{MAX_JPEG_SCANS} scans, and {MAX_SCAN_PIXELS:,} pixels in all scans together"
                 )
-        if marker == 0xFF:
-            place += 1
-        elif marker == 0 or 0xD0 <= marker <= 0xD9 or marker == 1:
-            place += 2
-        else:  # a segment with a length: what it holds is no marker
-            place += 2 + max(2, int.from_bytes(photo[place + 2 : place + 4], "big"))
-    return scans * pixels
+        place += max(2, int.from_bytes(photo[place : place + 2], "big"))  # what a segment holds is no marker
+    raise ValueError(f"photo: got a JPEG of more than {_MAX_SEGMENTS} segments, allowed: up to that")
 
 
 def _check_tiff(photo: bytes, order: str) -> None:

@@ -89,6 +89,14 @@ def test_scans_of_a_jpeg_are_counted() -> None:
         cost(progressive(3)[:length])  # cut anywhere: left to the decoder
 
 
+def test_looking_at_a_jpeg_is_cheap() -> None:
+    start = time.process_time()
+    assert cost(b"\xff\xd8" + b"\xff\0" * (16 << 20)) == 0
+    with pytest.raises(ValueError, match="segments"):
+        cost(b"\xff\xd8" + b"\xff\xe0\0\2" * (8 << 20))
+    assert time.process_time() - start < 3
+
+
 def test_costly_photos_are_refused_in_their_place(client: TestClient, served: Served) -> None:
     one = next(one for one in served.specimens() if one.image)
     assert one.image is not None
