@@ -21,8 +21,8 @@ from engine.formats.registry import FORMATS, Option, open_dataset
 from engine.formats.understood import warn_of_names
 from engine.ingest.plan import LAYOUTS
 from engine.relations.splits import DEFAULT_FRACTIONS, GROUPINGS, SCHEMES, SplitOptions
-from engine.store.shards import verify
 from engine.store.storage import Location
+from engine.store.verify import verify
 
 EXAMPLES = """\
 examples:

@@ -47,19 +47,19 @@ class Identifier:
         self._joining = asyncio.create_task(self._join())
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        """Called by Serve when the replica starts."""
+        """Return the ASGI application; Serve calls this when the replica starts."""
         return make_app(self.service)
 
     async def prepare(self, directory: Directory) -> None:
-        """Asked by a replica, see `Service.prepare`."""
+        """Answer a replica's call, see `Service.prepare`."""
         await self.service.prepare(directory)
 
     async def adopt(self, directory: Directory) -> None:
-        """Asked by a replica, see `Service.adopt`."""
+        """Answer a replica's call, see `Service.adopt`."""
         await self.service.adopt(directory)
 
     async def exposition(self) -> str:
-        """Asked by a replica, see `Service.exposition`."""
+        """Answer a replica's call, see `Service.exposition`."""
         return await self.service.exposition()
 
     async def _everyone(self, method: str, *arguments: Any) -> list[Any]:
@@ -68,7 +68,7 @@ class Identifier:
         return list(await everyone.broadcast(method, *arguments).results_async())
 
     async def _join(self) -> None:
-        """A replica that starts resolves aliases anew; the others follow, so that all have the same versions."""
+        """Share this replica's models: a new one resolves aliases anew, and all must have the same versions."""
         try:
             await self.service.share(self.service.directory)
         except DeploymentUnavailableError:
@@ -78,7 +78,7 @@ class Identifier:
 
 
 def app(arguments: dict[str, Any]) -> serve.Application:
-    """The application; arguments are `Settings`. Raises ValueError for what a user can mend, before anything starts."""
+    """Return the application; arguments are `Settings`. Raises ValueError for a user's mistake before it starts."""
     settings = _located(read_settings(arguments))
     read_directory(settings)
     read_token(settings)
@@ -86,7 +86,7 @@ def app(arguments: dict[str, Any]) -> serve.Application:
 
 
 def bind(settings: Settings, replica: type[Identifier] = Identifier) -> serve.Application:
-    """The deployment of settings whose paths are absolute; `replica`: another kind, for measurements."""
+    """Return the deployment of settings with absolute paths; measurements give another kind of `replica`."""
     if settings.max_replicas > settings.min_replicas:
         scaling: dict[str, Any] = {
             "autoscaling_config": {
@@ -114,7 +114,7 @@ def bind(settings: Settings, replica: type[Identifier] = Identifier) -> serve.Ap
 
 
 def _located(settings: Settings) -> Settings:
-    """With absolute paths: replicas run in other folders."""
+    """Make the paths of settings absolute: replicas run in other folders."""
     places = [
         address if address.startswith(SCHEME) else str(Path(address).resolve()) for address in addresses(settings)
     ]

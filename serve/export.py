@@ -18,24 +18,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from engine.commandline import Parser, guarded
-from serve.answers.predictor import Predictor
-from serve.models.card import NUMBERS, TABLES, model_card
-from serve.models.registry import LIBRARY, default_registry, resolve_checkpoint
-from serve.pyfunc import signature
-from train.config import from_dict, to_dict
-from train.inference.calibration import FILE as CALIBRATION
-from train.models import checkpoint
-from train.reference import Library
-from train.run.trainer import RECORD
+from engine.store.commits import new_folder, owned
+
+if TYPE_CHECKING:  # the commands' own imports take seconds, which --help does not need
+    from train.models.checkpoint import Checkpoint
 
 CARD = "README.md"
 CODE = ("engine", "train", "serve")
 REQUIREMENTS = (
     "edlib",
-    "matplotlib",
     "numpy",
     "open_clip_torch",
     "opencv-python-headless",
@@ -43,7 +37,6 @@ REQUIREMENTS = (
     "pyarrow",
     "pydantic",
     "safetensors",
-    "scikit-learn",
     "simplejpeg",
     "timm",
     "tokenizers",
@@ -53,7 +46,6 @@ REQUIREMENTS = (
     "transformers",
 )
 """What the predictor imports; exported with the versions that are installed."""
-_FILES = (checkpoint.WEIGHTS, checkpoint.TAXONOMY, checkpoint.TOKENIZER, CALIBRATION)
 
 
 def export_folder(
@@ -74,27 +66,38 @@ def export_folder(
     Raises:
         ValueError: no checkpoint there, `out` not empty, or a folder that is no evaluation.
     """
+    from serve.answers.predictor import Predictor
+    from serve.models.card import model_card
+    from serve.models.registry import LIBRARY
+    from train.inference.calibration import FILE as CALIBRATION
+    from train.models import checkpoint
+    from train.reference import Library
+
     loaded = checkpoint.load(source)
     evaluation = _evaluation(loaded.path, evaluation)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"export: got {out}, which is not empty; allowed: a new or empty folder")
-    out.mkdir(parents=True, exist_ok=True)
-    for name in _FILES:
-        if (loaded.path / name).is_file():
-            shutil.copyfile(loaded.path / name, out / name)
-    meta = dict(loaded.meta) | ({"licence": licence} if licence else {})
-    for name, value in ((checkpoint.CONFIG, _without_places(loaded)), (checkpoint.META, meta)):
-        (out / name).write_text(json.dumps(value, indent=1), encoding="utf-8")
-    if library is not None:
-        Library.load(library)
-        shutil.copytree(library, out / LIBRARY)
-    predictor = Predictor.load(out, library=out / LIBRARY if library is not None else None)
-    card = dict(predictor.card)
-    (out / CARD).write_text(model_card(loaded, card, out, evaluation), encoding="utf-8")
+    with owned(out):
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise ValueError(f"export: got {out}, which is not empty; allowed: a new or empty folder")
+        with new_folder(out) as part:
+            for name in (checkpoint.WEIGHTS, checkpoint.TAXONOMY, checkpoint.TOKENIZER, CALIBRATION):
+                if (loaded.path / name).is_file():
+                    shutil.copyfile(loaded.path / name, part / name)
+            meta = dict(loaded.meta) | ({"licence": licence} if licence else {})
+            for name, value in ((checkpoint.CONFIG, _without_places(loaded)), (checkpoint.META, meta)):
+                (part / name).write_text(json.dumps(value, indent=1), encoding="utf-8")
+            if library is not None:
+                Library.load(library)
+                shutil.copytree(library, part / LIBRARY)
+            within = part / LIBRARY if library is not None else None
+            name = loaded.config.run.name or out.resolve().name
+            card = dict(Predictor.load(part, library=within, name=name).card)
+            (part / CARD).write_text(model_card(loaded, card, part, evaluation, out.name), encoding="utf-8")
     return card
 
 
 def _evaluation(path: Path, given: Path | None) -> Path | None:
+    from serve.models.card import NUMBERS, TABLES
+
     found = given or path.parent / "evaluation"
     if all((found / name).is_file() for name in (TABLES, NUMBERS)):
         return found
@@ -103,8 +106,10 @@ def _evaluation(path: Path, given: Path | None) -> Path | None:
     return None
 
 
-def _without_places(loaded: checkpoint.Checkpoint) -> dict[str, Any]:
-    """The configuration without folders and addresses of the machine that trained it."""
+def _without_places(loaded: "Checkpoint") -> dict[str, Any]:
+    """Return the configuration without folders and addresses of the machine that trained it."""
+    from train.config import from_dict, to_dict
+
     tree = to_dict(loaded.config)
     tree["data"] |= {"shards": [Path(place).name for place in loaded.config.data.shards], "tokenizer_file": ""}
     tree["run"] |= {"storage": "runs", "tracking_uri": ""}
@@ -127,8 +132,12 @@ def register(
     """Log a model as pyfunc to its run in MLflow (a new one where it has none there) and make it a version of `name`.
 
     Args:
+        source: checkpoint folder, or a run's.
+        name: of the registered model.
         aliases: that move to this version.
         registry: MLflow's address; "" = the sqlite file of the runs.
+        library: of references, to go with it.
+        licence: of the model, as of `export_folder`.
 
     Returns:
         The version.
@@ -136,6 +145,8 @@ def register(
     Raises:
         ValueError: as `export_folder`, and for a registry that does not take it.
     """
+    from serve.models.registry import default_registry
+
     registry = registry or default_registry()
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "model"
@@ -151,6 +162,8 @@ def register(
 
 def _log(folder: Path, name: str, aliases: tuple[str, ...]) -> str:
     import mlflow
+
+    from serve.pyfunc import signature
 
     root = Path(__file__).resolve().parents[1]
     info = mlflow.pyfunc.log_model(
@@ -171,8 +184,10 @@ def _log(folder: Path, name: str, aliases: tuple[str, ...]) -> str:
 
 @contextmanager
 def _run(registry: str, source: Path) -> Iterator[None]:
-    """The model's own run in a store, or a new one; MLflow's address is as before afterwards."""
+    """Open the model's own run in a store, or a new one; restore MLflow's address afterwards."""
     import mlflow
+
+    from train.models import checkpoint
 
     before = mlflow.get_tracking_uri()
     mlflow.set_tracking_uri(registry)
@@ -187,7 +202,7 @@ def _run(registry: str, source: Path) -> Iterator[None]:
 
 
 def _choose_experiment(name: str, registry: str) -> None:
-    """As `tracking` makes them: the artifacts of a sqlite file lie beside it, not in the working directory."""
+    """Choose the experiment; the artifacts of a sqlite file lie beside it, not in the working directory."""
     import mlflow
 
     file = registry.removeprefix("sqlite:///")
@@ -197,8 +212,11 @@ def _choose_experiment(name: str, registry: str) -> None:
 
 
 def _run_id(source: Path) -> str | None:
-    """The run that trained this model, where the store knows it."""
+    """Return the run that trained this model, where the store knows it."""
     import mlflow
+
+    from train.models import checkpoint
+    from train.run.trainer import RECORD
 
     folder = checkpoint.find(source)
     record = folder.parent / RECORD
@@ -212,7 +230,7 @@ def _run_id(source: Path) -> str | None:
 
 
 def input_example() -> Any:
-    """One simulated specimen: photo and barcode, as the pyfunc takes them."""
+    """Return one simulated specimen: photo and barcode, as the pyfunc takes them."""
     import pandas as pd
 
     from engine.formats.registry import open_dataset
@@ -242,6 +260,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def run(arguments: argparse.Namespace) -> str:
     """Run one command; returns what to print. Raises ValueError for what the user can mend."""
+    from serve.models.registry import resolve_checkpoint
+
     source = Path(arguments.checkpoint)
     if arguments.checkpoint.startswith("models:"):
         source = resolve_checkpoint(arguments.checkpoint, registry=arguments.registry).path

@@ -30,20 +30,23 @@ exec "{binary}" "$@"
 
 
 class Unwatched:
-    """Ray Serve need not watch for clients that go away, which takes two tasks a request; what they asked is computed
-    with its batch, and reading a body that ends early fails all the same."""
+    """Switch off Ray Serve's watch for clients that go away, which takes two tasks a request.
+
+    What they asked is computed with its batch anyway, and reading a body that ends early fails all the same.
+    """
 
     def __init__(self, app: Any) -> None:
         self.app = app
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Pass a request on, marked."""
         if scope["type"] == "http":
             scope["headers"].append((b"x-request-disconnect-disabled", b"?1"))
         await self.app(scope, receive, send)
 
 
 def middlewares() -> list[Middleware]:
-    """Called by Ray Serve in every replica, by the name in its environment."""
+    """Return what Ray Serve puts before every replica; it finds this by the name in its environment."""
     return [Middleware(Unwatched)]
 
 
@@ -51,7 +54,7 @@ def use_haproxy(folder: Path) -> bool:
     """Prepare this process's environment, before Ray is imported, for the Ray that it will start; False = no HAProxy.
 
     Ray's own counters of HTTP requests stay off, unless the environment has RAY_SERVE_HAPROXY_METRICS_ENABLED=1: GET
-    /metrics of the service tells as much.
+    /metrics of the service says as much.
 
     Args:
         folder: empty, of this service alone; short, for names of sockets are made in it.

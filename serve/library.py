@@ -13,9 +13,9 @@ import argparse
 import dataclasses
 import json
 import logging
-import shutil
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -24,11 +24,14 @@ import pyarrow.compute as pc
 from engine.commandline import Parser, guarded
 from engine.formats.understood import describe_names, is_nameless, warn_of_names
 from engine.specimens.taxonomy import RANKS
+from engine.store.commits import new_folder, owned, recover
 from engine.store.shards import file_sha256
 from serve.bulk.sources import NAMES, SHARDS, format_of, open_source
-from train.reference import Encoder, Library, References, read_shards, read_source
-from train.reference.library import MANIFEST, read_manifest
 
+if TYPE_CHECKING:  # the commands' own imports take seconds, which --help does not need
+    from train.reference import Library, References
+
+WAIT_S = 600.0  # for another process that adds to the same library
 _SHOWN = 5  # of what was left out
 
 
@@ -53,8 +56,10 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def read(arguments: argparse.Namespace) -> References:
-    """The specimens that a command line names. Raises ValueError for what the user can mend."""
+def read(arguments: argparse.Namespace) -> "References":
+    """Read the specimens that a command line names. Raises ValueError for a user's mistake."""
+    from train.reference import Encoder, read_shards, read_source
+
     encoder = None
     if arguments.checkpoint:
         from serve.models.registry import resolve_checkpoint
@@ -67,55 +72,55 @@ def read(arguments: argparse.Namespace) -> References:
     return read_source(open_source(arguments.paths, arguments.format or "", arguments.option), encoder)
 
 
-def build(found: References, out: Path, licence: str | None = None) -> Library:
-    """Make a library in a new folder. Raises ValueError when something is there."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"--out: got {out}, which is not empty; allowed: a new or empty folder")
-    library = _licensed(Library.build(found.records, found.barcodes, found.features), licence)
-    _put(library, out)
+def build(found: "References", out: Path, licence: str | None = None) -> "Library":
+    """Make a library in a new folder. Raises ValueError when something is there, or another process writes there."""
+    from train.reference import Library
+
+    with owned(out):
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise ValueError(f"--out: got {out}, which is not empty; allowed: a new or empty folder")
+        library = _licensed(Library.build(found.records, found.barcodes, found.features), licence)
+        with new_folder(out) as part:
+            library.save(part)
     return library
 
 
-def add(folder: Path, found: References, licence: str | None = None) -> tuple[Library, int]:
+def add(folder: Path, found: "References", licence: str | None = None) -> tuple["Library", int]:
     """Put specimens into a library; those whose key it has already stay out. Its licence stays unless one is given.
 
-    Returns the next version, which stands in the folder, and how many specimens stayed out.
-    Raises ValueError when there is no library, or nothing new.
+    Waits for another process that writes the library. Returns the next version, which stands in the folder, and how
+    many specimens stayed out. Raises ValueError when there is no library, nothing new, or the other takes too long.
     """
-    library = Library.load(folder)
-    known = pc.is_in(found.records["key"], library.records["key"].combine_chunks())
-    fresh = np.flatnonzero(~np.asarray(known))
-    if not len(fresh):
-        raise ValueError(f"reference library: got {len(found.records):,} specimens, all of which it has already")
-    library = library.extend(
-        found.records.take(pa.array(fresh)),
-        [found.barcodes[row] for row in fresh.tolist()],
-        {name: part[fresh] for name, part in found.features.items()},
-    )
-    library = _licensed(library, licence)
-    _put(library, folder)
+    from train.reference import Library
+
+    with owned(folder, WAIT_S):
+        recover(folder)
+        library = Library.load(folder)
+        known = pc.is_in(found.records["key"], library.records["key"].combine_chunks())
+        fresh = np.flatnonzero(~np.asarray(known))
+        if not len(fresh):
+            raise ValueError(f"reference library: got {len(found.records):,} specimens, all of which it has already")
+        library = library.extend(
+            found.records.take(pa.array(fresh)),
+            [found.barcodes[row] for row in fresh.tolist()],
+            {name: part[fresh] for name, part in found.features.items()},
+        )
+        library = _licensed(library, licence)
+        with new_folder(folder, replace=True) as part:
+            library.save(part)
     return library, len(known) - len(fresh)
 
 
-def _licensed(library: Library, licence: str | None) -> Library:
+def _licensed(library: "Library", licence: str | None) -> "Library":
     return library if licence is None else dataclasses.replace(library, licence=licence)
 
 
-def _put(library: Library, folder: Path) -> None:
-    """Write beside the folder and rename: who has the old one open keeps it, and nobody sees half of the new one."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    part, old = (folder.with_name(f".{folder.name}.{kind}") for kind in ("part", "old"))
-    shutil.rmtree(part, ignore_errors=True)
-    library.save(part)
-    if folder.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        folder.rename(old)
-    part.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
-
-
 def describe(folder: Path) -> tuple[str, list[str]]:
-    """What a library holds, as text, and the files that are not those that were saved."""
+    """Describe what a library holds, as text, and name the files that are not those that were saved."""
+    from train.reference import Library
+    from train.reference.library import MANIFEST, read_manifest
+
+    recover(folder)
     manifest = read_manifest(folder)
     names = [name for name in manifest["files"] if (folder / name).is_file()]
     changed = [
@@ -146,12 +151,15 @@ def describe(folder: Path) -> tuple[str, list[str]]:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run one command; returns its exit code. Raises ValueError for what the user can mend."""
+    """Run one command; return its exit code. Raises ValueError for a user's mistake."""
     if arguments.command == "inspect":
-        told, changed = describe(arguments.library)
-        print(told)
+        text, changed = describe(arguments.library)
+        print(text)
         return 1 if changed else 0
     if arguments.command == "add":
+        from train.reference.library import read_manifest
+
+        recover(arguments.library)
         read_manifest(arguments.library)  # before minutes of reading
     found = read(arguments)
     print("\n".join(describe_names(found.names)))

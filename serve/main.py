@@ -33,7 +33,7 @@ PATIENCE_S = 150  # of the proxy, more than body and model may take: a request e
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The command line."""
+    """Read the command line."""
     parser = Parser(
         prog="python -m serve.main", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -51,6 +51,14 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--host", default="127.0.0.1", help="address to listen at (default: this machine only)")
     add("--port", type=int, default=8000, help="(default: 8000)")
     add("--token-file", metavar="FILE", default="", help="ask every request for the bearer token in this file")
+    add(
+        "--allow-host",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="a public name under which requests may come without a token; may be repeated (default: addresses and "
+        "local names)",
+    )
     add("--device", default="cpu", help="torch device of the towers, e.g. cuda (default: cpu)")
     add("--threads", metavar="N", type=int, default=1, help="threads of the model (default: 1)")
     add("--replicas", metavar="N", type=int, default=1, help="processes with the model (default: 1)")
@@ -88,6 +96,7 @@ def _serve(options: argparse.Namespace) -> None:
             "device": options.device,
             "threads": options.threads,
             "token_file": options.token_file,
+            "allowed_hosts": ",".join(options.allow_host),
             "min_replicas": options.replicas,
             "max_replicas": options.replicas,
             "max_in_flight": options.max_in_flight,
@@ -111,7 +120,7 @@ def _serve(options: argparse.Namespace) -> None:
 
 
 def _check_address(host: str, port: int) -> None:
-    """Raises ValueError where another program listens: HAProxy would share the port with another HAProxy."""
+    """Raise ValueError where another program listens: HAProxy would share the port with another HAProxy."""
     if not 0 < port < 65536:
         raise ValueError(f"--port: got {port}, allowed 1..65535")
     try:
@@ -131,7 +140,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; returns the exit code (2 = something the user can mend, said in one line)."""
+    """Run the command; return the exit code (2 = something the user can mend, said in one line)."""
     options = parse(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     return guarded(lambda: run(options))

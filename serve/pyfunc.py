@@ -19,13 +19,13 @@ KINDS = {pa.string(): "string", pa.float64(): "double", pa.int64(): "long", pa.b
 
 
 class Specimens:
-    """What MLflow calls."""
+    """Answer as MLflow's pyfunc."""
 
     def __init__(self, predictor: Predictor) -> None:
         self.predictor = predictor
 
     def predict(self, frame: pd.DataFrame, params: Mapping[str, Any] | None = None) -> pd.DataFrame:
-        """One row of answers for each row of photos and barcodes; one that cannot be used says why in `error`.
+        """Return one row of answers for each row of photos and barcodes; one that cannot be used says why in `error`.
 
         Args:
             frame: columns `image` (bytes) and `dna` (text), one of them may be missing, every cell null.
@@ -52,7 +52,7 @@ def _load_pyfunc(folder: str) -> Specimens:
 
 
 def signature() -> Any:
-    """What goes in and what comes out, as MLflow writes it."""
+    """Return what goes in and what comes out, as MLflow writes it."""
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
 

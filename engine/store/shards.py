@@ -4,24 +4,25 @@ A folder holds NNNNNN.tar (`tars`), index.parquet (`schema.INDEX_SCHEMA`, in sto
 report.json and report.html. It is named by a path or a URL (`engine.store.storage`).
 """
 
+import errno
 import hashlib
-import io
 import json
 import os
-import tarfile
+import re
+import stat
 from collections import defaultdict
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from engine.specimens.schema import DNA_SUFFIX, IMAGE_SUFFIX, INDEX_SCHEMA, META_SUFFIX, SPLITS, BadSpecimen
+from engine.specimens.schema import SPLITS, BadSpecimen
 from engine.specimens.taxonomy import RANKS
+from engine.store.limits import MAX_JSON_BYTES, MAX_OFFSET, MAX_PHOTO_BYTES
 from engine.store.storage import Location
 
 FORMAT_VERSION = 1
@@ -30,13 +31,14 @@ MANIFEST_NAME = "manifest.json"
 REPORT_NAME = "report.json"
 PAGE_NAME = "report.html"
 
+_SHARD_NAME = re.compile(r"[0-9]{6,12}\.tar")
 _MERGE_GAP = 1 << 16  # bytes between two wanted ranges of a remote shard that are read rather than asked for apart
-_MAX_RANGE = 1 << 23  # bytes of one request
+MAX_RANGE = 1 << 23  # bytes of one request
 _REQUESTS = 8  # at once
 
 
 def shard_name(number: int) -> str:
-    """File name of a shard."""
+    """Return the file name of a shard."""
     return f"{number:06d}.tar"
 
 
@@ -51,9 +53,9 @@ def read_manifest(directory: Path | str | Location) -> dict[str, Any]:
             problem = "it does not exist"
         raise ValueError(f"shards: got {folder.shown}, but {problem}; allowed: {wanted}")
     try:
-        manifest = json.loads(place.read_bytes())
+        manifest = json.loads(place.read_bytes(MAX_JSON_BYTES))
         version = manifest["format_version"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"shards: {place.shown} is no manifest ({error!r}); allowed: {wanted}") from None
     missing = {"counts", "index_sha256", "shards"} - manifest.keys()
     if version == FORMAT_VERSION and missing:
@@ -66,19 +68,42 @@ def read_manifest(directory: Path | str | Location) -> dict[str, Any]:
 def read_index(directory: Path | str | Location, columns: list[str] | None = None) -> pa.Table:
     """Return the rows of index.parquet in stored order (shard, offset), or only some of its columns.
 
-    Raises ValueError when the folder holds no shards of this format version.
+    Raises ValueError when the folder holds no shards of this format version, and for an index that leads out of them.
     """
-    read_manifest(directory)
+    manifest = read_manifest(directory)
     place = Location.parse(directory) / INDEX_NAME
     try:
         with place.open_input() as file:
-            return pq.read_table(file, columns=columns)
-    except (OSError, pa.ArrowInvalid) as error:
+            index = pq.read_table(file, columns=columns)
+    except (OSError, pa.ArrowException) as error:
         raise ValueError(f"shards: {place.shown} cannot be read ({str(error).splitlines()[0]})") from None
+    _refuse_foreign_places(index, manifest, place)
+    return index
+
+
+def _refuse_foreign_places(index: pa.Table, manifest: dict[str, Any], place: Location) -> None:
+    """Raise ValueError unless an index names only shards that the manifest lists, and places that can be."""
+    if "shard" not in index.column_names:
+        return
+    try:
+        listed = {entry["file"] for entry in manifest["shards"]}
+    except (TypeError, KeyError) as error:
+        raise ValueError(f"shards: {place.parent.shown}/{MANIFEST_NAME} lists no shards ({error!r})") from None
+    for name in pc.unique(index["shard"]).to_pylist():
+        if name not in listed or not _SHARD_NAME.fullmatch(name):
+            raise ValueError(f"shards: {place.shown} names the shard {name!r:.200}, allowed: those of {MANIFEST_NAME}")
+    for name in set(index.column_names) & {"offset", "size", "image_offset", "image_size", "dna_offset", "dna_size"}:
+        low, high = (-1, MAX_OFFSET) if "offset" in name else (0, MAX_PHOTO_BYTES)
+        if name == "size":
+            high *= 2  # photo, barcode, description
+        values = index[name]
+        row = pc.index(pc.or_(pc.less(values, low), pc.greater(values, high)), True).as_py()
+        if row >= 0:
+            raise ValueError(f"shards: {place.shown} has {name} {values[row]} in row {row}, allowed: {low} to {high}")
 
 
 def check_files(directory: Path | str | Location) -> None:
-    """A look at the size of every shard, before a run that would otherwise go on without its specimens.
+    """Check the size of every shard, before a run that would otherwise go on without its specimens.
 
     Raises ValueError when one is missing or not as long as the manifest says.
     """
@@ -94,10 +119,10 @@ def check_files(directory: Path | str | Location) -> None:
 
 
 def file_sha256(place: Path | str | Location) -> str:
-    """sha256 (hex) of a file."""
+    """Return the sha256 (hex) of a file."""
     digest = hashlib.sha256()
     with Location.parse(place).open_input() as file:
-        while data := file.read(_MAX_RANGE):
+        while data := file.read(MAX_RANGE):
             digest.update(data)
     return digest.hexdigest()
 
@@ -107,7 +132,12 @@ class _Descriptor:
 
     def __init__(self, place: Location) -> None:
         self.number = -1
-        self.number = os.open(place.path, os.O_RDONLY)
+        self.number = os.open(place.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe would be waited for
+        if not stat.S_ISREG(os.fstat(self.number).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(place.path))
+
+    def size(self) -> int:
+        return os.fstat(self.number).st_size
 
     def read_at(self, size: int, offset: int) -> bytes:
         return os.pread(self.number, size, offset)
@@ -118,7 +148,7 @@ class _Descriptor:
 
 
 class ShardReader:
-    """Reads bytes of shards by offset. Thread-safe, picklable (open files stay behind), one descriptor per shard.
+    """Read bytes of shards by offset. Thread-safe, picklable (open files stay behind), one descriptor per shard.
 
     At most `max_open` files stay open, the oldest is closed first. Remote shards cost a request a read; `fetch` makes
     few of many.
@@ -140,10 +170,10 @@ class ShardReader:
                 return held[offset - start : offset - start + size]
         file = self._files.get(shard) or self._open(shard)
         try:
-            data: bytes = file.read_at(size, offset)
+            data: bytes = file.read_at(max(0, min(size, file.size() - offset)), offset)  # believe the file's length
         except OSError as error:
-            told = error.strerror or str(error).splitlines()[0]
-            raise BadSpecimen("", shard, f"cannot be read: {told}") from None
+            reason = error.strerror or str(error).splitlines()[0]
+            raise BadSpecimen("", shard, f"cannot be read: {reason}") from None
         if len(data) != size:
             raise BadSpecimen("", shard, f"file ends early: {size} bytes wanted at {offset}, {len(data)} there")
         return data
@@ -152,7 +182,7 @@ class ShardReader:
         """Read (shard, offset, size) ranges that `read` will ask for, near ones together, several requests at a time.
 
         They replace what was fetched before. Does nothing for local shards, whose reads cost no request; a range that
-        cannot be read is left to `read`, which tells why.
+        cannot be read is left to `read`, which says why.
         """
         wanted: dict[str, list[tuple[int, int]]] = defaultdict(list)
         for shard, offset, size in ranges:
@@ -195,10 +225,10 @@ class ShardReader:
 
 
 def _merged(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Sorted (start, end) ranges with those that lie near each other joined, none longer than a request should be."""
+    """Sort (start, end) ranges and join those that lie near each other, none longer than a request should be."""
     merged: list[tuple[int, int]] = []
     for start, end in sorted(spans):
-        if merged and start <= merged[-1][1] + _MERGE_GAP and end - merged[-1][0] <= _MAX_RANGE:
+        if merged and start <= merged[-1][1] + _MERGE_GAP and end - merged[-1][0] <= MAX_RANGE:
             merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
         else:
             merged.append((start, end))
@@ -206,7 +236,7 @@ def _merged(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 def count_specimens(index: pa.Table) -> dict[str, Any]:
-    """Counts of a manifest: specimens in all, per split, with a label per rank, with an image, a barcode, both."""
+    """Count for a manifest: specimens in all, per split, with a label per rank, with an image, a barcode, both."""
     splits = pc.value_counts(index["split"]).to_pylist()
     image = pc.greater_equal(index["image_offset"], 0)
     barcode = pc.greater_equal(index["dna_offset"], 0)
@@ -224,99 +254,3 @@ def count_specimens(index: pa.Table) -> dict[str, Any]:
 
 def _split_order(entry: dict[str, Any]) -> int:
     return SPLITS.index(entry["values"]) if entry["values"] in SPLITS else len(SPLITS)
-
-
-def verify(directory: Path | str | Location) -> list[str]:
-    """Return what is wrong with a shard folder: checksums, files, offsets, counts, keys; [] when nothing is.
-
-    Reads every byte once. Raises ValueError when the folder has no manifest of this format version.
-    """
-    folder = Location.parse(directory)
-    manifest = read_manifest(folder)
-    problems = []
-    sizes = folder.sizes()
-    if INDEX_NAME not in sizes:
-        return [f"{INDEX_NAME} is missing"]
-    if file_sha256(folder / INDEX_NAME) != manifest["index_sha256"]:
-        problems.append(f"{INDEX_NAME}: its sha256 is not the manifest's")
-    try:
-        index = read_index(folder)
-    except ValueError as error:
-        return [*problems, str(error)]
-    if not index.schema.equals(INDEX_SCHEMA):
-        return [*problems, f"{INDEX_NAME}: columns or their types are not those of INDEX_SCHEMA"]
-    if count_specimens(index) != manifest["counts"]:
-        problems.append(f"{INDEX_NAME}: its counts are not the manifest's")
-    if pc.count_distinct(index["key"]).as_py() != index.num_rows:
-        problems.append(f"{INDEX_NAME}: some keys occur more than once")
-    listed = [entry["file"] for entry in manifest["shards"]]
-    found = sorted(name for name in sizes if name.endswith(".tar"))
-    problems += [f"{name} is not in the manifest" for name in found if name not in set(listed)]
-    problems += [
-        f"{name}: in the index, not in the manifest"
-        for name in sorted(set(pc.unique(index["shard"]).to_pylist()) - set(listed))
-    ]
-    bounds = np.searchsorted(np.asarray(index["shard"].to_pylist(), dtype=str), [*listed, "~"])
-    for entry, start, end in zip(manifest["shards"], bounds[:-1], bounds[1:], strict=True):
-        size = sizes.get(entry["file"])
-        problems += _verify_shard(folder / entry["file"], size, entry, index.slice(start, end - start))
-    return problems
-
-
-def _verify_shard(place: Location, size: int | None, entry: dict[str, Any], rows: pa.Table) -> list[str]:
-    if size is None:
-        return [f"{place.name} is missing"]
-    problems = []
-    if rows.num_rows != entry["specimens"]:
-        problems.append(f"{place.name}: {rows.num_rows} specimens in the index, the manifest says {entry['specimens']}")
-    expected = {}
-    end = 0
-    for row in rows.to_pylist():
-        if row["offset"] != end:
-            problems.append(f"{place.name}: {row['key']} starts at {row['offset']} in the index, expected {end}")
-        end = row["offset"] + row["size"]
-        for suffix, column in ((DNA_SUFFIX, "dna"), (IMAGE_SUFFIX, "image")):
-            if row[f"{column}_offset"] >= 0:
-                expected[f"{row['key']}.{suffix}"] = (row[f"{column}_offset"], row[f"{column}_size"])
-    try:
-        stored, sha256 = _read_through(place)
-    except (tarfile.TarError, OSError) as error:
-        stored, sha256 = None, ""
-        problems.append(f"{place.name}: no readable tar ({error})")
-    if size != entry["bytes"]:
-        problems.insert(0, f"{place.name}: {size} bytes, the manifest says {entry['bytes']}")
-    elif sha256 != entry["sha256"]:
-        problems.insert(0, f"{place.name}: its sha256 is not the manifest's")
-    if stored is None:
-        return problems
-    if sum(name.endswith(f".{META_SUFFIX}") for name in stored) != rows.num_rows:
-        problems.append(f"{place.name}: not one .{META_SUFFIX} for each specimen of the index")
-    payloads = {name: span for name, span in stored.items() if not name.endswith(f".{META_SUFFIX}")}
-    differing = sorted(name for name in payloads.keys() | expected if payloads.get(name) != expected.get(name))
-    if differing:
-        some = ", ".join(differing[:5])
-        problems.append(f"{place.name}: {len(differing)} members differ from the index in place or size: {some}")
-    return problems
-
-
-class _Hashed(io.RawIOBase):
-    """Reads a file forward and hashes what went by."""
-
-    def __init__(self, file: pa.NativeFile) -> None:
-        self.file, self.digest = file, hashlib.sha256()
-
-    def read(self, size: int = -1) -> bytes:
-        data: bytes = self.file.read(size)
-        self.digest.update(data)
-        return data
-
-
-def _read_through(place: Location) -> tuple[dict[str, tuple[int, int]], str]:
-    """Members of a tar (name: payload's offset and size) and the file's sha256, reading it once from end to end."""
-    with place.open_input() as file:
-        stream = _Hashed(file)
-        with tarfile.open(fileobj=stream, mode="r|", bufsize=1 << 20) as tar:
-            stored = {member.name: (member.offset_data, member.size) for member in tar}
-        while stream.read(_MAX_RANGE):
-            pass
-    return stored, stream.digest.hexdigest()

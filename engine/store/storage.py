@@ -11,6 +11,7 @@ import functools
 import os
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,8 @@ from typing import Any, BinaryIO, cast
 
 import pyarrow as pa
 import pyarrow.fs as pa_fs
+
+from engine.store.limits import MAX_PHOTO_BYTES
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")  # two letters or more: C:// is no scheme
 _CHUNK = 1 << 23  # bytes of an upload held at once
@@ -52,14 +55,14 @@ class Location:
         return self.base + self.query
 
     def __truediv__(self, name: str) -> "Location":
-        """A place inside this folder; an absolute path or a URL stands for itself."""
+        """Return a place inside this folder; an absolute path or a URL stands for itself."""
         if _URL.match(name) or name.startswith("/"):
             return Location.parse(name)
         return Location(f"{self.base.rstrip('/')}/{name}", self.query)
 
     @property
     def is_local(self) -> bool:
-        """Whether this is a path and no URL."""
+        """Return whether this is a path and no URL."""
         return not _URL.match(self.base)
 
     @property
@@ -85,7 +88,7 @@ class Location:
         return re.sub(r"://[^/@]*@", "://", str(self))
 
     def size(self) -> int | None:
-        """Bytes of the file; None when there is no such file."""
+        """Return the size of the file in bytes; None when there is no such file."""
         if self.is_local:
             try:
                 return os.path.getsize(self.base) if os.path.isfile(self.base) else None
@@ -96,22 +99,22 @@ class Location:
             return int(info.size) if info.type == pa_fs.FileType.File else None
 
     def is_file(self) -> bool:
-        """Whether there is such a file."""
+        """Return whether there is such a file."""
         return self.size() is not None
 
     def is_dir(self) -> bool:
-        """Whether this is a folder; on object stores: whether anything lies under it."""
+        """Return whether this is a folder; on object stores: whether anything lies under it."""
         if self.is_local:
             return os.path.isdir(self.base)
         with self._remote() as (system, path):
             return bool(system.get_file_info(path).type == pa_fs.FileType.Directory)
 
     def exists(self) -> bool:
-        """Whether there is such a file or folder."""
+        """Return whether there is such a file or folder."""
         return self.is_dir() or self.is_file()
 
     def list(self) -> list[str]:
-        """Sorted names of the files and folders directly inside; [] when there is no such folder."""
+        """Return the sorted names of the files and folders directly inside; [] when there is no such folder."""
         if self.is_local:
             return sorted(os.listdir(self.base)) if os.path.isdir(self.base) else []
         with self._remote() as (system, path):
@@ -119,7 +122,7 @@ class Location:
             return sorted({info.path.rstrip("/").rsplit("/", 1)[-1] for info in inside} - {self.name, ""})
 
     def sizes(self) -> dict[str, int]:
-        """Bytes of each file directly inside, by name, with one listing; {} when there is no such folder."""
+        """Return the size of each file directly inside, with one listing; {} when there is no such folder."""
         if self.is_local:
             if not os.path.isdir(self.base):
                 return {}
@@ -131,36 +134,45 @@ class Location:
             return {info.path.rsplit("/", 1)[-1]: int(info.size) for info in files}
 
     def open_input(self) -> pa.NativeFile:
-        """Open the file for reading anywhere in it."""
+        """Open the file for reading anywhere in it. A pipe, a device or a socket is refused: it may never end."""
+        if self.is_local:
+            self._refuse_special()
         with self._remote() as (system, path):
             return pa.OSFile(path) if system is None else system.open_input_file(path)
 
-    def read_bytes(self) -> bytes:
-        """Return the whole file."""
-        if self.is_local:
-            return Path(self.base).read_bytes()
+    def read_bytes(self, most: int = MAX_PHOTO_BYTES) -> bytes:
+        """Return the whole file. Raises OSError for one of more than `most` bytes, before it is read."""
         with self._remote(), self.open_input() as file:
+            if file.size() > most:
+                raise OSError(errno.EFBIG, f"file of {file.size():,} bytes, allowed at most {most:,}", self.shown)
             return cast(bytes, file.read())
+
+    def _refuse_special(self) -> None:
+        mode = os.stat(self.base).st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # opening a folder fails with its own message
+            raise OSError(errno.EINVAL, "neither a regular file nor a folder", self.base)
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[BinaryIO]:
-        """A binary file to write. It appears under its name, whole, when the block ends; after an error not at all.
+        """Open a binary file to write. It appears under its name, whole, when the block ends; after an error never.
 
         Local: a hidden file beside it is renamed (the folder must exist). Remote: a temporary local file is uploaded.
         """
         if self.is_local:
             hidden = os.path.join(os.path.dirname(self.base), f".{self.name}.{os.getpid()}.part")
-            with _told(self, hidden):
+            with named_errors(self.shown, hidden):
                 try:
                     with open(hidden, "wb", buffering=1 << 20) as file:
                         yield file
+                        file.flush()
+                        os.fsync(file.fileno())  # else a loss of power may leave the new name with nothing in it
                     os.replace(hidden, self.base)
                 finally:
                     with contextlib.suppress(FileNotFoundError):
                         os.unlink(hidden)
             return
         with tempfile.TemporaryFile() as temporary:
-            with _told(self):
+            with named_errors(self.shown):
                 yield cast(BinaryIO, temporary)
             temporary.seek(0)
             with self._remote() as (system, path), system.open_output_stream(path) as stream:
@@ -194,8 +206,8 @@ class Location:
 
     @contextlib.contextmanager
     def _remote(self) -> Iterator[tuple[Any, str]]:
-        """The file system and the path in it; its errors tell this location in one line."""
-        with _told(self):
+        """Yield the file system and the path in it; errors name this location in one line."""
+        with named_errors(self.shown):
             if self.is_local:
                 yield None, self.base
                 return
@@ -206,8 +218,8 @@ class Location:
 
 
 @contextlib.contextmanager
-def _told(place: Location, hidden: str | None = None) -> Iterator[None]:
-    """Give an OSError without a file name (or with the hidden one) this place's, and one line of what was said."""
+def named_errors(shown: str, hidden: str | None = None) -> Iterator[None]:
+    """Give an OSError without a file name (or with the hidden one) the name `shown`, and one line of its message."""
     try:
         yield
     except OSError as error:
@@ -215,12 +227,12 @@ def _told(place: Location, hidden: str | None = None) -> Iterator[None]:
             raise
         text = error.strerror or (str(error).splitlines() or [type(error).__name__])[0]
         code = error.errno or (errno.ENOENT if isinstance(error, FileNotFoundError) else errno.EIO)
-        raise OSError(code, text, place.shown) from error
+        raise OSError(code, text, shown) from error
 
 
 @functools.lru_cache(maxsize=16)
 def _file_system(root: str) -> tuple[Any, str]:
-    """The file system of a URL without its path, and how paths in it begin. Kept: making one costs a connection."""
+    """Return a URL's file system and how paths in it begin. Cached: making one costs a connection."""
     try:
         return pa_fs.FileSystem.from_uri(root)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:

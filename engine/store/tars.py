@@ -22,7 +22,7 @@ from engine.store.storage import Location
 
 MAX_KEY_LENGTH = 90  # a tar header's name field has 100 bytes, suffix included
 
-_BLOCK = tarfile.BLOCKSIZE
+BLOCK = tarfile.BLOCKSIZE
 _PLAIN = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-")
 _encode_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
@@ -53,7 +53,7 @@ def tar_key(identifier: str) -> str:
 
 @functools.cache
 def _template() -> tuple[bytes, int, bytes, bytes]:
-    """A header without name, size and checksum: (mode and owner, sum of all bytes, time, what follows the checksum).
+    """Return the constant parts of a header: (mode and owner, sum of all bytes, time, what follows the checksum).
 
     Mode 0644; time, uid and gid 0; owner names empty. The checksum counts its own field as blanks.
     """
@@ -103,9 +103,9 @@ def write_shard(place: Path | str | Location, specimens: Iterable[Specimen]) -> 
             places = {DNA_SUFFIX: (-1, 0), IMAGE_SUFFIX: (-1, 0)}
             for suffix, payload in _members(specimen):
                 size = len(payload)
-                places[suffix] = (end + _BLOCK, size)
-                pieces += [tar_header(f"{key}.{suffix}".encode(), size), payload, bytes(-size % _BLOCK)]
-                end += _BLOCK + size + -size % _BLOCK
+                places[suffix] = (end + BLOCK, size)
+                pieces += [tar_header(f"{key}.{suffix}".encode(), size), payload, bytes(-size % BLOCK)]
+                end += BLOCK + size + -size % BLOCK
             data = b"".join(pieces)
             digest.update(data)
             file.write(data)
@@ -114,7 +114,7 @@ def write_shard(place: Path | str | Location, specimens: Iterable[Specimen]) -> 
             rows.append((key, place.name, start, end - start, *member_places, *labels))
         if not rows:
             raise _Empty
-        tail = bytes(2 * _BLOCK + -(end + 2 * _BLOCK) % tarfile.RECORDSIZE)
+        tail = bytes(2 * BLOCK + -(end + 2 * BLOCK) % tarfile.RECORDSIZE)
         digest.update(tail)
         file.write(tail)
     columns = zip(*rows, strict=True) if rows else [()] * len(INDEX_SCHEMA)

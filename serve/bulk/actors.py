@@ -23,8 +23,8 @@ CARD = "card.json"  # in the plan's folder: what answered
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asking:
-    """With what questions are answered."""
+class BulkOptions:
+    """Describe what answers the questions, and how."""
 
     model: ResolvedModel
     library: str  # folder, "" = none
@@ -37,30 +37,30 @@ class Asking:
 class Answerer:
     """Answers the questions of tasks, by their place in a list; a stage of Ray Data, built once per worker."""
 
-    def __init__(self, asking: Asking, plan: Plan, source: SpecimenSource, tasks: Sequence[int]) -> None:
+    def __init__(self, asking: BulkOptions, plan: Plan, source: SpecimenSource, tasks: Sequence[int]) -> None:
         """`tasks`: those of the plan that are not done."""
         self.asking, self.plan, self.source, self.tasks = asking, plan, source, tasks
 
     def arguments(self) -> tuple[Any, ...]:
-        """What another worker is built from."""
+        """Return what another worker is built from."""
         return self.asking, self.plan, self.source, self.tasks
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """Column item (places in the list) -> columns answered (questions) and told (why the model cannot be loaded).
+        """Turn column item (places in the list) into answered (questions) and error (why the model cannot be loaded).
 
         That comes back as a row, since an exception would lose whose fault it was on its way through Ray.
         """
         rows: list[dict[str, Any]] = []
         for place in batch["item"].to_pylist():
             try:
-                rows.append({"answered": self.answer(self.tasks[place]), "told": ""})
+                rows.append({"answered": self.answer(self.tasks[place]), "error": ""})
             except ValueError as error:
-                rows.append({"answered": 0, "told": str(error)})
+                rows.append({"answered": 0, "error": str(error)})
         return pa.Table.from_pylist(rows)
 
     @cached_property
     def predictor(self) -> Any:
-        """Loaded when it is first asked. Raises ValueError as `Predictor.load`."""
+        """Load the model when it is first asked. Raises ValueError as `Predictor.load`."""
         import torch
 
         from serve.answers.predictor import Predictor

@@ -25,12 +25,12 @@ class Column:
 
     name: str
     kind: pa.DataType
-    told: str
+    meaning: str
     dwc: str = ""  # Darwin Core's term; "" = our name
     bold: str = ""  # BOLD's
 
     def named(self, style: str) -> str:
-        """What the column is called in a style."""
+        """Return the column's name in a style."""
         return {"dwc": self.dwc, "bold": self.bold}.get(style) or self.name
 
 
@@ -88,18 +88,18 @@ _OF_RANKS = {column.name for column in _rank_columns()}
 
 
 def schema(style: str = "own") -> pa.Schema:
-    """Columns of a result in a style."""
+    """Return the columns of a result in a style."""
     return pa.schema([(column.named(style), column.kind) for column in COLUMNS])
 
 
 def table_of(answers: Sequence[Answer | QueryError]) -> pa.Table:
-    """Answers in our own style, in their order."""
+    """Return answers as rows of our own style, in their order."""
     rows = [_error_row(one) if isinstance(one, QueryError) else _row(one) for one in answers]
     return pa.table({column.name: pa.array([row.get(column.name) for row in rows], column.kind) for column in COLUMNS})
 
 
 def errors_of(keys: Sequence[str], problems: Sequence[str]) -> pa.Table:
-    """Rows without an answer."""
+    """Return rows without an answer."""
     given = {"key": keys, "error": problems}
     return pa.table(
         {
@@ -112,7 +112,7 @@ def errors_of(keys: Sequence[str], problems: Sequence[str]) -> pa.Table:
 
 
 def styled(table: pa.Table, style: str) -> pa.Table:
-    """The same rows in another style."""
+    """Convert rows to another style."""
     if style != "own":
         place = pc.fill_null(pc.index_in(table["rank"], pa.array(RANKS)), -1)
         for number, rank in enumerate(RANKS):
@@ -127,17 +127,17 @@ def _same(names: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _epithet(names: pa.ChunkedArray) -> pa.ChunkedArray:
-    """The second word of a species' name; what has none is no binomial and stays out."""
+    """Return the second word of a species' name; null for what is no binomial."""
     return pc.struct_field(pc.extract_regex(names, r"^\S+ (?P<epithet>\S+)"), "epithet")
 
 
 def described() -> str:
-    """The columns as lines of a help text, with the names that they have in other styles."""
+    """Return the columns as lines of a help text, with their names in other styles."""
     lines = []
     for column in COLUMNS:
         terms = {"dwc": column.dwc, "bold": column.bold}
         others = ", ".join(f"{style} {term}" for style, term in terms.items() if term)
-        lines.append(f"  {column.name:<20} {column.told}{f' ({others})' if others else ''}")
+        lines.append(f"  {column.name:<20} {column.meaning}{f' ({others})' if others else ''}")
     return "\n".join(lines)
 
 
@@ -159,8 +159,8 @@ def _row(answer: Answer) -> dict[str, Any]:
         "asked_with": answer.asked_with,
         "image_share": answer.share.get("image", 0.0),
         "calibrated": answer.calibrated,
-        "model": _told(answer.model),
-        "library": _told(answer.model.get("library")),
+        "model": _identity(answer.model),
+        "library": _identity(answer.model.get("library")),
     }
     for rank in answer.ranks:
         row[rank.rank], row[f"{rank.rank}_probability"] = rank.name, rank.probability
@@ -191,8 +191,8 @@ def _nearest(one: Neighbour) -> dict[str, Any]:
     }
 
 
-def _told(card: Mapping[str, Any] | None) -> str | None:
-    """A model's or a library's name, version and the start of its checksum."""
+def _identity(card: Mapping[str, Any] | None) -> str | None:
+    """Return a model's or a library's name, version and the start of its checksum."""
     if not card:
         return None
     digest = str(card.get("weights_sha256") or card.get("checksum"))[:12]

@@ -30,9 +30,10 @@ from engine.commandline import Parser, guarded
 from engine.formats.source import SpecimenSource
 from engine.ray_seams import numbered_tasks, start_ray
 from engine.specimens.taxonomy import RANKS
+from engine.store.commits import owned
 from engine.store.shards import file_sha256
-from engine.store.storage import Location
-from serve.bulk.actors import CARD, Answerer, Asking
+from engine.store.storage import Location, named_errors
+from serve.bulk.actors import CARD, Answerer, BulkOptions
 from serve.bulk.columns import COLUMNS, STYLES, described
 from serve.bulk.plan import QUESTIONS_PER_TASK, Plan, load_plan, write_plan
 from serve.bulk.result import KINDS, write_result
@@ -47,7 +48,7 @@ UNFINISHED = ".unfinished"  # what the folder beside the result is called until 
 
 
 class WorkerDied(Exception):
-    """A worker process ended, by a signal, for want of memory or by a fault."""
+    """Report that a worker process ended, by a signal, for want of memory or by a fault."""
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -65,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
         "--library",
         default="",
         metavar="DIR",
-        help="of serve.library: tells the nearest references (default: the model's own)",
+        help="of serve.library: names the nearest references (default: the model's own)",
     )
     add("--out", required=True, type=Path, metavar="FILE", help="RESULT.parquet or RESULT.csv")
     add("--names", choices=STYLES, default="own", help="of the columns: our own, Darwin Core's, BOLD's")
@@ -84,10 +85,15 @@ def _parser() -> argparse.ArgumentParser:
 
 def run(arguments: argparse.Namespace) -> str:
     """Do what a command line asks; returns what to print. Raises ValueError for what the user can mend."""
+    _check(arguments)
+    with owned(arguments.out), named_errors(str(arguments.out)):
+        return _run(arguments)
+
+
+def _run(arguments: argparse.Namespace) -> str:
     from serve.answers.predictor import THRESHOLD, Options
 
     started = time.monotonic()
-    _check(arguments)
     threshold = THRESHOLD if arguments.threshold is None else arguments.threshold
     subset = tuple(_names(arguments.only)) if arguments.only else ()
     Options(threshold=threshold, subset=subset or None, top=1)  # refuses what is out of range
@@ -95,7 +101,7 @@ def run(arguments: argparse.Namespace) -> str:
     if arguments.overwrite:
         shutil.rmtree(state, ignore_errors=True)
     model = resolve_checkpoint(arguments.checkpoint, registry=arguments.registry, cache=state)
-    asking = Asking(
+    asking = BulkOptions(
         model=model,
         library=str(Path(arguments.library).resolve()) if arguments.library else model.library,
         threshold=threshold,
@@ -115,7 +121,7 @@ def _state(out: Path) -> Path:
 
 
 def make_plan(source: SpecimenSource, state: Path, settings: dict[str, Any]) -> Plan:
-    """The plan of a new run, or that of the unfinished one with the same records and settings.
+    """Return the plan of a new run, or that of the unfinished one with the same records and settings.
 
     Raises ValueError when the folder holds an unfinished run of something else.
     """
@@ -140,7 +146,7 @@ def make_plan(source: SpecimenSource, state: Path, settings: dict[str, Any]) -> 
     return before
 
 
-def answer(plan: Plan, source: SpecimenSource, asking: Asking, arguments: argparse.Namespace) -> None:
+def answer(plan: Plan, source: SpecimenSource, asking: BulkOptions, arguments: argparse.Namespace) -> None:
     """Answer what is left of a plan, with a progress bar. Workers that die are replaced.
 
     Raises:
@@ -154,8 +160,8 @@ def answer(plan: Plan, source: SpecimenSource, asking: Asking, arguments: argpar
         while left:
             try:
                 for row in run(Answerer(asking, plan, source, left), arguments):
-                    if row["told"]:
-                        raise ValueError(row["told"])
+                    if row["error"]:
+                        raise ValueError(row["error"])
                     bar.update(row["answered"])
                 return
             except WorkerDied as error:
@@ -172,7 +178,7 @@ def _here(answerer: Answerer, arguments: argparse.Namespace) -> Iterator[dict[st
 
 
 def _through_ray(answerer: Answerer, arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """A pool of workers, each with the model; what lies on disk is the result, so no row carries data.
+    """Answer through a pool of workers, each with the model; they write to disk, so no row carries data.
 
     Raises WorkerDied. Ray does not restart workers by itself: what is left is known better here.
     """
@@ -211,10 +217,10 @@ def finish(plan: Plan, arguments: argparse.Namespace) -> Counter[str]:
         "records": plan.records,
         "questions": plan.questions,
         "stops_at": dict(counts),
-        "columns": {column.named(style): column.told for column in COLUMNS},
+        "columns": {column.named(style): column.meaning for column in COLUMNS},
     }
     text = json.dumps(value, indent=1, ensure_ascii=False)
-    out.with_name(out.name + ".json").write_text(text, encoding="utf-8")
+    Location.parse(out.with_name(out.name + ".json")).write_atomically(text.encode())
     shutil.rmtree(plan.folder)
     return counts
 
@@ -238,8 +244,8 @@ def _check(arguments: argparse.Namespace) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
 
 
-def _settings(arguments: argparse.Namespace, asking: Asking) -> dict[str, Any]:
-    """What decides about the answers; the result's name and style do not."""
+def _settings(arguments: argparse.Namespace, asking: BulkOptions) -> dict[str, Any]:
+    """Return what decides about the answers; the result's name and style do not."""
     from serve.answers.candidates import FILE as TEXT
     from train.models.checkpoint import STATE
     from train.reference.library import read_manifest
@@ -259,7 +265,7 @@ def _settings(arguments: argparse.Namespace, asking: Asking) -> dict[str, Any]:
 
 
 def _names(path: Path) -> list[str]:
-    """Names of a checklist, one a line; lines that begin with # are none. Raises ValueError when there is no name."""
+    """Return the names of a checklist, one a line, but for lines that begin with #. Raises ValueError for none."""
     lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
     names = [line for line in lines if line and not line.startswith("#")]
     if not names:
@@ -269,10 +275,10 @@ def _names(path: Path) -> list[str]:
 
 def _summary(plan: Plan, counts: Counter[str], out: Path, seconds: float) -> str:
     order = [*reversed(RANKS), "none", "error"]
-    told = ", ".join(f"{name} {counts[name]:,}" for name in order if counts[name])
+    stops = ", ".join(f"{name} {counts[name]:,}" for name in order if counts[name])
     rate = plan.records / seconds
     return (
-        f"{plan.records:,} records, {plan.questions:,} different questions; the answer stops at: {told}\n"
+        f"{plan.records:,} records, {plan.questions:,} different questions; the answer stops at: {stops}\n"
         f"{out} written in {seconds:.1f} s ({rate:,.0f} records/s); {out}.json says what answered"
     )
 

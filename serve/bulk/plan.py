@@ -20,6 +20,7 @@ import pyarrow as pa
 
 from engine.formats.source import SpecimenSource
 from engine.specimens.schema import SPECIMEN_SCHEMA
+from engine.store.storage import Location
 
 QUESTIONS_PER_TASK = 1000
 PLAN, ROWS, QUESTIONS = "plan.json", "rows.arrow", "questions.arrow"
@@ -45,30 +46,30 @@ class Plan:
 
     @property
     def tasks(self) -> int:
-        """How many tasks answer the questions."""
+        """Return how many tasks answer the questions."""
         return -(-self.questions // QUESTIONS_PER_TASK)
 
     def part(self, task: int) -> Path:
-        """Where a task's answers are, once it is done."""
+        """Return the file of a task's answers, once it is done."""
         return self.folder / f"part-{task:06d}.parquet"
 
     def unfinished(self) -> list[int]:
-        """The tasks that are not done."""
+        """Return the tasks that are not done."""
         return [task for task in range(self.tasks) if not self.part(task).is_file()]
 
     def ask(self, task: int) -> pa.RecordBatch:
-        """The questions of a task."""
+        """Return the questions of a task."""
         with pa.OSFile(str(self.folder / QUESTIONS)) as file:
             return pa.ipc.open_file(file).get_batch(task)
 
     def rows(self) -> Iterator[pa.RecordBatch]:
-        """All records in order, some thousand at a time."""
+        """Yield all records in order, some thousand at a time."""
         with pa.OSFile(str(self.folder / ROWS)) as file, pa.ipc.open_stream(file) as reader:
             yield from reader
 
 
 def load_plan(folder: Path) -> Plan | None:
-    """The plan in a folder; None where none was finished."""
+    """Return the plan in a folder; None where none was finished."""
     try:
         value = json.loads((folder / PLAN).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -89,14 +90,12 @@ def write_plan(source: SpecimenSource, folder: Path, settings: Mapping[str, Any]
     (folder / _RAW).unlink()
     plan = Plan(folder, settings, len(question), int(first.sum()), digest)
     value = {"settings": settings, "records": plan.records, "questions": plan.questions, "digest": digest}
-    part = folder / f"{PLAN}.part"
-    part.write_text(json.dumps(value, indent=1), encoding="utf-8")
-    part.rename(folder / PLAN)
+    Location.parse(folder / PLAN).write_atomically(json.dumps(value, indent=1).encode())
     return plan
 
 
 def _write_raw(source: SpecimenSource, path: Path) -> tuple[bytearray, str]:
-    """All records as they come, those that the source left out behind the batch in which it met them.
+    """Write all records as they come, those that the source left out behind the batch in which it met them.
 
     Returns 16 bytes for each record's question, and one digest of everything.
     """
@@ -119,7 +118,7 @@ def _write_raw(source: SpecimenSource, path: Path) -> tuple[bytearray, str]:
 
 
 def _batches(source: SpecimenSource) -> Iterator[pa.Table]:
-    """Those of the source, and an empty one for what it left out last."""
+    """Yield the batches of the source, and an empty one for what it left out last."""
     for batch in source.batches():
         for first in range(0, len(batch), _ROWS):
             yield batch.slice(first, _ROWS)
@@ -134,7 +133,7 @@ def _question(image: str | None, barcode: str | None) -> bytes:
 
 
 def _number(digests: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Number the different questions in the order of their first record.
+    """Assign numbers to the different questions in the order of their first record.
 
     Args:
         digests: uint64 [N, 2], zeros = asks nothing.
@@ -184,5 +183,5 @@ def _split(folder: Path, question: np.ndarray, first: np.ndarray) -> None:
 
 
 def _write_one(writer: Any, table: pa.Table) -> None:
-    """As exactly one record batch."""
+    """Write a table as exactly one record batch."""
     writer.write_batch(table.combine_chunks().to_batches()[0])

@@ -52,7 +52,7 @@ def _writer(sink: Any, kind: str, columns: pa.Schema) -> Iterator[Any]:
 
 
 def _rows(rows: pa.RecordBatch, part: Any) -> pa.Table:
-    """The answers of some records, each under its own key."""
+    """Return the answers of some records, each under its own key."""
     question = rows["question"].to_numpy()
     asks = np.flatnonzero(question >= 0)
     rest = np.flatnonzero(question < 0)

@@ -7,8 +7,7 @@ import asyncio
 import hmac
 import json
 import mimetypes
-import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,16 +20,18 @@ from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
+from serve.answers.candidates import MAX_NAMES
 from serve.answers.query import MAX_IMAGES, MAX_LETTERS
 from serve.http import schemas
-from serve.http.bodies import Refused, read_body, read_form
-from serve.http.counters import Metrics
+from serve.http.bodies import Refused, check_json, read_body, read_form
+from serve.http.direct import Direct, Endpoint, refuse
+from serve.http.guard import PAGE_POLICY, check_origin
 from serve.http.openapi import FORM, JSON, describe
 from serve.http.service import Service
 
-_POLICY = "default-src 'self'; img-src 'self' data: blob:; style-src 'self' 'unsafe-inline'; frame-ancestors 'none'"
 PAGE = Path(__file__).parent / "page"
 TAXA_AT_ONCE = 1000
+HELD_PER_BYTE = 4  # of a body: read, as text, decoded, and one for its photos
 _TITLE, _VERSION = "taxafuse", "1"
 _ABOUT = (
     "Names insects from photos, COI barcodes, or both, at the rank the evidence supports. Errors are JSON: what was "
@@ -50,17 +51,15 @@ _REFUSALS: dict[int | str, dict[str, Any]] = {
 }
 _READS: dict[int | str, dict[str, Any]] = {status: _REFUSALS[status] for status in (401, 404, 422, 503)}
 
-_Endpoint = Callable[[Request], Awaitable[Response]]
-
 
 class _Routes:
-    """The endpoints of one service."""
+    """Hold the endpoints of one service."""
 
     def __init__(self, service: Service) -> None:
         self.service, self.metrics = service, service.metrics
 
     def check_token(self, request: Request) -> None:
-        """Raises Refused (401)."""
+        """Raise Refused (401) for a request without the token."""
         if not self.service.token:
             return
         given = request.headers.get("authorization", "").encode()
@@ -74,13 +73,16 @@ class _Routes:
 
     @asynccontextmanager
     async def admitted(self, request: Request, kinds: tuple[str, ...]) -> Any:
-        """The body and its kind, of a request that there is room for; counted until it is answered."""
+        """Yield the kind and the body of a request that there is room for; count it until it is answered."""
         self.check_token(request)
         header = request.headers.get("content-type", "")
         kind = header.partition(";")[0].strip().lower()
         if kind not in kinds:
             raise Refused(415, f"content type: got {header[:100]!r}", " or ".join(kinds))
+        if not self.service.token:
+            check_origin(request.headers)
         admission = self.service.admission
+        self.service.memory.check(HELD_PER_BYTE * self._length(request))
         admission.enter()
         held = 0
 
@@ -92,12 +94,19 @@ class _Routes:
         try:
             length = request.headers.get("content-length")
             body = await self._whole(read_body(request.stream(), length, self.service.max_body, hold))
+            if kind == JSON:
+                most = self.service.settings.max_queries
+                check_json(body, 3 * most + 64, MAX_NAMES + (MAX_IMAGES + 8) * most)
             yield kind, body
         finally:
             admission.leave(held)
 
+    def _length(self, request: Request) -> int:
+        length = request.headers.get("content-length", "")
+        return min(int(length) if length.isdigit() and len(length) < 20 else 0, self.service.max_body)
+
     async def _whole(self, reading: Awaitable[bytes]) -> bytes:
-        """Raises Refused (408) for a body that does not come: it would keep others out."""
+        """Return the body. Raises Refused (408) when it does not come: it would keep others out."""
         patience = self.service.settings.timeout_s
         try:
             async with asyncio.timeout(patience):
@@ -168,7 +177,7 @@ class _Routes:
         return Response(to_json(value), media_type=JSON)
 
     async def model(self, request: Request, model: Annotated[str, Query(max_length=200)] = "") -> Response:
-        """The models, their checksums, the limits."""
+        """The models, their checksums, the limits."""  # noqa: D401  # a text of openapi.json
         self.check_token(request)
         settings = self.service.settings
         limits = {
@@ -194,7 +203,7 @@ class _Routes:
         return Response(to_json({"loaded": loaded, "models": self.service.served()}), media_type=JSON)
 
     async def health(self) -> Response:
-        """Does the model answer?"""
+        """Does the model answer?"""  # noqa: D401  # a text of openapi.json
         spec = await self.service.health()
         return Response(to_json({"status": "ok", "model": spec.id}), media_type=JSON)
 
@@ -205,10 +214,10 @@ class _Routes:
 
 
 def make_app(service: Service, page: Path = PAGE) -> FastAPI:
-    """The ASGI application of a service; `page` is the folder whose files are shown, index.html at /."""
+    """Return the ASGI application of a service; `page` is the folder whose files are shown, index.html at /."""
     routes = _Routes(service)
     app = FastAPI(title=_TITLE, version=_VERSION, description=_ABOUT, docs_url=None, redoc_url=None)
-    direct: dict[str, tuple[_Endpoint, type[BaseModel]]] = {
+    direct: dict[str, tuple[Endpoint, type[BaseModel]]] = {
         "/v1/identify": (routes.identify, schemas.AnswerBody),
         "/v1/identify:batch": (routes.identify_batch, schemas.AnswersBody),
         "/v1/embed": (routes.embed, schemas.EmbeddingsBody),
@@ -229,10 +238,10 @@ def make_app(service: Service, page: Path = PAGE) -> FastAPI:
         _show(app, "/" if file.name == "index.html" else f"/{file.name}", file)
     app.openapi = lambda: describe(app)  # type: ignore[method-assign]
     for kind in (Refused, HTTPException, RequestValidationError, Exception):
-        app.add_exception_handler(kind, _tell)
+        app.add_exception_handler(kind, refuse)
     known = [route.path for route in app.routes]  # type: ignore[attr-defined]
     endpoints = {path: route for path, (route, _) in direct.items()}
-    app.add_middleware(_Direct, metrics=routes.metrics, known=known, endpoints=endpoints)
+    app.add_middleware(Direct, service=service, known=known, endpoints=endpoints)
     return app
 
 
@@ -244,7 +253,7 @@ def _add(
     shape: type[BaseModel],
     refusals: dict[int | str, dict[str, Any]],
 ) -> None:
-    """The route's docstring goes into the document."""
+    """Add a route; its docstring goes into the document."""
     responses = {200: {"model": shape, "description": "the answer"}, **refusals}
     app.add_api_route(
         path, route, methods=[method], responses=responses, response_class=JSONResponse, response_model=None
@@ -252,9 +261,9 @@ def _add(
 
 
 def _show(app: FastAPI, path: str, file: Path) -> None:
-    """A file of the page at a path, read now: requests never choose what is read."""
+    """Show a file of the page at a path, read now: requests never choose what is read."""
     body, kind = file.read_bytes(), mimetypes.guess_type(file.name)[0] or "application/octet-stream"
-    headers = {"Content-Security-Policy": _POLICY, "X-Content-Type-Options": "nosniff"}
+    headers = {"Content-Security-Policy": PAGE_POLICY}
 
     async def show() -> Response:
         return Response(body, media_type=kind, headers=headers)
@@ -262,62 +271,8 @@ def _show(app: FastAPI, path: str, file: Path) -> None:
     app.add_api_route(path, show, methods=["GET"], include_in_schema=False)
 
 
-class _Direct:
-    """Counts requests and their seconds, by route, and calls the endpoints that take a request as it is: on its way to
-    them FastAPI takes a quarter of the time of an answer without a model."""
-
-    def __init__(self, app: Any, metrics: Metrics, known: list[str], endpoints: Mapping[str, _Endpoint]) -> None:
-        """`known`: paths of all routes; `endpoints`: path -> what answers POST there."""
-        self.app, self.metrics, self.known, self.endpoints = app, metrics, set(known), endpoints
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        path = scope["path"].removeprefix(scope.get("root_path", ""))
-        start, status = time.perf_counter(), 500
-
-        async def watch(message: Any) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
-        try:
-            if scope["method"] == "POST" and path in self.endpoints:
-                response = await self._answer(self.endpoints[path], Request(scope, receive))
-                await response(scope, receive, watch)
-            else:
-                await self.app(scope, receive, watch)
-        finally:
-            route = path if path in self.known else "other"
-            self.metrics.answered(route, status, time.perf_counter() - start)
-
-    @staticmethod
-    async def _answer(endpoint: _Endpoint, request: Request) -> Response:
-        try:
-            return await endpoint(request)
-        except Refused as error:
-            return await _tell(request, error)
-
-
-async def _tell(request: Request, error: Exception) -> Response:
-    """Every error as JSON of one shape."""
-    if isinstance(error, RequestValidationError):
-        told = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()[:5])
-        error = Refused(422, told, "parameters as /openapi.json describes them")
-    elif isinstance(error, HTTPException):
-        error = Refused(
-            error.status_code, str(error.detail), "paths and methods as /openapi.json describes them", error.headers
-        )
-    elif not isinstance(error, Refused):
-        error = Refused(500, f"fault of the service: {type(error).__name__}", "please report it")
-    value = {"error": {"what": error.what, "allowed": error.allowed}, "key": None}
-    return Response(to_json(value), error.status, media_type=JSON, headers=error.headers)
-
-
 def document() -> str:
-    """The OpenAPI document as it is kept in serve/openapi.json; needs no model."""
+    """Return the OpenAPI document as it is kept in serve/openapi.json; needs no model."""
     from serve.models.directory import Directory
     from serve.models.settings import Settings
 

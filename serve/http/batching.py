@@ -34,7 +34,7 @@ class Batcher(Generic[Item, Result]):
         self._task: asyncio.Task[None] | None = None
 
     async def __call__(self, items: list[Item]) -> list[Result]:
-        """The results of one request's items, in order. Raises what `work` raises on them alone."""
+        """Return the results of one request's items, in order. Raises what `work` raises on them alone."""
         if not items:
             return []
         future: asyncio.Future[list[Result]] = asyncio.get_running_loop().create_future()
@@ -63,8 +63,10 @@ class Batcher(Generic[Item, Result]):
                 first += len(items)
 
     async def _settle(self) -> None:
-        """Let the event loop admit what has arrived already; once the model computes, the loop gets half of the
-        interpreter at best. 16 clients get 14% more answers so."""
+        """Let the event loop admit what has arrived already.
+
+        Once the model computes, the loop gets half of the interpreter at best. 16 clients get 14% more answers so.
+        """
         calm = 0
         while calm < CALM:
             before = len(self._waiting)
@@ -72,7 +74,7 @@ class Batcher(Generic[Item, Result]):
             calm = calm + 1 if len(self._waiting) == before else 0
 
     def _take(self) -> list[tuple[list[Item], Any]]:
-        """The requests of the next batch; those that were cancelled are left out."""
+        """Take the requests of the next batch; those that were cancelled are left out."""
         taken: list[tuple[list[Item], Any]] = []
         count = 0
         while self._waiting:

@@ -1,4 +1,4 @@
-"""Numbers of a service for Prometheus: counted by each of its processes, told as their sums."""
+"""Numbers of a service for Prometheus: counted by each of its processes, shown as their sums."""
 
 from collections import defaultdict
 from functools import cache
@@ -12,7 +12,7 @@ from serve.http.host import OK, Reply
 
 
 class Metrics:
-    """What one process counts."""
+    """Hold what one process counts."""
 
     def __init__(self, admission: Admission) -> None:
         self.registry = CollectorRegistry()
@@ -34,18 +34,18 @@ class Metrics:
             Gauge(f"taxafuse_{name}", text, registry=self.registry).set_function(read)
 
     def answered(self, route: str, status: int, seconds: float) -> None:
-        """One request."""
+        """Count one request."""
         requests, times = self._labelled(route, status)
         requests.inc()
         times.observe(seconds)
 
     def count(self, replies: list[Reply]) -> None:
-        """The items of one answer."""
+        """Count the items of one answer."""
         for reply in replies:
             self.queries.labels("answered" if reply.status == OK else "unusable").inc()
 
     def text(self) -> str:
-        """All numbers, in Prometheus' text format."""
+        """Return all numbers, in Prometheus' text format."""
         return generate_latest(self.registry).decode()
 
 
@@ -57,7 +57,7 @@ class _Families:
 
 
 def summed(pages: list[str]) -> str:
-    """Pages of several processes as one, equal names and labels added up. Times of creation are left out."""
+    """Add the pages of several processes up to one: equal names and labels are summed, times of creation left out."""
     families: dict[str, Metric] = {}
     values: dict[str, dict[tuple[str, tuple[tuple[str, str], ...]], float]] = defaultdict(lambda: defaultdict(float))
     for page in pages:

@@ -35,7 +35,7 @@ Example = dict[str, str | None]  # title, told, dna, image (base64 of a JPEG)
 
 @lru_cache(maxsize=8)
 def examples_of(checkpoint: str, library: str) -> tuple[Example, ...]:
-    """The examples for a model (checkpoint folder) with a library (folder, "" = none)."""
+    """Return the examples for a model (checkpoint folder) with a library (folder, "" = none)."""
     folder = Path(checkpoint)
     shards = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["data"]["shards"]
     names = [_SIMULATED.fullmatch(Path(place).name) for place in shards]
@@ -65,7 +65,7 @@ def _simulated(seed: int, size: dict[str, Any]) -> tuple[Example, ...]:
 
 
 def _two_orders(rows: pa.Table) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Two specimens of different orders, of the most frequent species that share their BIN with no other."""
+    """Return two specimens of different orders, of the most frequent species that share their BIN with no other."""
     named = rows.filter(pc.and_(rows["species"].is_valid(), rows["bin_uri"].is_valid())).to_pylist()
     species: dict[str, set[str]] = {}
     for row in named:

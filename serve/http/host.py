@@ -12,8 +12,9 @@ from pydantic_core import to_json
 
 from serve.answers.answer import Query, QueryError
 from serve.answers.predictor import Options, Predictor
-from serve.answers.query import Prepared
+from serve.answers.query import MAX_IMAGES, PHOTO, Prepared
 from serve.http.batching import Batcher
+from serve.http.photos import HEAVY, cost
 from serve.models.directory import Spec, library_of, located
 from serve.models.settings import Settings
 
@@ -68,14 +69,15 @@ class ModelHost:
         self._tasks: set[asyncio.Task[None]] = set()
         self._compute = ThreadPoolExecutor(1, thread_name_prefix="model")
         self._decode = ThreadPoolExecutor(_DECODERS, thread_name_prefix="decode")
+        self._heavy = ThreadPoolExecutor(1, thread_name_prefix="heavy")
         torch.set_num_threads(settings.threads)
 
     async def load(self, spec: Spec) -> dict[str, Any]:
-        """Make a version ready; returns its card. Raises ValueError as `Predictor.load`."""
+        """Make a version ready; return its card. Raises ValueError as `Predictor.load`."""
         return dict((await self._model(spec)).predictor.card)
 
     async def card(self, spec: Spec) -> dict[str, Any]:
-        """What a version says of itself, see `Predictor.load`."""
+        """Return what a version says of itself, see `Predictor.load`."""
         return await self.load(spec)
 
     async def retire(self, id: str, wait_s: float = DRAIN_S) -> None:
@@ -92,23 +94,34 @@ class ModelHost:
         return await model.identify([(item, options) for item in prepared])
 
     async def embed(self, spec: Spec, queries: list[Query]) -> list[Reply]:
-        """Features of the queries of one request, in their order."""
+        """Return the features of the queries of one request, in their order."""
         model = await self._model(spec)
         return await model.embed(await self._prepare(model, queries))
 
     async def taxa(self, spec: Spec) -> list[dict[str, Any]]:
-        """All taxa of a version, see `Predictor.taxa`."""
+        """Return all taxa of a version, see `Predictor.taxa`."""
         return (await self._model(spec)).predictor.taxa()
 
     async def _prepare(self, model: _Model, queries: list[Query]) -> list[Prepared | QueryError]:
-        """Decode and check before the queries wait for a batch; in a thread, but for what takes less than its start."""
+        """Decode and check before the queries wait for a batch; in a thread, but for what takes less than its start.
 
-        def work() -> list[Prepared | QueryError]:
-            return [model.predictor.prepare(query) for query in queries]
-
-        if len(queries) <= _FEW and not any(query.images for query in queries):
-            return work()
-        return await asyncio.get_running_loop().run_in_executor(self._decode, work)
+        A request waits for its photos one query after another, so that one of many photos delays others by one query,
+        and a request that is given up leaves nothing behind in the queue. Costly photos wait for each other only.
+        """
+        loop, prepare = asyncio.get_running_loop(), model.predictor.prepare
+        if not any(query.images for query in queries):
+            if len(queries) <= _FEW:
+                return [prepare(query) for query in queries]
+            return await loop.run_in_executor(self._decode, lambda: [prepare(query) for query in queries])
+        found: list[Prepared | QueryError] = []
+        for query in queries:
+            try:
+                heavy = sum(map(cost, query.images[: MAX_IMAGES + 1])) > HEAVY
+            except ValueError as error:
+                found.append(QueryError(query.key, str(error), PHOTO))
+                continue
+            found.append(await loop.run_in_executor(self._heavy if heavy else self._decode, prepare, query))
+        return found
 
     async def _model(self, spec: Spec) -> _Model:
         task = self._models.get(spec.id)

@@ -19,7 +19,7 @@ _BODIES: dict[str, type[BaseModel]] = {
 
 
 def describe(app: FastAPI) -> dict[str, Any]:
-    """The document of an app, made once."""
+    """Return the document of an app, made once."""
     if app.openapi_schema:
         return app.openapi_schema
     document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)

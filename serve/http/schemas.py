@@ -5,6 +5,7 @@ Requests are strict: an unknown field and a value of another type are refused, w
 
 import base64
 import binascii
+import reprlib
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
@@ -41,7 +42,7 @@ class _Asking(_Strict):
 class _Options(_Asking):
     threshold: Share = Field(THRESHOLD, description="the answer is the deepest rank whose probability reaches it")
     ranks: list[Rank] = Field([*RANKS], min_length=1, max_length=len(RANKS), description="to answer at")
-    subset: list[Name] | None = Field(
+    subset: Annotated[list[Name], Field(fail_fast=True)] | None = Field(
         None, min_length=1, max_length=MAX_NAMES, description="names of taxa, of any rank, among which to choose"
     )
     top: int = Field(TOP, ge=1, le=MAX_TOP, description="taxa told per rank")
@@ -58,13 +59,13 @@ class IdentifyBody(QueryBody, _Options):
 class BatchBody(_Options):
     """Many specimens, answered alike."""
 
-    queries: list[QueryBody] = Field(min_length=1)
+    queries: Annotated[list[QueryBody], Field(fail_fast=True)] = Field(min_length=1)
 
 
 class EmbedBody(_Asking):
     """Specimens whose features are wanted."""
 
-    queries: list[QueryBody] = Field(min_length=1)
+    queries: Annotated[list[QueryBody], Field(fail_fast=True)] = Field(min_length=1)
 
 
 class ReloadBody(_Strict):
@@ -274,7 +275,7 @@ FORM_FIELDS = (*sorted(_TEXTS), *sorted(_LISTS), "image")
 
 
 def read_json(shape: type[Shape], body: bytes) -> Shape:
-    """A JSON body of a shape. Raises Refused (422) naming the places that are wrong."""
+    """Return a JSON body as a shape. Raises Refused (422) naming the places that are wrong."""
     try:
         return shape.model_validate_json(body or b"null")
     except ValidationError as error:
@@ -282,7 +283,7 @@ def read_json(shape: type[Shape], body: bytes) -> Shape:
 
 
 def read_form_query(parts: Sequence[Part]) -> tuple[Query, IdentifyBody]:
-    """The query in a form and its options. Raises Refused (422) naming the fields that are wrong.
+    """Return the query in a form and its options. Raises Refused (422) naming the fields that are wrong.
 
     Fields: `image` (a file, repeated), `dna` (text or file), `key`, `model`, `threshold`, `top`, `ranks` (repeated or
     separated by commas), `subset` (repeated, or one name a line, also as a file).
@@ -314,7 +315,7 @@ def read_form_query(parts: Sequence[Part]) -> tuple[Query, IdentifyBody]:
 
 
 def query_of(body: QueryBody) -> Query:
-    """The query that a JSON body describes. Raises Refused (422) for what is no base64."""
+    """Return the query that a JSON body describes. Raises Refused (422) for what is no base64."""
     try:
         photos = tuple(base64.b64decode(text.partition("base64,")[2] or text, validate=True) for text in body.images)
     except (binascii.Error, ValueError) as error:
@@ -323,9 +324,9 @@ def query_of(body: QueryBody) -> Query:
 
 
 def _refused(error: ValidationError) -> Refused:
-    told = []
+    problems = []
     for one in error.errors(include_url=False, include_context=False)[:5]:
         place = ".".join(str(part) for part in one["loc"])
-        got = repr(one["input"])
-        told.append(f"{place or 'body'}: {one['msg']}, got {got[:80]}{'...' if len(got) > 80 else ''}")
-    return Refused(422, "; ".join(told), "a body as /openapi.json describes it")
+        got = reprlib.repr(one["input"])  # cut before it is written out: it may be the whole body
+        problems.append(f"{place or 'body'}: {one['msg']}, got {got[:80]}{'...' if len(got) > 80 else ''}")
+    return Refused(422, "; ".join(problems), "a body as /openapi.json describes it")

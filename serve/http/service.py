@@ -12,6 +12,7 @@ from serve.answers.predictor import Options
 from serve.http.bodies import Admission, Refused, overloaded
 from serve.http.counters import Metrics, summed
 from serve.http.examples import examples_of
+from serve.http.guard import MemoryWatch
 from serve.http.host import ModelHost, Reply
 from serve.models.directory import Directory, Spec, library_of, read_directory
 from serve.models.settings import Settings
@@ -48,6 +49,8 @@ class Service:
         self.settings, self.directory, self.host, self.token = settings, directory, host, token
         self._everyone = everyone or self._alone
         self.max_body = settings.max_body_mib << 20
+        self.memory = MemoryWatch()
+        self.hosts = tuple(name.strip().lower() for name in settings.allowed_hosts.split(",") if name.strip())
         self.admission = Admission(settings.max_in_flight, HELD * self.max_body)
         self.metrics = Metrics(self.admission)
         self.in_flight: Counter[str] = Counter()  # by version
@@ -56,7 +59,7 @@ class Service:
         self._draining: set[asyncio.Task[None]] = set()
 
     def spec(self, asked: str) -> Spec:
-        """The version that a request means. Raises Refused (404) naming what there is."""
+        """Return the version that a request means. Raises Refused (404) naming what there is."""
         spec = self.directory.find(asked)
         if spec is None:
             raise Refused(404, f"model: got {asked[:100]!r}", ", ".join(self.directory.names()))
@@ -67,23 +70,23 @@ class Service:
         return await self._ask(asked, lambda spec: self.host.identify(spec, queries, options))
 
     async def embed(self, asked: str, queries: list[Query]) -> tuple[Spec, list[Reply]]:
-        """Features of the queries of one request, and by which version. Raises as `identify`."""
+        """Return the features of one request's queries, and by which version. Raises as `identify`."""
         spec = self.spec(asked)
         return spec, await self._ask(spec.id, lambda one: self.host.embed(one, queries))
 
     async def card(self, asked: str) -> dict[str, Any]:
-        """What a model says of itself."""
+        """Return what a model says of itself."""
         return await self._ask(asked, self.host.card)
 
     async def taxa(self, asked: str) -> tuple[Spec, list[dict[str, Any]]]:
-        """All taxa of a model, asked of it once per version."""
+        """Return all taxa of a model, asked of it once per version."""
         spec = self.spec(asked)
         if spec.id not in self._taxa:
             self._taxa[spec.id] = await self._ask(spec.id, self.host.taxa)
         return spec, self._taxa[spec.id]
 
     async def examples(self) -> list[dict[str, Any]]:
-        """Specimens to try with the default model; none where they cannot be made."""
+        """Return specimens to try with the default model; none where they cannot be made."""
         spec = self.spec("")
         try:
             library = library_of(Path(spec.path), self.settings)
@@ -120,7 +123,7 @@ class Service:
         return [spec.id for spec in directory.specs if spec.id not in before]
 
     async def share(self, directory: Directory) -> None:
-        """Every process of the service loads what is new, then every process swaps."""
+        """Make every process of the service load what is new, then make every process swap."""
         await self._everyone("prepare", directory)
         await self._everyone("adopt", directory)
 
@@ -140,15 +143,15 @@ class Service:
             task.add_done_callback(self._draining.discard)
 
     async def exposition(self) -> str:
-        """The numbers of this process, as Prometheus reads them."""
+        """Return the numbers of this process, as Prometheus reads them."""
         return self.metrics.text()
 
     async def numbers(self) -> str:
-        """The numbers of the whole service: of all processes, summed, whichever was asked."""
+        """Return the numbers of the whole service: of all processes, summed, whichever was asked."""
         return summed(await self._everyone("exposition"))
 
     def served(self) -> list[dict[str, Any]]:
-        """The models and what requests may call them."""
+        """Return the models and what requests may call them."""
         names = self.directory.names()
         ids = dict.fromkeys(spec.id for spec in self.directory.specs)
         return [{"id": id, "called": [name for name, spec in names.items() if spec.id == id]} for id in ids]

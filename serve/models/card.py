@@ -25,8 +25,8 @@ when that is likely. {calibrated}
 ## Use
 
 ```python
-from serve.answer import Query
-from serve.predictor import Predictor
+from serve.answers.answer import Query
+from serve.answers.predictor import Predictor
 
 predictor = Predictor.load("{folder}"{library})
 (answer,) = predictor.identify([Query("m1", images=(photo,), dna="AACATTATATTTT...")], threshold=0.95)
@@ -53,13 +53,17 @@ weights sha256 `{weights}`; taxonomy `{taxonomy}`; code {code}. Licence: {licenc
 """
 
 
-def model_card(loaded: checkpoint.Checkpoint, card: dict[str, Any], folder: Path, evaluation: Path | None) -> str:
-    """The text of README.md.
+def model_card(
+    loaded: checkpoint.Checkpoint, card: dict[str, Any], folder: Path, evaluation: Path | None, shown: str
+) -> str:
+    """Return the text of README.md.
 
     Args:
+        loaded: the model.
         card: of the predictor on the exported folder.
-        folder: the export; what lies in it is told.
+        folder: the export; its files are listed.
         evaluation: what `train.evaluate` wrote, None = not measured.
+        shown: what the folder will be called.
     """
     sizes = zip(loaded.taxonomy.names, RANKS, strict=True)
     more = {
@@ -67,10 +71,10 @@ def model_card(loaded: checkpoint.Checkpoint, card: dict[str, Any], folder: Path
         "tokenizer.json": "of the barcodes",
         "library/": "reference library: known barcodes and names",
     }
-    there = {name: told for name, told in more.items() if (folder / name.rstrip("/")).exists()}
+    there = {name: meaning for name, meaning in more.items() if (folder / name.rstrip("/")).exists()}
     body = _BODY.format(
         name=card["name"],
-        folder=folder.name,
+        folder=shown,
         step=card["step"],
         code=card["code_version"],
         licence=card["licence"],
@@ -78,9 +82,9 @@ def model_card(loaded: checkpoint.Checkpoint, card: dict[str, Any], folder: Path
         data=", ".join(Path(place).name for place in loaded.config.data.shards) or "specimens that are not named here",
         taxa=", ".join(f"{len(names):,} {rank} names" for names, rank in sizes),
         calibrated=_calibrated(card),
-        library=f', library="{folder.name}/library"' if "library/" in there else "",
+        library=f', library="{shown}/library"' if "library/" in there else "",
         weights=card["weights_sha256"],
-        more="".join(f"| `{name}` | {told} |\n" for name, told in there.items()),
+        more="".join(f"| `{name}` | {meaning} |\n" for name, meaning in there.items()),
         taxonomy=card["taxonomy_sha256"],
         tables=_tables(evaluation),
     )
@@ -88,16 +92,16 @@ def model_card(loaded: checkpoint.Checkpoint, card: dict[str, Any], folder: Path
 
 
 def _calibrated(card: dict[str, Any]) -> str:
-    """What its probabilities are worth."""
+    """Say what its probabilities are worth."""
     if not card["calibration_sha256"]:
         return "It is not calibrated: its probabilities are the softmax's own."
     library = card["calibration_library"]
-    told = f", those of model and library together with {library}" if library else ""
-    return f"Its probabilities are calibrated on specimens that no training step saw{told}."
+    shared = f", those of model and library together with {library}" if library else ""
+    return f"Its probabilities are calibrated on specimens that no training step saw{shared}."
 
 
 def _tables(evaluation: Path | None) -> str:
-    """The tables that an evaluation begins with."""
+    """Return the tables that an evaluation begins with."""
     if evaluation is None:
         return "Not measured: no evaluation lay beside this checkpoint."
     text = (evaluation / TABLES).read_text(encoding="utf-8")
@@ -105,12 +109,12 @@ def _tables(evaluation: Path | None) -> str:
 
 
 def _metadata(card: dict[str, Any], evaluation: Path | None) -> str:
-    """The YAML that model hubs read; every string is JSON, which YAML takes."""
+    """Return the YAML that model hubs read; every string is JSON, which YAML takes."""
     lines = ["library_name: taxafuse", f"license: {_licence_id(card['licence'])}", "tags:"]
     lines += [f"- {tag}" for tag in ("biology", "taxonomy", "insects", "dna-barcoding", "multimodal")]
     values = json.loads((evaluation / NUMBERS).read_text(encoding="utf-8")) if evaluation else {}
     split = next((name.partition("/")[0] for name in values if name.endswith("/clean/species/top1")), "")
-    found = {told: values.get(f"{split}/{query}/clean/species/top1") for query, told in _QUERIES.items()}
+    found = {title: values.get(f"{split}/{query}/clean/species/top1") for query, title in _QUERIES.items()}
     if any(value is not None for value in found.values()):
         lines += [
             "model-index:",
@@ -123,16 +127,16 @@ def _metadata(card: dict[str, Any], evaluation: Path | None) -> str:
             "      type: taxafuse-shards",
             "    metrics:",
         ]
-        for told, value in found.items():
+        for title, value in found.items():
             if value is not None:
                 lines += [
                     "    - type: accuracy",
-                    f"      name: {json.dumps(f'species top-1, {told}')}",
+                    f"      name: {json.dumps(f'species top-1, {title}')}",
                     f"      value: {value:.4f}",
                 ]
     return "\n".join(lines) + "\n"
 
 
 def _licence_id(licence: str) -> str:
-    """As hubs write it, "other" for what is no short identifier."""
+    """Return a licence as hubs write it, "other" for what is no short identifier."""
     return licence.lower() if re.fullmatch(r"[A-Za-z0-9.\-]{2,30}", licence) else "other"

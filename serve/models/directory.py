@@ -26,6 +26,7 @@ class Spec:
 
     @property
     def id(self) -> str:
+        """Return NAME/VERSION."""
         return f"{self.name}/{self.version}"
 
 
@@ -36,7 +37,7 @@ class Directory:
     specs: tuple[Spec, ...]  # the first is the default
 
     def names(self) -> dict[str, Spec]:
-        """What a request may call a model -> the version that it means."""
+        """Map what a request may call a model to the version that it means."""
         found: dict[str, Spec] = {}
         for spec in self.specs:
             found.setdefault(spec.id, spec)
@@ -46,7 +47,7 @@ class Directory:
         return found
 
     def find(self, asked: str) -> Spec | None:
-        """The version that NAME, NAME/VERSION or NAME@ALIAS means; "" is the default; None = there is no such."""
+        """Return the version that NAME, NAME/VERSION or NAME@ALIAS means, "" = the default; None = unknown."""
         return self.specs[0] if not asked else self.names().get(asked)
 
 
@@ -59,13 +60,13 @@ def read_directory(settings: Settings) -> Directory:
 
 
 def addresses(settings: Settings) -> list[str]:
-    """The addresses of the settings, the default first."""
+    """Return the addresses of the settings, the default first."""
     given = [address.strip() for address in settings.checkpoint.split(",") if address.strip()]
     return given or [newest_run()]
 
 
 def newest_run() -> str:
-    """The folder in runs/ with the newest model. Raises ValueError where there is none."""
+    """Return the folder in runs/ with the newest model. Raises ValueError where there is none."""
     runs = [folder for folder in RUNS.glob("*/") if (folder / "model" / WEIGHTS).is_file()]
     if not runs:
         raise ValueError(
@@ -82,7 +83,7 @@ def _resolve(address: str, settings: Settings) -> Spec:
 
 
 def library_of(path: Path, settings: Settings) -> str:
-    """The library for a checkpoint folder: that of the settings, else the one inside (`serve.export`), "" = none."""
+    """Return a checkpoint's library: that of the settings, else the one inside (`serve.export`), "" = none."""
     if settings.library:
         return str(Path(settings.library).resolve())
     inside = path / LIBRARY
@@ -90,7 +91,7 @@ def library_of(path: Path, settings: Settings) -> str:
 
 
 def located(spec: Spec, settings: Settings) -> Path:
-    """The version's folder on this machine: where it was resolved, or what the registry gives here.
+    """Return the version's folder on this machine: where it was resolved, or what the registry gives here.
 
     Raises ValueError for a folder that this machine does not see, and as `resolve_checkpoint`.
     """

@@ -34,12 +34,12 @@ class ResolvedModel:
 
     @property
     def library(self) -> str:
-        """The folder of the reference library that was exported with it, "" = none."""
+        """Return the folder of the reference library that was exported with it, "" = none."""
         return str(self.path / LIBRARY) if (self.path / LIBRARY).is_dir() else ""
 
 
 def default_registry() -> str:
-    """Where training records its runs unless it is told otherwise: a sqlite file in the folder of runs."""
+    """Return where training records its runs by default: a sqlite file in the folder of runs."""
     return tracking_uri(Config())
 
 
@@ -74,14 +74,14 @@ def resolve_checkpoint(address: str | Path, *, registry: str = "", cache: Path |
             found = client.get_model_version(parts["name"], parts["version"])
         folder = _local(client, found, registry, cache)
     except Exception as error:  # MLflow's own, the database's and the network's: to the user all say the same
-        told = str(error).splitlines()[0][:200]
-        raise ValueError(f"model: got {text!r}, which {registry} does not give ({told}); allowed: {_FORMS}") from None
+        reason = str(error).splitlines()[0][:200]
+        raise ValueError(f"model: got {text!r}, which {registry} does not give ({reason}); allowed: {_FORMS}") from None
     path = checkpoint.find(_data_folder(folder)).resolve()
     return ResolvedModel(path=path, address=text, name=str(found.name), version=str(found.version))
 
 
 def registry_client(registry: str) -> Any:
-    """MLflow's client. Raises ValueError for a sqlite file that is not there: MLflow would make an empty one."""
+    """Return MLflow's client. Raises ValueError for a sqlite file that is not there: MLflow would make an empty one."""
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # MLflow's own would sleep for minutes
     from mlflow import MlflowClient
 
@@ -92,7 +92,7 @@ def registry_client(registry: str) -> Any:
 
 
 def _local(client: Any, found: Any, registry: str, cache: Path | None) -> Path:
-    """The folder of a model version on this machine, downloaded if it lies elsewhere and was not downloaded before."""
+    """Return a model version's folder on this machine; download it if it lies elsewhere and was not before."""
     from mlflow.artifacts import download_artifacts
 
     if found.model_id:  # of MLflow 3; "models:/m-..." would be looked up in the process' own store
@@ -111,7 +111,7 @@ def _local(client: Any, found: Any, registry: str, cache: Path | None) -> Path:
 
 
 def _data_folder(folder: Path) -> Path:
-    """The checkpoint in what was registered: the folder itself, or inside a pyfunc model, as its MLmodel file says.
+    """Return the checkpoint in what was registered: the folder itself, or the one that its MLmodel file names.
 
     Raises ValueError when it is none of ours, or names a place outside of itself.
     """

@@ -28,26 +28,27 @@ class Settings:
     max_batch: Positive = 64  # queries computed together
     max_queries: Positive = 256  # of one :batch request
     timeout_s: Annotated[float, Field(gt=0.0)] = 60.0  # after which a request that waits for the model gets a 503
+    allowed_hosts: str = ""  # further names that Host may have, separated by commas; not asked where there is a token
     token_file: str = ""  # file with a bearer token that every request must bring, except the page and /healthz
 
 
 def read_settings(values: dict[str, Any]) -> Settings:
-    """Settings from `key=value` pairs. Raises ValueError naming unknown keys and values that are not allowed."""
+    """Return settings from `key=value` pairs. Raises ValueError naming unknown keys and values that are not allowed."""
     known = get_type_hints(Settings)
     if unknown := sorted(set(values) - set(known)):
         raise ValueError(f"unknown setting {unknown[0]!r}; allowed: {', '.join(known)}")
     try:
         settings = TypeAdapter(Settings).validate_python(values)
     except ValidationError as error:
-        told = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}, got {e['input']!r}" for e in error.errors())
-        raise ValueError(f"settings: {told}") from None
+        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}, got {e['input']!r}" for e in error.errors())
+        raise ValueError(f"settings: {problems}") from None
     if settings.max_replicas < settings.min_replicas:
         raise ValueError(f"max_replicas: got {settings.max_replicas}, allowed {settings.min_replicas} or more")
     return settings
 
 
 def read_token(settings: Settings) -> str:
-    """The token, "" = none is asked for. Raises ValueError for a file that cannot be read or holds none."""
+    """Return the token, "" = none is asked for. Raises ValueError for a file that cannot be read or holds none."""
     if not settings.token_file:
         return ""
     try:

@@ -16,7 +16,8 @@ from engine.formats.registry import open_dataset
 from engine.formats.source import read_all
 from engine.ingest.job import IngestOptions, ingest
 from engine.specimens.taxonomy import RANKS
-from engine.store.shards import ShardReader, read_index, verify
+from engine.store.shards import ShardReader, read_index
+from engine.store.verify import verify
 from tests.engine.formats import fixtures
 from tests.engine.formats.fixtures import Release, read
 

@@ -19,7 +19,8 @@ from engine.ingest.job import IngestOptions, ingest
 from engine.ingest.plan import LAYOUTS, stored_order
 from engine.relations.splits import SplitOptions
 from engine.signals.images import decode
-from engine.store.shards import ShardReader, read_index, read_manifest, verify
+from engine.store.shards import ShardReader, read_index, read_manifest
+from engine.store.verify import verify
 
 Rows = list[tuple[str, str, str, str]]  # id, image, barcode, split
 

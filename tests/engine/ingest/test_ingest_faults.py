@@ -16,8 +16,8 @@ from engine.formats.registry import open_dataset
 from engine.ingest import shard as ingest_shard
 from engine.ingest.job import IngestOptions, ingest
 from engine.store import storage
-from engine.store.shards import verify
 from engine.store.storage import Location
+from engine.store.verify import verify
 
 ROOT = Path(__file__).resolve().parents[3]
 PER_SHARD = 6

@@ -18,8 +18,9 @@ from engine.ingest.job import IngestOptions, ingest
 from engine.main import main
 from engine.specimens.schema import BadSpecimen
 from engine.specimens.taxonomy import Taxonomy
-from engine.store.shards import ShardReader, check_files, read_index, read_manifest, verify
+from engine.store.shards import ShardReader, check_files, read_index, read_manifest
 from engine.store.storage import Location
+from engine.store.verify import verify
 
 PER_SHARD = 10
 

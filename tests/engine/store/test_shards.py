@@ -26,9 +26,9 @@ from engine.store.shards import (
     file_sha256,
     read_index,
     read_manifest,
-    verify,
 )
 from engine.store.tars import tar_header, tar_key, write_shard
+from engine.store.verify import verify
 
 
 def specimens(make_jpeg: Callable[..., bytes], start: int = 0) -> list[Specimen]:

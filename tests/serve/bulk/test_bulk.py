@@ -21,7 +21,7 @@ from engine.specimens.taxonomy import RANKS
 from serve.answers.answer import Query
 from serve.answers.predictor import Predictor
 from serve.bulk import job as bulk
-from serve.bulk.actors import Asking
+from serve.bulk.actors import BulkOptions
 from serve.bulk.columns import COLUMNS, STYLES, schema
 from serve.bulk.plan import write_plan
 from serve.models.registry import resolve_checkpoint
@@ -158,7 +158,7 @@ def test_a_worker_that_dies_is_replaced(
         for number, one in enumerate(one for one in specimens if one.dna)
     ]
     source = Rows(rows, {}, str(tmp_path / "died"))
-    asking = Asking(
+    asking = BulkOptions(
         model=resolve_checkpoint(served.checkpoint), library="", threshold=0.2, subset=(), device="cpu", threads=1
     )
     plan = bulk.make_plan(source, tmp_path / "state", {})

@@ -1,0 +1,77 @@
+"""What decoding a photo would cost, read from its structure before a decoder sees it.
+
+A decoder does what the whole file says, not what its first bytes promise: a later TIFF entry replaces the size, every
+scan of a progressive JPEG is a pass over all pixels. Both are read here as the decoder would read them.
+"""
+
+import re
+import struct
+
+from engine.store.limits import MAX_JPEG_SCANS, MAX_SCAN_PIXELS
+
+HEAVY = 60_000_000  # scans times pixels beyond which a photo waits with other heavy ones
+_TIFF = {b"II*\0": "<", b"MM\0*": ">"}
+_SIZES = {0x0100: "width", 0x0101: "height", 0x0115: "samples", 0x0142: "tile width", 0x0143: "tile height"}
+_MAX_ENTRIES = 512
+_MAX_SEGMENTS = 4096
+_SEGMENT = re.compile(rb"\xff[\x02-\xcf\xda-\xfe]")  # a marker that has a length: no data, restart or fill byte
+_FRAMES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})  # SOF markers
+
+
+def cost(photo: bytes) -> int:
+    """Return scans times pixels of a JPEG, bytes of another file times 8 as a rough equal.
+
+    Raises ValueError for a photo whose structure asks its decoder for more than a photo can need.
+    """
+    if photo[:2] == b"\xff\xd8":
+        return _jpeg_cost(photo)
+    order = _TIFF.get(photo[:4])
+    if order:
+        _check_tiff(photo, order)
+    elif photo[:4] in (b"II+\0", b"MM\0+"):
+        raise ValueError("photo: got a BigTIFF, allowed: a plain TIFF")
+    return 8 * len(photo)
+
+
+def _jpeg_cost(photo: bytes) -> int:
+    scans, pixels, place = 0, 0, 2
+    for _ in range(_MAX_SEGMENTS):
+        found = _SEGMENT.search(photo, place)
+        if found is None or found.end() + 7 > len(photo):
+            return scans * pixels
+        place, marker = found.end(), photo[found.end() - 1]
+        if marker in _FRAMES:
+            if pixels:
+                raise ValueError("photo: got a JPEG of two frames, allowed: one")
+            height, width = struct.unpack_from(">HH", photo, place + 3)
+            pixels = height * width
+        elif marker == 0xDA:
+            scans += 1
+            if scans > MAX_JPEG_SCANS or scans * pixels > MAX_SCAN_PIXELS:
+                raise ValueError(
+                    f"photo: got a JPEG of {scans} scans or more over {pixels:,} pixels, allowed at most "
+                    f"{MAX_JPEG_SCANS} scans, and {MAX_SCAN_PIXELS:,} pixels in all scans together"
+                )
+        place += max(2, int.from_bytes(photo[place : place + 2], "big"))  # what a segment holds is no marker
+    raise ValueError(f"photo: got a JPEG of more than {_MAX_SEGMENTS} segments, allowed: up to that")
+
+
+def _check_tiff(photo: bytes, order: str) -> None:
+    """Raise ValueError unless a TIFF says its sizes once, as one number each."""
+    try:
+        (place,) = struct.unpack_from(order + "I", photo, 4)
+        (count,) = struct.unpack_from(order + "H", photo, place)
+        if count > _MAX_ENTRIES:
+            raise ValueError(f"photo: got a TIFF of {count} entries, allowed at most {_MAX_ENTRIES}")
+        seen = set()
+        for entry in range(place + 2, place + 2 + 12 * count, 12):
+            tag, kind, number = struct.unpack_from(order + "HHI", photo, entry)
+            if tag not in _SIZES:
+                continue
+            if tag in seen or number != 1 or kind not in (3, 4):
+                raise ValueError(f"photo: got a TIFF whose {_SIZES[tag]} is not one number, allowed: one")
+            seen.add(tag)
+            if tag == 0x0115 and struct.unpack_from(order + ("H" if kind == 3 else "I"), photo, entry + 8)[0] > 4:
+                raise ValueError("photo: got a TIFF of more than 4 samples a pixel, allowed: up to 4")
+    except struct.error:
+        raise ValueError("photo: truncated TIFF directory") from None
