@@ -74,7 +74,7 @@ def resolve(name: str, pretrained: str = "") -> Source:
                 f"model.pretrained: {schema}: models bring their own weights, got {pretrained!r}; allowed: ''"
             )
         folder = Path(rest) if schema == "local-dir" else _cached_snapshot(rest)
-        return _read_folder(name, folder)
+        return read_folder(name, folder)
     if name in own_names():
         model_cfg = json.loads((OWN_CONFIGS / f"{name}.json").read_text())
     else:
@@ -135,7 +135,8 @@ def _weights_in(folder: Path) -> Path | None:
     return next((folder / name for name in WEIGHTS_FILES if (folder / name).is_file()), None)
 
 
-def _read_folder(name: str, folder: Path) -> Source:
+def read_folder(name: str, folder: Path) -> Source:
+    """Read an open_clip model's folder. Raises ValueError naming what it lacks."""
     weights = _weights_in(folder)
     if weights is None or not (folder / CONFIG_FILE).is_file():
         lacking = " or ".join(WEIGHTS_FILES) if weights is None else CONFIG_FILE
