@@ -117,9 +117,7 @@ def open_photos(paths: Sequence[str], form: str = "", split: str = "") -> Photos
         names = records["image"].to_pylist()
         photos = Photos(records, lambda row: source.load_image(names[row]))
     if not len(photos.records):
-        raise ValueError(
-            f"photos: got {', '.join(map(str, paths))}, which has none; allowed: shards or folders with some"
-        )
+        raise ValueError(f"photos: got {', '.join(map(str, paths))}, which has none; allowed: some with photos")
     return photos
 
 
@@ -246,9 +244,7 @@ def _begun(out: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
     there = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
     for key, value in wanted.items():
         if there.get(key) != value:
-            raise ValueError(
-                f"--out: {out} holds features with another {key}; allowed: a new folder, or the same command"
-            )
+            raise ValueError(f"--out: {out} holds features with another {key}; allowed: a new folder")
     return there
 
 
@@ -295,9 +291,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("paths", nargs="+", metavar="PATH", help="shards, or what --format reads: photo folders, tables, downloads")
     add("--out", required=True, type=Path, metavar="DIR", help="folder for the features")
-    add(
-        "--model", default="pretrained", metavar="NAME", help="trunk: package:, timm:, local-dir:, hf-hub: or open_clip"
-    )
+    add("--model", default="pretrained", metavar="NAME", help="package:, timm:, local-dir:, hf-hub:, open_clip's")
     add("--weights", default="", metavar="FILE", help="of the trunk, in place of its own; random = none")
     add("--side", type=int, default=0, metavar="PIXELS", help="of the photos as the trunk sees them (its own)")
     add("--format", default="", metavar="NAME", help="of `engine.main ingest`, for what is no shards (found out)")
