@@ -1,7 +1,7 @@
 """Encode photos once with a frozen trunk: features of every photo, for a photo library, a training or other programs.
 
     python -m train.embed shards/moths --out features/moths
-    python -m train.embed photos/ --format image_folders --model timm:resnet50 --weights resnet50.safetensors --out f
+    python -m train.embed photos/ --format images --model timm:resnet50 --weights resnet50.safetensors --out f
     python -m train.embed shards/moths --model hf-hub:imageomics/bioclip-2 --workers 4 --gpu --out features/bioclip2
 
 Written to --out: part-*.npy (float16 [n, V, F]: photos, views, features), records.parquet (key, names, split, one row

@@ -43,11 +43,14 @@ def quantise(features: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What of the analysis is chosen rather than counted; `selection.select` measures the fields of one library."""
+    """What of the analysis is chosen rather than counted.
+
+    alpha, beta and kappa are the best of those tried on moths' val photos; `selection.select` fits the others.
+    """
 
     alpha: float = 0.5  # share of the identity in the covariance
     beta: float = 0.02  # weight of the scatter of all photos beside that within lineages: one photo a lineage has none
-    kappa: float = 0.5  # photos by which a genus' mean outweighs its species'
+    kappa: float = 2.0  # photos of a species that its genus' mean counts as
     temperatures: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0)  # per rank: log odds are divided by it
     novelty: float = float("inf")  # from this score on a photo is of no lineage of the library
 
@@ -90,25 +93,11 @@ class Discriminant:
         scale = np.trace(covariance) / len(centre)
         covariance *= 1 - settings.alpha
         covariance.flat[:: len(centre) + 1] += settings.alpha * max(scale, 1e-12)
-        self._factor = cho_factor(covariance, lower=True, overwrite_a=True, check_finite=False)
+        factor = cho_factor(covariance, lower=True, overwrite_a=True, check_finite=False)
         self.centre = centre / UNIT
-        self._raw_means, self._counts = means / UNIT, counts.counts
-        self._solve()
-
-    def _solve(self) -> None:
-        """Find weights and offsets of the lineages and of the centre, which stands last."""
-        means = shrink(self._raw_means, self._counts, self.lineages, self.settings.kappa)
-        points = np.vstack([means, self.centre])
-        self._weights = cho_solve(self._factor, points.T, check_finite=False)  # [D, C + 1]
+        points = np.vstack([shrink(means / UNIT, counts.counts, lineages, settings.kappa), self.centre])
+        self._weights = cho_solve(factor, points.T, check_finite=False)  # [D, C + 1], the centre's last
         self._offsets = -0.5 * (points.T * self._weights).sum(0)
-
-    def with_kappa(self, kappa: float) -> "Discriminant":
-        """Return the same analysis with another pull; the covariance is not factored again."""
-        other = object.__new__(Discriminant)
-        other.__dict__.update(self.__dict__)
-        other.settings = Settings(**{**self.settings.__dict__, "kappa": kappa})
-        other._solve()
-        return other
 
     def log_odds(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return log densities [N, C] against the mean of all photos, and the novelty [N]: minus the highest of them.

@@ -54,7 +54,7 @@ class PhotoLibrary:
 
     @classmethod
     def build(cls, records: pa.Table, views: np.ndarray, trunk: Mapping[str, Any]) -> "PhotoLibrary":
-        """Make a library and choose its settings by cross-validation.
+        """Make a library and fit its settings by cross-validation.
 
         Args:
             records: M rows with COLUMNS; names that are missing are null.
@@ -68,10 +68,10 @@ class PhotoLibrary:
         empty = cls(_SCHEMA.empty_table(), np.zeros((0, width), np.int16), np.zeros((width, width)), dict(trunk))
         return empty.add(records, views, trunk).chosen()
 
-    def chosen(self, fixed: Settings | None = None) -> "PhotoLibrary":
-        """Return the library with settings chosen on its own photos (`selection.select`)."""
+    def chosen(self) -> "PhotoLibrary":
+        """Return the library with temperatures and threshold fitted to its photos (`selection.select`)."""
         lineages, lineage = self._lineages
-        return dataclasses.replace(self, settings=select(self.features, lineage, lineages, fixed))
+        return dataclasses.replace(self, settings=select(self.features, lineage, lineages, self.settings))
 
     def add(self, records: pa.Table, views: np.ndarray, trunk: Mapping[str, Any]) -> "PhotoLibrary":
         """Return a library with more photos, arguments as of `build`; the settings stay.
