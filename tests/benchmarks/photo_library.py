@@ -57,7 +57,8 @@ def measure(library: PhotoLibrary, records: pa.Table, views: np.ndarray, name: s
         high_ones = sure >= 0.9
         if high_ones.any():
             low, high = interval(right[high_ones], of[high_ones])
-            line += f" ECE {calibration_error(sure, right):.3f} at 0.9: {right[high_ones].mean():.1%} ({low:.1%}-{high:.1%})"
+            line += f" ECE {calibration_error(sure, right):.3f}"
+            line += f" at 0.9: {right[high_ones].mean():.1%} ({low:.1%}-{high:.1%})"
             line += f" of {high_ones.mean():.1%}"
         print(line, flush=True)
 
@@ -99,7 +100,8 @@ def open_set(records: pa.Table, views: np.ndarray, known: pa.Table, given: np.nd
         found.append(answer.novel[new].mean())
         false.append(answer.novel[~new].mean())
     print(
-        f"species not in the library: AUROC {np.mean(areas):.3f}, flagged {np.mean(found):.1%} of theirs, {np.mean(false):.1%} of others"
+        f"species not in the library: AUROC {np.mean(areas):.3f}, flagged {np.mean(found):.1%} of theirs, "
+        f"{np.mean(false):.1%} of others"
     )
 
 
@@ -139,7 +141,8 @@ def main() -> None:
     back = after.remove(known.filter(pa.array(new))["key"].to_pylist())
     same = np.array_equal(back.gram, before.gram) and np.array_equal(back.features, before.features)
     print(
-        f"{new.sum()} photos of 5 new species added and answered in {seconds:.1f} s: {hit:.1%} of theirs right, {moved:.1%} of other answers moved; removed again: the same library {same}"
+        f"{new.sum()} photos of 5 new species added and answered in {seconds:.1f} s: {hit:.1%} of theirs right, "
+        f"{moved:.1%} of other answers moved; removed again: the same library {same}"
     )
     curve(library, queries, seen, given)
     open_set(queries, seen, known, given, trunk)
