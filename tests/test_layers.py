@@ -27,6 +27,7 @@ MAY_IMPORT = {  # room or file -> the others that it may import; a package's own
     "train.models": "engine engine.specimens engine.signals",
     "train.reference": "engine engine.specimens engine.signals engine.store engine.formats engine.batches",
     "train.losses": "engine engine.specimens train.models",
+    "train.photo_head": "engine engine.specimens engine.store",
     "train.inference": "engine.specimens train.reference",
     "train.learning": "engine engine.specimens engine.batches train.models train.losses",
     "train.evaluation": "engine engine.specimens engine.signals engine.store engine.batches train.models "
@@ -37,6 +38,8 @@ MAY_IMPORT = {  # room or file -> the others that it may import; a package's own
     "train.learning train.pages",
     "train.main": "engine engine.batches train.models train.pages train.run",
     "train.evaluate": "engine train.models train.pages train.run",
+    "train.embed": "engine engine.specimens engine.signals engine.store engine.formats engine.batches train.models",
+    "train.photos": "engine engine.specimens train.embed train.photo_head",
     "tune": "engine engine.specimens engine.batches train train.models train.pages train.run",
     "serve.answers": "engine engine.specimens engine.signals engine.store engine.curation train train.models "
     "train.reference train.inference",
@@ -49,7 +52,7 @@ MAY_IMPORT = {  # room or file -> the others that it may import; a package's own
     "train.run serve.answers serve.models serve.bulk serve.http",
     "infra": "engine engine.store engine.batches train train.run",
 }
-DOORS = {"engine.main", "train.main", "train.evaluate"}
+DOORS = {"engine.main", "train.main", "train.evaluate", "train.embed", "train.photos"}
 NAMES_RAY = {  # the only product files that import Ray, wherever in them
     "engine/ray_seams.py",
     "engine/batches/pipeline.py",

@@ -1,0 +1,1 @@
+"""The towers, the fusion gate, and the checkpoint that holds them."""

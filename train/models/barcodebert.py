@@ -18,7 +18,7 @@ SPECIALS = (2, 3)  # special tokens that published vocabularies begin with
 
 
 def num_specials(shape: BertShape, k: int, length: int) -> int:
-    """How many special tokens the vocabulary begins with; ValueError when it is not one of k-mers of this k."""
+    """Count the special tokens before the k-mers. Raises ValueError when the vocabulary is not one of this k."""
     specials = shape.vocab_size - 4**k
     if specials not in SPECIALS:
         raise ValueError(
@@ -49,14 +49,14 @@ class BarcodeBertEncoder(nn.Module):
         self.project = nn.Linear(shape.hidden_size, embed_dim)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Whether activations are computed again in the backward pass instead of being kept."""
+        """Compute activations again in the backward pass instead of keeping them, or stop doing so."""
         if enable:
             self.bert.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         else:
             self.bert.gradient_checkpointing_disable()
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        """int64 tokens [B, L], bool mask [B, L] of the real ones -> [B, D], not normalised."""
+        """Encode int64 tokens [B, L] with a bool mask [B, L] of the real ones: [B, D], not normalised."""
         # a row without real tokens looks at its padding: attention over nothing would be NaN
         attend = mask | ~mask.any(1, keepdim=True)
         ids = torch.where(tokens >= UNKNOWN, tokens + self.shift, 0)

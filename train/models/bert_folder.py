@@ -41,7 +41,7 @@ class BertShape:
 
     @classmethod
     def from_dict(cls, tree: Mapping[str, Any]) -> "BertShape":
-        """From config.json's or our own keys; others are ignored. Raises ValueError for a value of a wrong type."""
+        """Read config.json's or our own keys; others are ignored. Raises ValueError for a value of a wrong type."""
         fields = {field.name: tree[field.name] for field in dataclasses.fields(cls) if field.name in tree}
         for name, value in fields.items():
             kind = (int, float) if name == "layer_norm_eps" else int
@@ -57,12 +57,12 @@ class BertShape:
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types."""
+        """Return plain JSON types."""
         return dataclasses.asdict(self)
 
 
 def read(folder: str) -> tuple[BertShape, dict[str, Tensor]]:
-    """The shape and the weights of the encoder, named without the leading `bert.`. Raises ValueError in one line."""
+    """Return the encoder's shape and its weights, named without the leading `bert.`. Raises ValueError in one line."""
     path = Path(folder)
     if not path.is_dir():
         raise ValueError(f"{OPTION}: got {folder!r}, allowed a local folder with {CONFIG_FILE} and weights")
@@ -116,7 +116,7 @@ def _read_config(file: Path) -> dict[str, Any]:
 
 
 def _encoder_weights(tree: Mapping[str, Any], file: Path) -> dict[str, Tensor]:
-    """Without the prefixes of DistributedDataParallel and of the task, without task heads and constant buffers."""
+    """Drop the prefixes of DistributedDataParallel and of the task, the task heads and the constant buffers."""
     named = {name.removeprefix("module."): value for name, value in tree.items() if isinstance(value, Tensor)}
     named = {name.removeprefix("bert."): value for name, value in named.items()}
     weights = {name: value for name, value in named.items() if not name.startswith(HEADS) and name not in BUFFERS}
@@ -127,7 +127,7 @@ def _encoder_weights(tree: Mapping[str, Any], file: Path) -> dict[str, Tensor]:
 
 
 def _shape(config: Any, weights: Mapping[str, Tensor], file: Path) -> BertShape:
-    """From the configuration; without one from the weights, when they are BERT base and so have 12 heads."""
+    """Take the shape from the configuration, else from the weights if they are BERT base, which has 12 heads."""
     if isinstance(config, dict):
         return BertShape.from_dict(config | {"vocab_size": len(weights["embeddings.word_embeddings.weight"])})
     vocab_size, width = weights["embeddings.word_embeddings.weight"].shape
@@ -154,6 +154,6 @@ def fill(module: nn.Module, weights: Mapping[str, Tensor], folder: str) -> None:
 
 
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
-    """Mean of [B, L, W] over the True places of [B, L]; zeros where there are none."""
+    """Return the mean of [B, L, W] over the True places of [B, L]; zeros where there are none."""
     weight = mask.to(x.dtype)[..., None]
     return (x * weight).sum(1) / weight.sum(1).clamp(min=1)

@@ -50,8 +50,8 @@ class Checkpoint:
 
 
 @dataclass(frozen=True)
-class Moment:
-    """What a checkpoint of a running training has beyond a model's, as it was after one step (see `snapshot`)."""
+class TrainingState:
+    """Hold what a running training's checkpoint has beyond a model's, as it was after one step (see `snapshot`)."""
 
     training: dict[str, Any]  # optimizer, schedule, history: what training needs to go on
     weights: dict[str, Tensor]  # the model's state_dict
@@ -60,7 +60,7 @@ class Moment:
 
 @cache
 def code_version() -> str:
-    """Version of the installed distribution, with the commit where the code runs from a git checkout."""
+    """Return the version of the installed distribution, with the commit where the code runs from a git checkout."""
     try:
         version = metadata.version("taxafuse")
     except metadata.PackageNotFoundError:
@@ -77,21 +77,20 @@ def code_version() -> str:
 
 
 def build(config: Config, taxonomy: Taxonomy, architecture: dict[str, Any] | None = None) -> Trimodal:
-    """The model that a configuration and a taxonomy describe; `architecture` is what a checkpoint recorded of it."""
+    """Build the model of a configuration and a taxonomy; `architecture` is what a checkpoint recorded of it."""
     num_taxa = tuple(len(names) for names in taxonomy.names)
     return build_model(config.model, config.data, config.loss, num_taxa, architecture)
 
 
 def snapshot(tree: Any) -> Any:
-    """Copies in this process' own memory of all tensors in nested dictionaries and lists: what a thread can write."""
+    """Copy all tensors of nested dictionaries and lists into this process' memory, for a thread to write."""
     return tree_map(lambda leaf: leaf.detach().to("cpu", copy=True) if isinstance(leaf, Tensor) else leaf, tree)
 
 
-def save(folder: Path, model: Trimodal, config: Config, taxonomy: Taxonomy, *, step: int, state: Moment | None) -> None:
-    """Write a checkpoint into an existing folder.
-
-    Args:
-        state: of the training at that step; None for an export, with the model's weights as they are now.
+def save(
+    folder: Path, model: Trimodal, config: Config, taxonomy: Taxonomy, *, step: int, state: TrainingState | None
+) -> None:
+    """Write a checkpoint into an existing folder; `state` None exports the model's weights as they are now.
 
     Raises FloatingPointError when a weight is not finite: nobody could go on from that.
     """
@@ -120,7 +119,7 @@ def save(folder: Path, model: Trimodal, config: Config, taxonomy: Taxonomy, *, s
 
 
 def find(path: str | Path) -> Path:
-    """The checkpoint folder that `path` means: itself, or `path/model` of a run. ValueError where there is none."""
+    """Return the checkpoint folder that `path` means: itself or a run's `model/`. Raises ValueError for neither."""
     folder = Path(path)
     for candidate in (folder, folder / "model"):
         if (candidate / META).is_file():
@@ -130,7 +129,7 @@ def find(path: str | Path) -> Path:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises ValueError naming the file that holds none."""
+    """Read a JSON object. Raises ValueError naming the file that holds none."""
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -141,7 +140,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _load_weights(model: Trimodal, folder: Path) -> None:
-    """Raises ValueError when the file is damaged or its parameters are not the model's."""
+    """Load the weights. Raises ValueError when the file is damaged or its parameters are not the model's."""
     try:
         weights = load_file(folder / WEIGHTS)
     except (SafetensorError, OSError) as error:
@@ -197,5 +196,5 @@ def load(path: str | Path) -> Checkpoint:
 
 
 def load_training_state(folder: Path) -> dict[str, Any]:
-    """Optimizer, schedule and step of a checkpoint written during training."""
+    """Read optimizer, schedule and step of a checkpoint written during training."""
     return torch.load(folder / STATE, map_location="cpu", weights_only=True)

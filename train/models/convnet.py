@@ -36,7 +36,7 @@ class ResidualBlock(nn.Module):
         nn.init.zeros_(self.norm2.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, C_in, S, S] -> [B, C_out, S / stride, S / stride]."""
+        """Map [B, C_in, S, S] to [B, C_out, S / stride, S / stride]."""
         hidden = F.relu(self.norm1(x))
         branch = self.conv2(F.relu(self.norm2(self.conv1(hidden))))
         if isinstance(self.shortcut, nn.Identity):
@@ -68,18 +68,18 @@ class ConvNet(nn.Module):
         self.to(memory_format=channels_last)
 
     def reset_classifier(self, num_classes: int, global_pool: str = "avg") -> None:
-        """timm's interface; this trunk has no classifier and only the mean pool. Raises ValueError for others."""
+        """Accept what timm asks for: no classifier and the mean pool. Raises ValueError for anything else."""
         if num_classes or global_pool != "avg":
             raise ValueError(
                 f"taxafuse_convnet: pool {global_pool!r} with {num_classes} classes; allowed: 'avg' with 0"
             )
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Whether the blocks' activations are computed again in the backward pass instead of being kept."""
+        """Compute the blocks' activations again in the backward pass instead of keeping them, or stop doing so."""
         self.grad_checkpointing = enable
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalised pixels [B, 3, S, S] -> [B, widths[-1]]."""
+        """Encode normalised pixels [B, 3, S, S]: [B, widths[-1]]."""
         x = self.stem(x.contiguous(memory_format=channels_last))
         for block in self.blocks:
             x = run_block(block, self.grad_checkpointing, x)
@@ -88,7 +88,7 @@ class ConvNet(nn.Module):
 
 @register_model
 def taxafuse_convnet(pretrained: bool = False, **_: object) -> ConvNet:
-    """timm entry point. Raises ValueError for `pretrained`: there are no published weights."""
+    """Build the trunk for timm. Raises ValueError for `pretrained`: there are no published weights."""
     if pretrained:
         raise ValueError("taxafuse_convnet has no pretrained weights; leave timm_model_pretrained false")
     return ConvNet()

@@ -33,7 +33,7 @@ class ResidualMlp(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, W] -> [B, W]."""
+        """Map [B, W] to [B, W]."""
         return x + self.dropout(self.down(F.gelu(self.up(self.norm(x)))))
 
 
@@ -58,11 +58,11 @@ class KmerBag(nn.Module):
         nn.init.normal_(self.embed.weight, std=1.0)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Whether the blocks' activations are computed again in the backward pass instead of being kept."""
+        """Compute the blocks' activations again in the backward pass instead of keeping them, or stop doing so."""
         self.grad_checkpointing = enable
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        """int64 tokens [B, L], bool mask [B, L] of the real ones -> [B, D], not normalised."""
+        """Encode int64 tokens [B, L] with a bool mask [B, L] of the real ones: [B, D], not normalised."""
         real = (mask & (tokens >= FIRST_KMER)).float()
         counts = torch.zeros(len(tokens), self.vocabulary, device=tokens.device)
         counts.scatter_add_(1, tokens, real)
@@ -84,7 +84,7 @@ class TransformerBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, attend: Tensor) -> Tensor:
-        """[B, L, W], bool [B, 1, 1, L] -> [B, L, W]."""
+        """Map [B, L, W] with bool [B, 1, 1, L] to [B, L, W]."""
         batch, length, width = x.shape
         q, k, v = self.qkv(self.norm1(x)).view(batch, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=attend)
@@ -110,11 +110,11 @@ class KmerTransformer(nn.Module):
         nn.init.normal_(self.position, std=0.02)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Whether the blocks' activations are computed again in the backward pass instead of being kept."""
+        """Compute the blocks' activations again in the backward pass instead of keeping them, or stop doing so."""
         self.grad_checkpointing = enable
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        """int64 tokens [B, L], bool mask [B, L] of the real ones -> [B, D], not normalised."""
+        """Encode int64 tokens [B, L] with a bool mask [B, L] of the real ones: [B, D], not normalised."""
         x = self.embed(tokens) + self.position[: tokens.shape[1]]
         # a row without real tokens looks at its padding: attention over nothing would be NaN
         attend = (mask | ~mask.any(1, keepdim=True))[:, None, None, :]
@@ -126,7 +126,7 @@ class KmerTransformer(nn.Module):
 def build_dna_encoder(
     config: ModelConfig, data: DataConfig, embed_dim: int, shape: Mapping[str, Any] | None = None
 ) -> nn.Module:
-    """The tower `model.dna` for the tokens of `data`.
+    """Build the tower `model.dna` for the tokens of `data`.
 
     `shape` is what a checkpoint recorded of a published tower: with it `model.dna_pretrained` is not looked up and the
     caller loads the weights. Raises ValueError where tower and tokens do not fit.

@@ -1,6 +1,6 @@
 """DNABERT-2's architecture with the published parameter names: a post-norm BERT with ALiBi and gated feed-forward.
 
-A pair of tokens i, j is told apart by |i - j| alone: each head lowers its attention by slope * |i - j| (ALiBi, made
+A pair of tokens i, j differs by |i - j| alone: each head lowers its attention by slope * |i - j| (ALiBi, made
 symmetric), so there are no position embeddings and no longest barcode. Written for torch's
 scaled_dot_product_attention; equal to the published modelling code to 1e-4 (tests/train/models/test_dnabert2.py).
 
@@ -20,8 +20,10 @@ MULTIPLE = 32  # tokens; rows are cut to the longest barcode rounded up to this,
 
 
 def alibi_slopes(heads: int) -> list[float]:
-    """Slope per head: the powers of 2^(-8/n) for n heads, n a power of two; between two powers those of the smaller n
-    and then every second one of the larger."""
+    """Return one slope per head: the powers of 2^(-8/n) for n heads, n a power of two.
+
+    Between two powers: those of the smaller n, then every second one of the larger.
+    """
     power = 2 ** int(math.log2(heads))
     slopes = [2.0 ** (-8.0 * (head + 1) / power) for head in range(power)]
     if power == heads:
@@ -40,7 +42,7 @@ class Embeddings(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """int64 [B, L], ids of the file -> [B, L, W]."""
+        """Embed int64 [B, L], ids of the file: [B, L, W]."""
         return self.dropout(self.LayerNorm(self.word_embeddings(tokens) + self.token_type_embeddings.weight[0]))
 
 
@@ -53,7 +55,7 @@ class SelfAttention(nn.Module):
         self.Wqkv = nn.Linear(shape.hidden_size, 3 * shape.hidden_size)
 
     def forward(self, x: Tensor, bias: Tensor) -> Tensor:
-        """[B, L, W], bias [B or 1, H, L, L] in the attention's precision -> the heads side by side, [B, L, W]."""
+        """Attend over [B, L, W], bias [B or 1, H, L, L] in the attention's precision: heads side by side, [B, L, W]."""
         batch, length, width = x.shape
         q, k, v = self.Wqkv(x).view(batch, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
@@ -70,7 +72,7 @@ class SelfOutput(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, mixed: Tensor, x: Tensor) -> Tensor:
-        """Attention's result and its input, both [B, L, W] -> their normalised sum [B, L, W]."""
+        """Return the normalised sum of the attention's result and its input, [B, L, W]."""
         return self.LayerNorm(self.dropout(self.dense(mixed)) + x)
 
 
@@ -85,7 +87,7 @@ class GatedMlp(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, L, W] -> [B, L, W], normalised, its input added."""
+        """Map [B, L, W] to [B, L, W], its input added, normalised."""
         gate, value = self.gated_layers(x).chunk(2, dim=-1)
         return self.layernorm(self.wo(self.dropout(F.gelu(gate) * value)) + x)
 
@@ -99,7 +101,7 @@ class Layer(nn.Module):
         self.mlp = GatedMlp(shape, dropout)
 
     def forward(self, x: Tensor, bias: Tensor) -> Tensor:
-        """[B, L, W], bias [B or 1, H, L, L] -> [B, L, W]."""
+        """Map [B, L, W] with bias [B or 1, H, L, L] to [B, L, W]."""
         return self.mlp(self.attention["output"](self.attention["self"](x, bias), x))
 
 
@@ -118,7 +120,7 @@ class Bert(nn.Module):
     slopes: Tensor
 
     def bias(self, mask: Tensor) -> Tensor:
-        """What is added to the attention scores, float32 [B, H, L, L]: distance times slope, and -inf at padding."""
+        """Return what is added to the attention scores, float32 [B, H, L, L]: distance times slope, -inf at padding."""
         place = torch.arange(mask.shape[1], device=mask.device)
         distance = (place[None, :] - place[:, None]).abs().float()
         bias = -self.slopes[:, None, None] * distance
@@ -127,7 +129,7 @@ class Bert(nn.Module):
         return bias[None].masked_fill(hidden[:, None, None, :], -math.inf)
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        """int64 [B, L], ids of the file; bool mask [B, L] of the real tokens -> [B, L, W]."""
+        """Encode int64 [B, L], ids of the file, with a bool mask [B, L] of the real tokens: [B, L, W]."""
         x = self.embeddings(tokens)
         kind = x.device.type  # in the precision of the attention, and converted to it once, not in every layer
         bias = self.bias(mask).to(torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype)
@@ -137,7 +139,7 @@ class Bert(nn.Module):
 
 
 def _initialise(module: nn.Module) -> None:
-    """BERT's own start: normal weights of deviation 0.02, zero biases."""
+    """Start as BERT does: normal weights of deviation 0.02, zero biases."""
     if isinstance(module, nn.Linear | nn.Embedding):
         nn.init.normal_(module.weight, std=0.02)
     if isinstance(module, nn.Linear) and module.bias is not None:
@@ -146,7 +148,7 @@ def _initialise(module: nn.Module) -> None:
 
 @torch.compiler.disable
 def _longest(mask: Tensor) -> int:
-    """Columns of [B, L] that hold all real tokens, rounded up to MULTIPLE; the one wait for the device of a call."""
+    """Count the columns of [B, L] that hold real tokens, rounded up to MULTIPLE; the call's one wait for the device."""
     last = int((mask.any(0) * torch.arange(1, mask.shape[1] + 1, device=mask.device)).amax())
     return min(max(1, -(-last // MULTIPLE)) * MULTIPLE, mask.shape[1])
 
@@ -164,11 +166,11 @@ class Dnabert2Encoder(nn.Module):
         self.project = nn.Linear(shape.hidden_size, embed_dim)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Whether activations are computed again in the backward pass instead of being kept."""
+        """Compute activations again in the backward pass instead of keeping them, or stop doing so."""
         self.bert.grad_checkpointing = enable
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        """int64 tokens [B, L], bool mask [B, L] of the real ones -> [B, D], not normalised; padding costs nothing."""
+        """Encode int64 tokens [B, L], bool mask [B, L] of the real ones: [B, D], not normalised; padding is free."""
         length = _longest(mask)
         tokens, mask = tokens[:, :length], mask[:, :length]
         hidden = self.bert((tokens - 1).clamp(min=0), mask)

@@ -24,12 +24,12 @@ class GatedFusion(nn.Module):
         self.out = nn.Linear(2 * embed_dim, embed_dim)
 
     def gate(self, image: Tensor, dna: Tensor) -> Tensor:
-        """[B, D] and [B, D] -> the image's share in 0..1, [B, D]."""
+        """Return the image's share in 0..1, [B, D], of two features [B, D]."""
         hidden = F.relu(self.hidden(torch.cat([image, dna], dim=1)))
         return torch.sigmoid(self.out(self.dropout(hidden)).float())
 
     def forward(self, image: Tensor, dna: Tensor) -> Tensor:
-        """Unit features [B, D] and [B, D] (zero rows = missing) -> unit features [B, D], float32."""
+        """Fuse unit features [B, D] and [B, D] (zero rows = missing) into unit features [B, D], float32."""
         image, dna = image.float(), dna.float()
         both = image.ne(0).any(1, keepdim=True) & dna.ne(0).any(1, keepdim=True)
         gate = self.gate(image, dna)
@@ -45,5 +45,5 @@ class RankHeads(nn.Module):
         self.heads = nn.ModuleList(nn.Linear(embed_dim, max(1, count)) for count in num_taxa)
 
     def forward(self, fused: Tensor) -> tuple[Tensor, ...]:
-        """[B, D] -> logits [B, C_r] for each rank, coarsest first."""
+        """Return logits [B, C_r] of features [B, D] for each rank, coarsest first."""
         return tuple(head(fused) for head in self.heads)

@@ -10,7 +10,7 @@ from train.models.open_clip_source import Source
 
 
 def side(source: Source) -> int:
-    """Side of the square image the model takes, pixels. Raises ValueError when it is not a square."""
+    """Return the side of the square image the model takes, pixels. Raises ValueError when it is not a square."""
     size = source.model_cfg["vision_cfg"].get("image_size", 224)
     height, width = (size, size) if isinstance(size, int) else size
     if height != width:
@@ -47,11 +47,11 @@ class ImageEncoder(nn.Module):
         self.register_buffer("std", torch.tensor(source.std).view(1, 3, 1, 1) * 255.0)
 
     def train(self, mode: bool = True) -> "ImageEncoder":
-        """As `nn.Module.train`; a frozen tower stays in evaluation mode."""
+        """Set the mode as `nn.Module.train` does; a frozen tower stays in evaluation mode."""
         return super().train(mode and not self.frozen)
 
     def forward(self, image: Tensor) -> Tensor:
-        """uint8 RGB [B, S, S, 3] -> [B, D], not normalised."""
+        """Encode uint8 RGB [B, S, S, 3]: [B, D], not normalised."""
         pixels = image.permute(0, 3, 1, 2)  # a view: the memory stays channels-last, which the convolutions want
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             features = self.tower((pixels.to(self.mean.dtype) - self.mean) / self.std)

@@ -3,7 +3,7 @@
 open_clip's blocks keep q, k and v in one matrix of an `nn.MultiheadAttention` that reads its weights without calling
 a layer. So the attention is replaced by one that computes the same with a low-rank branch for each of the three, and
 every other layer by a linear layer with a branch. Both keep the base weights under their old names, which
-`torch.nn.utils.parametrize` would not, and build no full matrix for an update. `merge` puts the plain modules back.
+`torch.nn.utils.parametrize` would not, and build no full matrix for an update.
 
 Shapes: B rows, L tokens, W width, r rank.
 """
@@ -56,12 +56,8 @@ class LowRank(nn.Module):
         nn.init.kaiming_uniform_(self.down, a=math.sqrt(5))
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., in] -> [..., out]: what is added to the base layer's result."""
+        """Return what is added to the base layer's result: [..., in] to [..., out]."""
         return F.linear(F.linear(self.dropout(x), self.down), self.up) * self.scale
-
-    def matrix(self) -> Tensor:
-        """What is added to the base matrix: [out, in]."""
-        return self.up @ self.down * self.scale
 
 
 class LoraLinear(nn.Linear):
@@ -77,19 +73,12 @@ class LoraLinear(nn.Linear):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., in] -> [..., out], updates included."""
+        """Map [..., in] to [..., out], updates included."""
         y = super().forward(x)
         if len(self.parts) == 1:
             return y + self.lora[self.parts[0] or ""](x)
         chunks = y.chunk(len(self.parts), dim=-1)
         return torch.cat([c + self.lora[p](x) if p else c for c, p in zip(chunks, self.parts, strict=True)], dim=-1)
-
-    def plain(self) -> nn.Linear:
-        """The layer with its updates added in."""
-        layer = nn.Linear(self.in_features, self.out_features, self.bias is not None, device="meta")
-        layer.weight = nn.Parameter(_merged(self.weight, self.parts, self.lora))
-        layer.bias = self.bias
-        return layer
 
 
 class LoraAttention(nn.Module):
@@ -107,7 +96,7 @@ class LoraAttention(nn.Module):
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, need_weights: bool = False, attn_mask: Tensor | None = None
     ) -> tuple[Tensor, None]:
-        """As `nn.MultiheadAttention` where key and value are the query ([B, L, W] when batch_first)."""
+        """Attend as `nn.MultiheadAttention` where key and value are the query ([B, L, W] when batch_first)."""
         assert query is key and key is value and not need_weights, "self-attention without weights only"
         x = query if self.batch_first else query.transpose(0, 1)
         batch, length, width = x.shape
@@ -123,29 +112,6 @@ class LoraAttention(nn.Module):
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, dropout_p=dropout)
         out = self.out_proj(mixed.transpose(1, 2).reshape(batch, length, width))
         return (out if self.batch_first else out.transpose(0, 1)), None
-
-    def plain(self) -> nn.MultiheadAttention:
-        """The module with its updates added in, those of the output layer too."""
-        bias = self.in_proj_bias is not None
-        module = nn.MultiheadAttention(
-            self.embed_dim, self.num_heads, self.attention_dropout, bias, batch_first=self.batch_first, device="meta"
-        )
-        module.in_proj_weight = nn.Parameter(_merged(self.in_proj_weight, self.parts, self.lora))
-        module.in_proj_bias = self.in_proj_bias
-        out = self.out_proj.plain() if isinstance(self.out_proj, LoraLinear) else self.out_proj
-        module.out_proj.weight, module.out_proj.bias = out.weight, out.bias
-        return module
-
-
-def _merged(weight: Tensor, parts: tuple[str | None, ...], lora: nn.ModuleDict) -> Tensor:
-    with torch.no_grad():
-        merged = weight.detach().clone()
-        for rows, part in zip(merged.chunk(len(parts)), parts, strict=True):
-            if part:
-                update = lora[part]
-                assert isinstance(update, LowRank)
-                rows += update.matrix()
-    return merged
 
 
 def _adaptable(module: nn.Module) -> bool:
@@ -205,20 +171,4 @@ def adapt(tower: nn.Module, config: ModelConfig, name: str) -> int:
         )
     for parameter in head_parameters(tower, PROJECTIONS):
         parameter.requires_grad_(True)
-    return count
-
-
-def merge(model: nn.Module) -> int:
-    """Add every update of the model into its base matrix, in place: the count of matrices.
-
-    The modules and parameter names are then those the towers had before `adapt`; the model's configuration is the same
-    with `lora_rank=0`. Everything merged stays frozen.
-    """
-    count = sum(isinstance(module, LowRank) for module in model.modules())
-    for kind in (LoraAttention, LoraLinear):  # an attention takes its output layer along
-        for name, module in list(model.named_modules()):
-            if isinstance(module, kind):
-                plain = module.plain()
-                plain.requires_grad_(False).train(module.training)
-                model.set_submodule(name, plain)
     return count

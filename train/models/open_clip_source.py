@@ -41,24 +41,24 @@ class Source:
 
     @property
     def own(self) -> bool:
-        """Whether it is a configuration of ours: trained from scratch, any image size, small vocabulary."""
+        """Return whether it is a configuration of ours: trained from scratch, any image size, small vocabulary."""
         return (OWN_CONFIGS / f"{self.name}.json").is_file()
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types, without the weights: what `from_dict` needs to build the same architecture."""
+        """Return plain JSON types without the weights: what `from_dict` needs to build the same architecture."""
         statistics = {"mean": list(self.mean), "std": list(self.std)}
         return {"name": self.name, "model_cfg": self.model_cfg, "folder": self.folder} | statistics
 
     @classmethod
     def from_dict(cls, tree: Mapping[str, Any]) -> "Source":
-        """The inverse of `to_dict`."""
+        """Invert `to_dict`."""
         mean, std = (tuple(float(value) for value in tree[key]) for key in ("mean", "std"))
         folder = tree.get("folder", "")
         return cls(name=tree["name"], model_cfg=dict(tree["model_cfg"]), mean=mean, std=std, folder=folder)
 
 
 def own_names() -> list[str]:
-    """Names of our own configurations."""
+    """List the names of our own configurations."""
     return sorted(path.stem for path in OWN_CONFIGS.glob("*.json"))
 
 
@@ -74,7 +74,7 @@ def resolve(name: str, pretrained: str = "") -> Source:
                 f"model.pretrained: {schema}: models bring their own weights, got {pretrained!r}; allowed: ''"
             )
         folder = Path(rest) if schema == "local-dir" else _cached_snapshot(rest)
-        return _read_folder(name, folder)
+        return read_folder(name, folder)
     if name in own_names():
         model_cfg = json.loads((OWN_CONFIGS / f"{name}.json").read_text())
     else:
@@ -115,7 +115,7 @@ def _with_pretrained(name: str, model_cfg: dict[str, Any], pretrained: str) -> S
 
 
 def _cached_snapshot(repository: str) -> Path:
-    """Folder of a model in the local Hugging Face cache. Raises ValueError when it is not there."""
+    """Return the folder of a model in the local Hugging Face cache. Raises ValueError when it is not there."""
     from huggingface_hub import constants, hf_hub_download
 
     try:
@@ -135,7 +135,8 @@ def _weights_in(folder: Path) -> Path | None:
     return next((folder / name for name in WEIGHTS_FILES if (folder / name).is_file()), None)
 
 
-def _read_folder(name: str, folder: Path) -> Source:
+def read_folder(name: str, folder: Path) -> Source:
+    """Read an open_clip model's folder. Raises ValueError naming what it lacks."""
     weights = _weights_in(folder)
     if weights is None or not (folder / CONFIG_FILE).is_file():
         lacking = " or ".join(WEIGHTS_FILES) if weights is None else CONFIG_FILE
@@ -162,7 +163,7 @@ def _read_folder(name: str, folder: Path) -> Source:
 
 
 def build(source: Source, load_weights: bool = True) -> tuple[nn.Module, nn.Module]:
-    """The image and the text tower, float32 on the CPU, with the source's weights when it has any.
+    """Build the image and the text tower, float32 on the CPU, with the source's weights when it has any.
 
     Raises ValueError for models with BatchNorm, for CoCa (its captioning decoder has no place here), for remote code in
     a tokenizer's options and for weights that do not fit.

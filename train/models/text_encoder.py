@@ -40,6 +40,7 @@ class CaptionTokenizer:
             self._tokenize = SimpleTokenizer(context_length=self.context, **text_cfg.get("tokenizer_kwargs", {}))
 
     def __call__(self, captions: list[str]) -> Tensor:
+        """Turn captions into int64 [U, T]."""
         if not captions:
             return torch.zeros(0, self.context, dtype=torch.int64)
         return self._tokenize(captions)
@@ -57,7 +58,7 @@ class HashedWords:
         self.vocabulary, self.context = vocabulary, context
 
     def __call__(self, captions: list[str]) -> Tensor:
-        """Captions -> int64 [U, T]."""
+        """Turn captions into int64 [U, T]."""
         tokens = torch.zeros(len(captions), self.context, dtype=torch.int64)
         for row, caption in zip(tokens, captions, strict=True):
             ids = [1 + number % (self.vocabulary - 2) for word in caption.lower().split() for number in _hashes(word)]
@@ -104,7 +105,7 @@ class TextEncoder(nn.Module):
         )
 
     def train(self, mode: bool = True) -> "TextEncoder":
-        """As `nn.Module.train`; a frozen tower stays in evaluation mode."""
+        """Set the mode as `nn.Module.train` does; a frozen tower stays in evaluation mode."""
         return super().train(mode and not self.frozen)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "TextEncoder":
@@ -119,7 +120,7 @@ class TextEncoder(nn.Module):
 
     @torch.compiler.disable
     def remember(self, tokens: Tensor) -> Tensor:
-        """Of a frozen tower: unit features float32 [U, D], each caption encoded once and by itself.
+        """Return a frozen tower's unit features float32 [U, D], each caption encoded once and by itself.
 
         By itself, because features of a batch differ in the last bits with its size: what a caption is must not depend
         on when it was first met, or a resumed run would leave the path of an uninterrupted one.
@@ -135,7 +136,7 @@ class TextEncoder(nn.Module):
             return torch.stack([self._remembered[key] for key in keys])
 
     def _shelf(self, folder: Path) -> Path:
-        """The file for features of exactly these weights, whatever they belong to."""
+        """Return the file for features of exactly these weights, whatever they belong to."""
         digest = blake2b(digest_size=8)
         for name, value in sorted(self.tower.state_dict().items()):
             digest.update(
@@ -172,11 +173,11 @@ class TextEncoder(nn.Module):
         part.rename(shelf)
 
     def placeholder(self, tokens: Tensor) -> Tensor:
-        """One row [1, T] that stands for no caption; without padding, which some towers' masks cannot bear alone."""
+        """Return a row [1, T] that stands for no caption, without padding: some towers' masks cannot bear it alone."""
         return tokens.new_full((1, tokens.shape[1]), self.tower.vocab_size - 1)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """int64 tokens [C, T] of the tower's tokenizer -> [C, D], not normalised."""
+        """Encode int64 tokens [C, T] of the tower's tokenizer: [C, D], not normalised."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             features = self._cut_forward(tokens) if self._cuts else self.tower(tokens)
         return features[0] if isinstance(features, tuple) else features  # towers with output_tokens give both

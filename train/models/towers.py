@@ -30,11 +30,11 @@ class Checkpointing(Protocol):
     """A tower that can forget activations and compute them again in the backward pass."""
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Whether activations are computed again in the backward pass instead of being kept."""
+        """Compute activations again in the backward pass instead of keeping them, or stop doing so."""
 
 
 def find_blocks(tower: nn.Module) -> list[nn.Module]:
-    """The tower's blocks from input to output; [] where it has no stack that we know."""
+    """List the tower's blocks from input to output; [] where it has no stack that we know."""
     for path in STACKS:
         try:
             stack = tower.get_submodule(path)
@@ -46,21 +46,21 @@ def find_blocks(tower: nn.Module) -> list[nn.Module]:
 
 
 def head_parameters(tower: nn.Module, places: tuple[str, ...]) -> Iterator[nn.Parameter]:
-    """The parameters at or below the named places of the tower."""
+    """Yield the parameters at or below the named places of the tower."""
     for name, parameter in tower.named_parameters():
         if any(name == place or name.startswith(place + ".") for place in places):
             yield parameter
 
 
 def run_block(block: nn.Module, forget: bool, *inputs: Tensor) -> Tensor:
-    """block(*inputs); with `forget` its activations are not kept but computed again in the backward pass."""
+    """Return block(*inputs); with `forget` its activations are not kept but computed again in the backward pass."""
     if forget and torch.is_grad_enabled():
         return cast(Tensor, checkpoint(block, *inputs, use_reentrant=False))
     return block(*inputs)
 
 
 def freeze(tower: nn.Module, unfrozen: int, option: str) -> bool:
-    """Freeze all but the last `unfrozen` blocks and the norm and projection after them; whether anything trains.
+    """Freeze all but the last `unfrozen` blocks, the norm and projection after them; return whether anything trains.
 
     Raises ValueError, naming `option`, when the tower has not that many blocks.
     """
@@ -78,7 +78,7 @@ def freeze(tower: nn.Module, unfrozen: int, option: str) -> bool:
 
 
 def forget_activations(tower: nn.Module, name: str) -> None:
-    """Gradient checkpointing of every block. Raises ValueError, naming the tower, when it cannot."""
+    """Switch on gradient checkpointing of every block. Raises ValueError, naming the tower, when it cannot."""
     transformer = getattr(tower, "transformer", None)
     enable: Callable[..., Any] | None = getattr(transformer, "gradient_checkpointing_enable", None)
     if enable is not None:  # a Hugging Face model; open_clip would switch on the reentrant form, which needs an input

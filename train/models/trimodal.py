@@ -71,39 +71,39 @@ class Trimodal(nn.Module):
 
     @property
     def logit_scale(self) -> Tensor:
-        """1 / temperature, a scalar in 1..100."""
+        """Return 1 / temperature, a scalar in 1..100."""
         inside = self.log_scale.clamp(0.0, MAX_LOG_SCALE)
         # the value is clamped, the gradient is not: at the end of the range a clamp would hold the parameter for ever
         return (self.log_scale + (inside - self.log_scale).detach()).exp()
 
     @property
     def architecture(self) -> dict[str, Any]:
-        """The towers as JSON types: a checkpoint that holds them needs neither folder nor hub (`build_model`)."""
+        """Describe the towers in JSON types: a checkpoint with them needs neither folder nor hub (`build_model`)."""
         shape = getattr(self.dna_encoder, "shape", None)
         return self.source.to_dict() | ({"dna": shape.to_dict()} if shape is not None else {})
 
     def encode_image(self, image: Tensor) -> Tensor:
-        """uint8 [B, S, S, 3] -> unit [B, D]."""
+        """Encode uint8 [B, S, S, 3]: unit [B, D]."""
         return _unit(self.image_encoder(image))
 
     def encode_text(self, tokens: Tensor) -> Tensor:
-        """int64 [U, T] of `CaptionTokenizer` -> unit [U, D]."""
+        """Encode int64 [U, T] of `CaptionTokenizer`: unit [U, D]."""
         return _unit(self.text_encoder(tokens))
 
     def encode_dna(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        """int64 [B, L] and bool [B, L] -> unit [B, D]."""
+        """Encode int64 [B, L] and bool [B, L]: unit [B, D]."""
         return _unit(self.dna_encoder(tokens, mask))
 
     def fuse(self, image: Tensor, dna: Tensor) -> Tensor:
-        """Unit [B, D] and [B, D] (zero rows = missing) -> unit [B, D]; one modality alone is passed on as it is."""
+        """Fuse unit [B, D] and [B, D] (zero rows = missing) into unit [B, D]; one modality alone passes as it is."""
         return self.fusion(image, dna)
 
     def gate(self, image: Tensor, dna: Tensor) -> Tensor:
-        """The image's share in the fused feature, [B, D] in 0..1; meaningful where both modalities are there."""
+        """Return the image's share in the fused feature, [B, D] in 0..1; meaningful where both modalities are there."""
         return self.fusion.gate(image, dna)
 
     def forward(self, batch: Mapping[str, Any]) -> Features:
-        """A `collate.Batch` with `text_tokens` [U, T] and `text_index` [B] (-1 = no caption) -> Features."""
+        """Encode a `collate.Batch` with `text_tokens` [U, T] and `text_index` [B] (-1 = no caption)."""
         if isinstance(self.log_scale, nn.Parameter):
             with torch.no_grad():
                 self.log_scale.clamp_(0.0, MAX_LOG_SCALE)
@@ -126,16 +126,16 @@ class Trimodal(nn.Module):
         )
 
     def _no_image(self, batch: Mapping[str, Any]) -> Tensor:
-        """Feature of a black photo, [1, D]; made here, because a batch without photos has them of side 0."""
+        """Encode a black photo, [1, D]; made here, because a batch without photos has them of side 0."""
         return self.encode_image(batch["image"].new_zeros(1, self.image_size, self.image_size, 3))
 
     def _no_dna(self, batch: Mapping[str, Any]) -> Tensor:
-        """Feature of a barcode without a token, [1, D]."""
+        """Encode a barcode without a token, [1, D]."""
         return self.encode_dna(torch.zeros_like(batch["dna_tokens"][:1]), torch.zeros_like(batch["dna_mask"][:1]))
 
     @torch.no_grad()
     def _empty(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-        """Features of an empty photo and of an empty barcode, [1, D] each, without dropout: as evaluation sees them."""
+        """Encode an empty photo and an empty barcode, [1, D] each, without dropout: as evaluation sees them."""
         encoders = (self.image_encoder, self.dna_encoder)
         modes = [encoder.training for encoder in encoders]
         for encoder in encoders:
@@ -146,10 +146,10 @@ class Trimodal(nn.Module):
         return features
 
     def _shown(self, batch: Mapping[str, Any], image: Tensor, dna: Tensor) -> tuple[Tensor, Tensor]:
-        """What the fusion gets, [B, D] each: of specimens with both, the one that is `withheld` becomes an empty one.
+        """Return what the fusion gets, [B, D] each: a `withheld` modality of specimens with both becomes an empty one.
 
-        A missing modality skips the gate, so zeros would teach it nothing; an empty photo or barcode has to be told
-        from a real one. No gradient goes into the encoders through it.
+        A missing modality skips the gate, so zeros would teach it nothing; the gate must tell an empty photo or
+        barcode from a real one. No gradient goes into the encoders through it.
         """
         if "withheld" not in batch:
             return image, dna
@@ -210,7 +210,7 @@ def build_model(
     num_taxa: Sequence[int],
     architecture: Mapping[str, Any] | None = None,
 ) -> Trimodal:
-    """The model of a run; `num_taxa` = taxa per rank, for the rank heads.
+    """Build the model of a run; `num_taxa` = taxa per rank, for the rank heads.
 
     D is `model.embed_dim` for our own configurations and the open_clip model's own otherwise. With `architecture` (of a
     checkpoint) nothing is looked up and no pretrained weights are loaded: the caller loads its own. Raises ValueError
@@ -253,5 +253,5 @@ def choose_what_trains(trimodal: Trimodal, model: ModelConfig) -> None:
 
 
 def caption_tokenizer(trimodal: Trimodal) -> CaptionTokenizer:
-    """The tokenizer that matches the model's text tower."""
+    """Return the tokenizer that matches the model's text tower."""
     return CaptionTokenizer(trimodal.source)

@@ -221,7 +221,7 @@ class Worker:
             config=session.config,
             taxonomy=session.taxonomy,
             step=session.step,
-            state=checkpoint.Moment(state, weights, score),
+            state=checkpoint.TrainingState(state, weights, score),
         )
         self.commits.submit(session.step, write)
         times = {"perf/checkpoint_s": time.perf_counter() - started}  # that training waited

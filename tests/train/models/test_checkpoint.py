@@ -66,7 +66,7 @@ def other_taxonomy(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "told"),
+    ("damage", "message"),
     [
         (change("meta.json", format_version=9), "checkpoint format version is 9, this code reads 1"),
         (write("meta.json", "{"), "meta.json is no JSON"),
@@ -86,9 +86,9 @@ def other_taxonomy(folder: Path) -> None:
         (other_width, "weights do not fit the configuration, e.g. dna_encoder."),
     ],
 )
-def test_damage_is_told_in_one_line(
+def test_damage_is_message_in_one_line(
     damage: Callable[[Path], object],
-    told: str,
+    message: str,
     saved: Callable[[Path], Path],
     simulated_shards: Path,
     tmp_path: Path,
@@ -99,7 +99,7 @@ def test_damage_is_told_in_one_line(
     arguments = ["--checkpoint", str(folder), "--shards", str(simulated_shards), "--out", str(tmp_path / "out")]
     assert main(arguments) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: ") and told in line and str(folder) in line
+    assert line.startswith("error: ") and message in line and str(folder) in line
 
 
 def test_a_tokenizer_travels_with_the_weights(simulated_shards: Path, tmp_path: Path) -> None:
