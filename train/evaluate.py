@@ -69,6 +69,8 @@ def run(options: argparse.Namespace) -> str:
     """Load, measure, write; returns what to print. Raises ValueError for what the user can mend."""
     import torch
 
+    from engine.batches.pipeline import load_index
+    from train.evaluation.model_under_test import Setting
     from train.models import checkpoint
     from train.pages.evaluation import run_evaluation
 
@@ -97,18 +99,17 @@ def run(options: argparse.Namespace) -> str:
         from train.run.trainer import start_ray
 
         start_ray()
-    found = run_evaluation(
+    setting = Setting(
         loaded.model.to(device),
         config,
         loaded.taxonomy,
-        options.shards,
+        load_index(options.shards),
         options.split,
-        options.out,
-        baselines=not options.no_baselines,
-        extras=[name for name in EXTRAS if getattr(options, name)],
         checkpoint=loaded.path,
         library=options.library,
     )
+    extras = [name for name in EXTRAS if getattr(options, name)]
+    found = run_evaluation(setting, options.out, baselines=not options.no_baselines, extras=extras)
     return f"{found.headline(chosen.scoring)}\n\nWritten to {options.out}: {', '.join(found.files)}"
 
 

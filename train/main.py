@@ -78,6 +78,7 @@ def resolve(options: argparse.Namespace) -> Config:
 def run(config: Config, *, evaluate: bool = True) -> Path:
     """The main job: shards, training, evaluation, everything recorded. Returns the run's folder."""
     from engine.batches.pipeline import load_index, select_split
+    from train.evaluation.model_under_test import Setting
     from train.models import checkpoint
     from train.pages.evaluation import run_evaluation
     from train.run.simulated_shards import with_simulated
@@ -95,7 +96,9 @@ def run(config: Config, *, evaluate: bool = True) -> Path:
         if evaluate:
             model = checkpoint.load(done.model).model
             out = done.folder / "evaluation"
-            found = run_evaluation(model, config, done.taxonomy, config.data.shards, config.eval.split, out)
+            found = run_evaluation(
+                Setting(model, config, done.taxonomy, load_index(config.data.shards), config.eval.split), out
+            )
             print(f"\n{found.headline(config.eval.scoring)}\n")
             tracker.metrics(found.metrics, done.steps)
             for name in found.files:

@@ -71,7 +71,7 @@ def answers(
     items: Sequence[tuple[Prepared, Any]],
     first: int,
 ) -> list[Answer]:
-    """The answers of a chunk.
+    """Return the answers of a chunk.
 
     Args:
         items: its queries with their `Options`.
@@ -106,7 +106,7 @@ def rank_of(ranked: _Ranked, row: int) -> _Taxa:
 
 
 def _rank(scorer: Scorer, chunk: Scored, rank: int, own: np.ndarray, plain: np.ndarray, top: int) -> _Ranked:
-    """The most probable taxa of a rank for each query, `top` or more, the answered one always among them."""
+    """Return the most probable taxa of a rank for each query, `top` or more, the answered one always among them."""
     values = chunk.probabilities[rank]
     count = values.shape[1]
     if not count:
@@ -127,7 +127,7 @@ def _rank(scorer: Scorer, chunk: Scored, rank: int, own: np.ndarray, plain: np.n
 
 
 def _factors(own: np.ndarray, plain: np.ndarray, path: np.ndarray, lineage: np.ndarray, rank: int) -> np.ndarray:
-    """What the score of each taxon is multiplied by, [b, M]; arguments [b, R], [b, R], [b, R], [b, M, R]."""
+    """Return what the score of each taxon is multiplied by, [b, M]; arguments [b, R], [b, R], [b, R], [b, M, R]."""
     level = np.zeros(lineage.shape[:2], dtype=np.int64)  # ranks down to which the taxon shares the answered lineage
     for above in range(rank):
         same = (lineage[:, :, above] == path[:, None, above]) & (path[:, None, above] >= 0)
@@ -185,7 +185,7 @@ def _answer(taxonomy: Taxonomy, one: Prepared, options: Any, row: _Row, read: Re
 
 
 def _first(ranked: _Taxa, answered: int, top: int) -> _Taxa:
-    """The first `top` taxa; the answered one and, of more than one, that of the highest score are always among them."""
+    """Return the first `top` taxa, always with the answered one and, of more than one, that of the highest score."""
     needed = {answered} if top == 1 else {answered, max(ranked, key=itemgetter(2))[0]} if ranked else set()
     chosen = [place for place, one in enumerate(ranked) if one[0] in needed]
     chosen += [place for place in range(len(ranked)) if place not in chosen][: top - len(chosen)]
@@ -193,7 +193,7 @@ def _first(ranked: _Taxa, answered: int, top: int) -> _Taxa:
 
 
 def _stop(ranks: Sequence[RankAnswer], reached: RankAnswer | None, threshold: float, refused: bool) -> tuple[str, str]:
-    """A key of STOPS and the sentence."""
+    """Return a key of STOPS and the sentence."""
     if refused:
         return "not_coi", "the barcode is not COI: a name for it would mean nothing, however probable; ask without it"
     after = ranks[ranks.index(reached) + 1 :] if reached else ranks

@@ -76,6 +76,7 @@ class Embedding:
     fused: np.ndarray | None
 
     def to_dict(self) -> dict[str, Any]:
+        """Return JSON values."""
         parts = {"image": self.image, "dna": self.dna, "fused": self.fused}
         return {"key": self.key} | {name: None if part is None else part.tolist() for name, part in parts.items()}
 
@@ -150,6 +151,7 @@ class Predictor:
 
     @property
     def taxonomy(self) -> Taxonomy:
+        """Return the model's taxonomy."""
         return self.scorer.taxonomy
 
     def taxa(self) -> list[dict[str, Any]]:
@@ -213,8 +215,11 @@ class Predictor:
         return result
 
     def _ready(self, query: str, names: tuple[str, ...] | None) -> Subset | None:
-        """The taxa among which to choose, None = all. Raises ValueError when none is known, and where the model was
-        calibrated, but not for such queries: then nobody knows what its answers are worth."""
+        """Return the taxa among which to choose, None = all.
+
+        Raises ValueError when none is known, and where the model was
+        calibrated, but not for such queries: then nobody knows what its answers are worth.
+        """
         if self.calibration is not None and query not in self.calibration.queries:
             known = ", ".join(self.calibration.queries)
             raise ValueError(f"query: got {query}, which this model was never measured with; allowed: {known}")
@@ -227,7 +232,7 @@ class Predictor:
         return subset
 
     def embed(self, queries: Sequence[Query]) -> list[Embedding | QueryError]:
-        """Unit features of queries, in their order; `fused` of those with photo and barcode."""
+        """Return unit features of queries, in their order; `fused` of those with photo and barcode."""
         return self.embed_prepared([self.prepare(query) for query in queries])
 
     def embed_prepared(self, items: Sequence[Prepared | QueryError]) -> list[Embedding | QueryError]:
@@ -243,7 +248,7 @@ class Predictor:
         return [found[id(item)] if isinstance(item, Prepared) else item for item in items]
 
     def _features(self, items: Sequence[Prepared]) -> tuple[np.ndarray, np.ndarray]:
-        """Unit features [N, D] of photos and of barcodes, rows of zeros where there are none."""
+        """Return unit features [N, D] of photos and of barcodes, rows of zeros where there are none."""
         dna = self._encoder.dna([item.dna for item in items])
         views = [view for item in items for view in item.views]
         each = self._encoder.images(views)
@@ -263,7 +268,7 @@ class Predictor:
 
     @torch.inference_mode()
     def _image_share(self, image: np.ndarray, dna: np.ndarray) -> np.ndarray:
-        """The photo's part in the fused feature, [N] in 0..1: the length of what the gate lets through of each."""
+        """Return the photo's part in the fused feature, [N] in 0..1: what the gate lets through of each."""
         device = self._encoder.device
         first, second = torch.from_numpy(image).to(device), torch.from_numpy(dna).to(device)
         gate = self.model.gate(first, second)
@@ -296,7 +301,7 @@ class Predictor:
         return answers
 
     def _calibrator(self, query: str, backed: bool) -> Calibrator | None:
-        """The rules of a query; those that read what a library found where there are such."""
+        """Return the rules of a query; those that read what a library found where there are such."""
         if self.calibration is None:
             return None
         queries = self.calibration.queries
@@ -312,7 +317,7 @@ class Predictor:
 
 
 def asked_with(item: Prepared) -> str:
-    """The query that a specimen can be asked with: "image", "dna" or "fused"."""
+    """Return the query that a specimen can be asked with: "image", "dna" or "fused"."""
     return "fused" if item.views and item.dna else "image" if item.views else "dna"
 
 
@@ -331,7 +336,7 @@ def _calibration(folder: Path, taxonomy: Taxonomy) -> Calibration | None:
 
 
 def _library_card(folder: Path, fitted: FittedLibrary | None) -> dict[str, Any]:
-    """What answers say of the library; warns where it is not the one that the calibration was fitted with."""
+    """Return what answers say of the library; warns where it is not the one that the calibration was fitted with."""
     manifest = read_manifest(folder)
     name, records = folder.resolve().name, manifest.get("records")
     if fitted is not None and fitted.is_other(manifest["checksum"], records):
@@ -349,7 +354,7 @@ def _library_card(folder: Path, fitted: FittedLibrary | None) -> dict[str, Any]:
 
 
 def _meant(subset: Subset) -> str:
-    """What the first unknown names may stand for."""
+    """Return what the first unknown names may stand for."""
     told = [
         f"{name} (perhaps {', '.join(others)})" if others else name
         for name, others in subset.restriction.unknown.items()

@@ -37,7 +37,7 @@ class Prepared:
 
 
 def barcode_of(text: str) -> str:
-    """The sequence in a text that is one, or in a FASTA text of one record.
+    """Return the sequence in a text that is one, or in a FASTA text of one record.
 
     Raises ValueError for more letters than MAX_LETTERS, and for more than one record.
     """

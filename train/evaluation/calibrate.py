@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from engine.specimens.schema import uniforms_for
 from engine.specimens.taxonomy import RANKS
-from train.evaluation.cases import DAMAGE, SPECIES, Asked, Cases, Part
+from train.evaluation.known_questions import DAMAGE, SPECIES, Asked, Cases, Part
 from train.inference import evidence
 from train.inference.calibration import (
     WITH_LIBRARY,
@@ -84,14 +84,14 @@ def fit(part: Part) -> Calibration:
 
 
 def _pieces(part: Part, query: str, rows: np.ndarray) -> list[Asked]:
-    """The mixture that is fitted on: every row in every way."""
+    """Return the mixture that is fitted on: every row in every way."""
     pieces = [part.asked(query, rows, weight=CLEAN)]
     pieces += [part.asked(query, rows, damage, weight=DAMAGED / len(DAMAGE)) for damage in DAMAGE]
     return [*pieces, part.asked(query, rows, withhold=True, weight=WITHHELD)]
 
 
 def fit_combination(part: Part, query: str) -> Combination:
-    """COMBINATION, or what is shown to give more right answers, mean over ranks: one number after the other, twice.
+    """Return COMBINATION, or what is shown to give more right answers: one number after the other, twice.
 
     What is right decides, not how likely it was called: the rules make probabilities of whatever scores they get. By
     the likelihood, 18 points of the species of bold's 100 nt fragments are lost against the library alone; by the
@@ -125,7 +125,7 @@ def choose_combination(right: Callable[[Combination], np.ndarray]) -> Combinatio
 
 
 def fit_query(cases: Cases, inputs: tuple[str, ...] = INPUTS) -> Calibrator:
-    """The rules of one query, on whatever evidence the cases carry under `inputs`.
+    """Return the rules of one query, on whatever evidence the cases carry under `inputs`.
 
     Raises:
         ValueError: when no case is labelled at some rank.
@@ -152,7 +152,7 @@ def flagged_share(num_groups: int) -> float:
 
 
 def weighted_quantile(values: np.ndarray, weight: np.ndarray, share: float) -> float:
-    """The smallest value that at least `share` of the weight does not exceed, and a little above it."""
+    """Return the smallest value that at least `share` of the weight does not exceed, and a little above it."""
     order = np.argsort(values, kind="stable")
     reached = np.cumsum(weight[order]) >= share * weight.sum() - 1e-12
     return float(np.nextafter(values[order][int(reached.argmax())], np.inf))
@@ -210,7 +210,7 @@ def _fit_disagreement(part: Part) -> Disagreement | None:
 
 
 def _best_f1(true: np.ndarray, swapped: np.ndarray) -> float:
-    """The threshold of the highest F1 at PREVALENCE."""
+    """Return the threshold of the highest F1 at PREVALENCE."""
     candidates = np.unique(np.concatenate([true, swapped]))
     candidates = candidates[:: max(1, len(candidates) // 1000)]
     recall = (swapped[None] >= candidates[:, None]).mean(axis=1)
@@ -225,7 +225,7 @@ def precision_at(recall: np.ndarray, false_alarms: np.ndarray, prevalence: float
 
 
 def mixture(part: Part, query: str, unseen: Part | None, combination: Combination | None = None) -> Cases:
-    """The cases under test.
+    """Return the cases under test.
 
     Args:
         unseen: specimens of species that the model does not know; None = they are made by withholding a query's own.
@@ -238,7 +238,7 @@ def mixture(part: Part, query: str, unseen: Part | None, combination: Combinatio
 
 
 def mixture_pieces(part: Part, query: str, unseen: Part | None) -> list[Asked]:
-    """The questions of `mixture`: each specimen once, its condition drawn from its key."""
+    """Return the questions of `mixture`: each specimen once, its condition drawn from its key."""
     draws = uniforms_for(0, 0, part.rows["key"].to_pylist(), "mixture", 3)
     mask = part.mask(query)
     rest = draws[:, 0] >= (WITHHELD if unseen is None else 0.0)

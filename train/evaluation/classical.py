@@ -72,7 +72,7 @@ class Run:
 
 
 def missing_programs(tools: Sequence[str] = tuple(COMMANDS)) -> list[str]:
-    """The programs that these tools need and that are not installed."""
+    """Return the programs that these tools need and that are not installed."""
     wanted = {COMMANDS[tool][0] for tool in tools}
     wanted |= {"makeblastdb"} if "blastn" in wanted else set()
     return sorted(program for program in wanted if shutil.which(program) is None)
@@ -150,7 +150,8 @@ def _run(tool: str, folder: Path, num_queries: int, labels: np.ndarray, threads:
 
 def _execute(command: Sequence[str]) -> tuple[float, int]:
     """Run a program to its end: CPU seconds and highest resident memory, bytes. RuntimeError with its last words if it
-    fails. The memory is looked up while it runs: what wait4 tells of it counts this process's own before the exec."""
+    fails. The memory is looked up while it runs: what wait4 tells of it counts this process's own before the exec.
+    """
     with tempfile.TemporaryFile() as told:
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=told)
         memory = finished = 0
@@ -170,7 +171,7 @@ def _execute(command: Sequence[str]) -> tuple[float, int]:
 
 
 def _high_water(process: int) -> int:
-    """The highest resident memory that a process has had, bytes; 0 when it has ended."""
+    """Return the highest resident memory that a process has had, bytes; 0 when it has ended."""
     found = re.search(r"VmHWM:\s*(\d+) kB", Path(f"/proc/{process}/status").read_text())
     return 1024 * int(found[1]) if found else 0
 

@@ -21,7 +21,7 @@ class Comparison:
 
 
 def better_single(values: Mapping[str, float], rank: str, split: str = "val") -> str:
-    """The single modality with the higher noisy top-1 among specimens that have both; image in a tie.
+    """Return the single modality with the higher noisy top-1 among specimens that have both; image in a tie.
 
     Raises ValueError when `values` does not hold both.
     """

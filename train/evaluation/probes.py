@@ -20,8 +20,8 @@ from engine.batches.pipeline import label_columns
 from engine.html import Section
 from engine.specimens.taxonomy import RANKS, Taxonomy
 from train import metrics
+from train.evaluation.model_under_test import Setting
 from train.evaluation.retrieval import Side, Specimens, named_rows, nearest
-from train.evaluation.setting import Setting
 
 SHOTS = (1, 5)
 DRAWS = 5  # of the few specimens
@@ -163,7 +163,7 @@ def _few_shots(train: Side, queries: Side) -> dict[str, float]:
 
 
 def section(values: Mapping[str, float], split: str) -> Section:
-    """The tables of the page, made of the metrics."""
+    """Return the tables of the page, made of the metrics."""
     rows, clusters = [], []
     names = {"linear": "linear", "nearest": "1-NN"} | {f"few_shot_{n}": f"{n} specimens a species" for n in SHOTS}
     for modality in ("image", "dna"):

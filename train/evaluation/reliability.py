@@ -16,7 +16,8 @@ COVERAGES = np.round(np.arange(0.05, 1.001, 0.05), 2)
 
 def equal_mass_bins(probabilities: np.ndarray, bins: int = BINS) -> np.ndarray:
     """Bin of every answer, int64 [N]: the same number of answers in each, up to one; equal probabilities are parted in
-    their order of appearance."""
+    their order of appearance.
+    """
     place = np.empty(len(probabilities), dtype=np.int64)
     place[np.argsort(probabilities, kind="stable")] = np.arange(len(probabilities))
     return place * bins // max(1, len(probabilities))
@@ -32,7 +33,7 @@ def bin_means(probabilities: np.ndarray, right: np.ndarray, bins: int = BINS) ->
 
 
 def calibration_error(probabilities: np.ndarray, right: np.ndarray, bins: int = BINS, seed: int = 0) -> float:
-    """Expected calibration error over bins of equal mass, less its bias; 0 or more, nan without answers.
+    """Return the expected calibration error over bins of equal mass, less its bias; 0 or more, nan without answers.
 
     The plain error of a perfectly calibrated model is above 0, because each bin's share scatters. The excess is
     measured by drawing the shares again from normal distributions around those found (Kumar et al., 2019).
@@ -74,7 +75,8 @@ def error_interval(
 
 def error_if_perfect(probabilities: np.ndarray, draws: int = DRAWS, seed: int = 0) -> tuple[float, float]:
     """Mean and 95th percentile of `calibration_error` were every probability exactly right: what this many answers
-    can show at best."""
+    can show at best.
+    """
     if not len(probabilities):
         return float("nan"), float("nan")
     rng = np.random.default_rng(seed)

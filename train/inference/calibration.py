@@ -60,7 +60,7 @@ def logit(shares: np.ndarray, floor: float = 1e-6) -> np.ndarray:
 
 
 def columns_of(evidence: Evidence, inputs: tuple[str, ...], rank: int | None) -> np.ndarray:
-    """Inputs of a rule as float64 [N, M]. Raises ValueError naming the evidence that is missing."""
+    """Return inputs of a rule as float64 [N, M]. Raises ValueError naming the evidence that is missing."""
     missing = [name for name in inputs if name not in evidence]
     if missing:
         raise ValueError(f"calibration: evidence {', '.join(missing)} is missing, got {', '.join(evidence)}")
@@ -86,7 +86,7 @@ class Calibrator:
     combination: Combination | None = None  # of queries WITH_LIBRARY
 
     def probabilities(self, evidence: Evidence) -> np.ndarray:
-        """That the answer is right at each rank, float64 [N, R]; never rising from a rank to a finer one."""
+        """Return whether the answer is right at each rank, float64 [N, R]; never rising from a rank to a finer one."""
         found = [rule(columns_of(evidence, rule.inputs, rank)) for rank, rule in enumerate(self.ranks)]
         return np.maximum.accumulate(np.column_stack(found)[:, ::-1], axis=1)[:, ::-1]
 
@@ -95,7 +95,7 @@ class Calibrator:
         return 1 - self.known(columns_of(evidence, self.known.inputs, len(RANKS) - 1))
 
     def is_novel(self, evidence: Evidence) -> np.ndarray:
-        """The flag, bool [N]."""
+        """Return the flag, bool [N]."""
         return self.novelty(evidence) >= self.novel_from
 
 
@@ -175,7 +175,7 @@ def _rule(value: Mapping[str, Any]) -> Rule:
 
 
 def back_off(probabilities: np.ndarray, threshold: float) -> np.ndarray:
-    """The deepest rank whose probability reaches the threshold, int64 [N]; -1 = none.
+    """Return the deepest rank whose probability reaches the threshold, int64 [N]; -1 = none.
 
     Args:
         probabilities: float [N, R], not rising with the rank.

@@ -41,7 +41,8 @@ class Nearest:
 
     def leaf_distances(self, scorer: Scorer, rows: slice, step: float) -> Tensor:
         """Edits of a whole barcode beyond the nearest reference of all, float32 [b, L]; 0 where nothing related was
-        found."""
+        found.
+        """
         count = len(scorer.candidates)
         found = np.full((rows.stop - rows.start, count), np.inf, dtype=np.float32)
         for rank, (one, begin) in enumerate(zip(self.ranks, self._begin, strict=True)):
@@ -88,13 +89,14 @@ class Combiner:
 
     def find(self, barcodes: Sequence[str], *, without: np.ndarray | None = None, threads: int = 1) -> Nearest:
         """Search clean barcodes; `without` int64 [N]: a species of the model for each, as if the library had no
-        reference of it, -1 = none."""
+        reference of it, -1 = none.
+        """
         groups = None
         if without is not None:
             groups = np.where(without >= 0, self._species[np.maximum(without, 0)], -1).tolist()
         return self.of(self.library.search(barcodes, threads=threads, without=groups), without)
 
     def of(self, hits: Hits, without: np.ndarray | None = None) -> Nearest:
-        """What a search of this library found."""
+        """Return what a search of this library found."""
         ranks = (rank_scores(self.library, hits, rank, self.labels, without) for rank in range(len(RANKS)))
         return Nearest(tuple(ranks), hits.length)

@@ -33,6 +33,7 @@ class Answers:
 
     @classmethod
     def concatenate(cls, parts: list["Answers"]) -> "Answers":
+        """Join parts, in order."""
         names = parts[0].evidence
         whole = {name: np.concatenate([part.evidence[name] for part in parts]) for name in names}
         return cls(np.concatenate([part.path for part in parts]), whole)
@@ -114,7 +115,7 @@ def _withhold(scorer: Scorer, cosine: Tensor, species: Tensor) -> None:
 
 
 def _descend(scorer: Scorer, probabilities: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """The path int64 [N, R], its probability and that of the best other taxon of each rank, float64 [N, R] each."""
+    """Return the path int64 [N, R], its probability and that of the best other taxon, float64 [N, R] each."""
     count = len(probabilities[0])
     path = torch.full((count, len(RANKS)), -1, device=scorer.device)
     share = torch.zeros(count, len(RANKS), dtype=torch.float64, device=scorer.device)

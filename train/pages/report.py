@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 from engine.batches.pipeline import label_columns
 from engine.specimens.taxonomy import RANKS, Taxonomy
 from train import metrics
-from train.evaluation.measure import Rankings, Subsets
 from train.evaluation.predict import Encoded
+from train.evaluation.top1_accuracy import Rankings, Subsets
 
 METRICS, TABLES, PREDICTIONS, PICTURE, PAGE = (
     "metrics.json",

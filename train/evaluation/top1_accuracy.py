@@ -29,7 +29,7 @@ class Subsets:
     both: np.ndarray  # bool [N], has image and barcode
 
     def scopes(self, query: str) -> dict[str, np.ndarray | None]:
-        """The subsets that are reported for a query: everybody, `both` for the single modalities, `novel` for DNA."""
+        """Return the subsets reported for a query: everybody, `both` for single modalities, `novel` for DNA."""
         result: dict[str, np.ndarray | None] = {"all": None}
         if query in ("image", "dna") and self.both.any():
             result["both"] = self.both
