@@ -80,6 +80,15 @@ class Flag:
 
 
 @dataclass(frozen=True, slots=True)
+class UnknownTaxon:
+    """The possibility that the specimen is of a taxon that nobody has named to the model or library."""
+
+    rank: str  # of the unknown taxon
+    within: str | None  # the answered taxon above, in which it would lie; None = outside of all known ones
+    probability: float
+
+
+@dataclass(frozen=True, slots=True)
 class Neighbour:
     """A known specimen near the query, from the reference library."""
 
@@ -142,6 +151,7 @@ class Answer:
     evidence: tuple[Neighbour, ...]  # the nearest references, best first; () without library or barcode
     restriction: Restriction | None  # None = every taxon of the model was a candidate
     model: Mapping[str, Any]  # the predictor's card
+    unknown: tuple[UnknownTaxon, ...] = ()  # one a rank, coarse ones first; () = not calibrated
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values."""

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from engine.specimens.taxonomy import RANKS, Taxonomy
-from serve.answers.answer import Answer, Flag, Neighbour, RankAnswer, Taxon, Tie
+from serve.answers.answer import Answer, Flag, Neighbour, RankAnswer, Taxon, Tie, UnknownTaxon
 from serve.answers.candidates import Subset
 from serve.answers.query import Prepared
 from train.inference.calibration import Calibrator
@@ -61,6 +61,7 @@ class _Row:
     own: list[float]  # its probabilities
     ranked: list[_Taxa]  # per rank
     novelty: Flag
+    unknown: list[float]  # probability of an unknown taxon of each rank; [] = not calibrated
 
 
 def answers(
@@ -84,14 +85,16 @@ def answers(
     if calibrator is None:
         own = np.maximum.accumulate(plain[:, ::-1], axis=1)[:, ::-1]
         novelty = [_NONE] * len(items)
+        unknown: list[list[float]] = [[]] * len(items)
     else:
         own = calibrator.probabilities(told)
         flags = zip(calibrator.novelty(told).tolist(), calibrator.is_novel(told).tolist(), strict=True)
         novelty = [Flag(score, flagged) for score, flagged in flags]
+        unknown = calibrator.unknown_taxa(told, own).tolist()
     top = max(options.top for _, options in items)
     ranked = [_rank(scorer, chunk, rank, own, plain, top) for rank in range(len(RANKS))]
     rows = [
-        _Row(path[row].tolist(), own[row].tolist(), [rank_of(one, row) for one in ranked], novelty[row])
+        _Row(path[row].tolist(), own[row].tolist(), [rank_of(one, row) for one in ranked], novelty[row], unknown[row])
         for row in range(len(items))
     ]
     return [
@@ -181,7 +184,18 @@ def _answer(taxonomy: Taxonomy, one: Prepared, options: Any, row: _Row, read: Re
         evidence=_evidence(found),
         restriction=read.subset.restriction if read.subset is not None else None,
         model=read.card,
+        unknown=_unknown(names, row),
     )
+
+
+def _unknown(names: Sequence[Sequence[str]], row: _Row) -> tuple[UnknownTaxon, ...]:
+    """Name the taxa in which an unknown one would lie."""
+    found = []
+    for rank, probability in enumerate(row.unknown):
+        above = row.path[rank - 1] if rank else -1
+        within = names[rank - 1][above] if above >= 0 else None
+        found.append(UnknownTaxon(RANKS[rank], within, probability))
+    return tuple(found)
 
 
 def _first(ranked: _Taxa, answered: int, top: int) -> _Taxa:

@@ -12,7 +12,6 @@ Legend: N queries, D embedding, R ranks.
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +20,14 @@ import torch
 import torch.nn.functional as F
 
 from engine.config import DataConfig
-from engine.specimens.taxonomy import RANKS, Taxonomy
+from engine.specimens.taxonomy import Taxonomy
 from engine.store.shards import file_sha256
 from serve.answers import compose
 from serve.answers.answer import Answer, Query, QueryError
-from serve.answers.candidates import Checklist, Subset, open_scorer
+from serve.answers.answering import MAX_TOP, THRESHOLD, TOP, Answering, Options
+from serve.answers.candidates import Subset, open_scorer
 from serve.answers.compose import Read
-from serve.answers.query import Prepared, prepare
+from serve.answers.query import Prepared
 from train import reference
 from train.inference import evidence
 from train.inference.calibration import FILE as CALIBRATION
@@ -39,31 +39,9 @@ from train.models.checkpoint import WEIGHTS
 from train.reference import Encoder, Library
 from train.reference.library import read_manifest
 
+__all__ = ["MAX_TOP", "THRESHOLD", "TOP", "Embedding", "Options", "Predictor"]
+
 log = logging.getLogger(__name__)
-
-THRESHOLD = 0.95
-TOP = 5
-MAX_TOP = 100
-SUBSET = "names of taxa as GET /v1/taxa lists them"
-_CHECKLISTS = 64  # remembered
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """How a query is to be answered. Raises ValueError saying what, got and allowed."""
-
-    threshold: float = THRESHOLD
-    ranks: tuple[str, ...] = RANKS
-    subset: tuple[str, ...] | None = None  # names of taxa, of any rank, among which to choose
-    top: int = TOP
-
-    def __post_init__(self) -> None:
-        if not 0.0 <= self.threshold <= 1.0:
-            raise ValueError(f"threshold: got {self.threshold}, allowed 0..1")
-        if not self.ranks or not set(self.ranks) <= set(RANKS):
-            raise ValueError(f"ranks: got {list(self.ranks)}, allowed one or more of {', '.join(RANKS)}")
-        if not 1 <= self.top <= MAX_TOP:
-            raise ValueError(f"top: got {self.top}, allowed 1..{MAX_TOP}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +59,8 @@ class Embedding:
         return {"key": self.key} | {name: None if part is None else part.tolist() for name, part in parts.items()}
 
 
-class Predictor:
-    """Answers queries with one model; made by `load`. Its methods may be called from several threads."""
+class Predictor(Answering):
+    """Answers queries with one model; made by `load`."""
 
     def __init__(
         self,
@@ -95,14 +73,10 @@ class Predictor:
         card: Mapping[str, Any] | None = None,
     ) -> None:
         """`model` in evaluation mode."""
-        self.model, self.data, self.scorer = model, data, scorer
-        self.threads = 1  # of the search in the library
-        self.calibration, self.library = calibration, library
+        super().__init__(scorer, data, calibration, card)
+        self.model, self.library = model, library
         self._combiner = Combiner(library, scorer.taxonomy) if library is not None else None
-        self.card: Mapping[str, Any] = dict(card or {})
         self._encoder = Encoder(model, data)
-        self._checklist = Checklist(scorer.taxonomy)
-        self._subset = lru_cache(_CHECKLISTS)(self._checklist.resolve)
 
     @classmethod
     def load(
@@ -149,87 +123,11 @@ class Predictor:
         predictor.threads = threads
         return predictor
 
-    @property
-    def taxonomy(self) -> Taxonomy:
-        """Return the model's taxonomy."""
-        return self.scorer.taxonomy
-
-    def taxa(self) -> list[dict[str, Any]]:
-        """Every taxon that an answer may name: rank, name and lineage (rank -> name), coarse ranks first."""
-        found = []
-        for rank, lineages in zip(RANKS, self.taxonomy.lineages, strict=True):
-            for row in lineages.tolist():
-                names = dict(zip(RANKS, self.taxonomy.lineage_names(row), strict=True))
-                lineage = {above: name for above, name in names.items() if name is not None}
-                found.append({"rank": rank, "name": names[rank], "lineage": lineage})
-        return found
-
-    def prepare(self, query: Query) -> Prepared | QueryError:
-        """Decode and check one query (`serve.answers.query`)."""
-        return prepare(query, self.data)
-
-    def identify(
-        self,
-        queries: Sequence[Query],
-        *,
-        threshold: float = THRESHOLD,
-        ranks: Sequence[str] = RANKS,
-        subset: Sequence[str] | None = None,
-        top: int = TOP,
-    ) -> list[Answer | QueryError]:
-        """Answer queries, in their order; what is wrong with one of them is its own answer.
-
-        Args:
-            threshold: probability, 0..1; the answer is the deepest rank that reaches it.
-            ranks: those to answer at and to tell.
-            subset: a checklist: names of taxa, of any rank, among which to choose.
-            top: taxa told per rank.
-
-        Raises:
-            ValueError: for options out of range (`Options`), never for a query.
-        """
-        names = None if subset is None else tuple(subset)
-        options = Options(threshold=threshold, ranks=tuple(ranks), subset=names, top=top)
-        return self.answer([(self.prepare(query), options) for query in queries])
-
-    def answer(self, items: Sequence[tuple[Prepared | QueryError, Options]]) -> list[Answer | QueryError]:
-        """Answer prepared queries, each with its own options; an item that is an error already stays one."""
-        result: list[Answer | QueryError] = [one for one, _ in items]  # type: ignore[misc]
-        groups: dict[tuple[str, tuple[str, ...] | None], list[int]] = {}
-        good: dict[int, tuple[Prepared, Options]] = {}
-        for row, (one, options) in enumerate(items):
-            if isinstance(one, Prepared):
-                good[row] = (one, options)
-                groups.setdefault((asked_with(one), options.subset), []).append(row)
-        for (query, names), rows in groups.items():
-            chosen = [good[row] for row in rows]
-            try:
-                subset = self._ready(query, names)
-            except ValueError as error:
-                what, _, allowed = str(error).partition("; allowed: ")
-                for row, (one, _) in zip(rows, chosen, strict=True):
-                    result[row] = QueryError(one.key, what, allowed or SUBSET)
-                continue
-            for row, answer in zip(rows, self._answer(query, chosen, subset), strict=True):
-                result[row] = answer
-        return result
-
-    def _ready(self, query: str, names: tuple[str, ...] | None) -> Subset | None:
-        """Return the taxa among which to choose, None = all.
-
-        Raises ValueError when none is known, and where the model was
-        calibrated, but not for such queries: then nobody knows what its answers are worth.
-        """
+    def _check(self, query: str) -> None:
+        """Refuse, where the model was calibrated, what it was not calibrated for: nobody knows what that is worth."""
         if self.calibration is not None and query not in self.calibration.queries:
             known = ", ".join(self.calibration.queries)
             raise ValueError(f"query: got {query}, which this model was never measured with; allowed: {known}")
-        subset = None if names is None else self._subset(names)
-        if subset is not None and subset.leaves is None:
-            raise ValueError(
-                f"subset: got {len(names or ())} names, none of them a taxon of this model{_meant(subset)}"
-                f"; allowed: {SUBSET}"
-            )
-        return subset
 
     def embed(self, queries: Sequence[Query]) -> list[Embedding | QueryError]:
         """Return unit features of queries, in their order; `fused` of those with photo and barcode."""
@@ -316,11 +214,6 @@ class Predictor:
         return score, score >= rule.flag_from
 
 
-def asked_with(item: Prepared) -> str:
-    """Return the query that a specimen can be asked with: "image", "dna" or "fused"."""
-    return "fused" if item.views and item.dna else "image" if item.views else "dna"
-
-
 def _calibration(folder: Path, taxonomy: Taxonomy) -> Calibration | None:
     """None where the model was not calibrated. Raises ValueError for a calibration of another taxonomy."""
     path = folder / CALIBRATION
@@ -351,12 +244,3 @@ def _library_card(folder: Path, fitted: FittedLibrary | None) -> dict[str, Any]:
         "records": records,
         "licence": str(manifest.get("licence", "not stated")),
     }
-
-
-def _meant(subset: Subset) -> str:
-    """Return what the first unknown names may stand for."""
-    told = [
-        f"{name} (perhaps {', '.join(others)})" if others else name
-        for name, others in subset.restriction.unknown.items()
-    ]
-    return f": {', '.join(told)}" if told else ""

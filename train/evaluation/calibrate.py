@@ -143,7 +143,23 @@ def fit_query(cases: Cases, inputs: tuple[str, ...] = INPUTS) -> Calibrator:
     score = 1 - known(columns)
     seen = named & ~cases.withheld
     share = flagged_share(len(np.unique(cases.group[seen])))
-    return Calibrator(tuple(rules), known, weighted_quantile(score[seen], cases.weight[seen], 1 - share))
+    novel_from = weighted_quantile(score[seen], cases.weight[seen], 1 - share)
+    return Calibrator(tuple(rules), known, novel_from, _unknown_rules(cases, inputs))
+
+
+def _unknown_rules(cases: Cases, inputs: tuple[str, ...]) -> tuple[Rule, ...]:
+    """Fit, on the answers whose last right rank is the one above, whether the true taxon of a rank is unknown."""
+    rules = []
+    for rank in range(len(RANKS)):
+        above = cases.right[:, rank - 1] if rank else np.ones(len(cases.weight), dtype=bool)
+        weight = cases.weight * (above & ~cases.right[:, rank] & cases.scored[:, rank])
+        columns = columns_of(cases.answers.evidence, inputs, rank)
+        if weight.any():
+            rules.append(fit_rule(inputs, columns, cases.unknown[:, rank], weight))
+        else:  # never wrong there: nothing to go by
+            nothing = (0.0,) * len(inputs)
+            rules.append(Rule(inputs, nothing, (1.0,) * len(inputs), nothing, 0.0))
+    return tuple(rules)
 
 
 def flagged_share(num_groups: int) -> float:

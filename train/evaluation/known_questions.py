@@ -42,13 +42,14 @@ class Cases:
     scored: np.ndarray  # bool [N, R], has a label there
     withheld: np.ndarray  # bool [N], the model does not know the species
     genus_known: np.ndarray  # bool [N]
+    unknown: np.ndarray  # bool [N, R], the true taxon is none that could be answered
     group: np.ndarray  # int64 [N]
     weight: np.ndarray  # float64 [N]
 
     @classmethod
     def concatenate(cls, parts: Sequence["Cases"]) -> "Cases":
         """Join parts, in order."""
-        names = ("right", "scored", "withheld", "genus_known", "group", "weight")
+        names = ("right", "scored", "withheld", "genus_known", "unknown", "group", "weight")
         joined = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
         return cls(Answers.concatenate([part.answers for part in parts]), **joined)
 
@@ -148,12 +149,15 @@ class Asked:
         unknown = part.named[rows, SPECIES] & (part.labels[rows, SPECIES] < 0)
         withheld = unknown if self.without is None else np.ones(len(rows), dtype=bool)
         right[withheld, SPECIES] = False
+        missing = part.named[rows] & (part.labels[rows] < 0)
+        missing[:, SPECIES] |= withheld
         return Cases(
             answers,
             right,
             part.named[rows],
             withheld,
             part.others[rows] > 0,
+            missing,
             part.group[rows],
             np.full(len(rows), self.weight / max(1, len(rows))),
         )

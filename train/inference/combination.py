@@ -39,15 +39,19 @@ class Nearest:
         numbers = np.arange(len(self.length) + 1)
         return [np.searchsorted(one.query, numbers) for one in self.ranks]
 
+    def found(self, scorer: Scorer, rows: slice) -> np.ndarray:
+        """Return the edits to the nearest reference of every candidate, float32 [b, C]; inf where none was found."""
+        found = np.full((rows.stop - rows.start, len(scorer.candidates)), np.inf, dtype=np.float32)
+        for rank, (one, begin) in enumerate(zip(self.ranks, self._begin, strict=True)):
+            span = slice(begin[rows.start], begin[rows.stop])
+            found[one.query[span] - rows.start, int(scorer.first[rank]) + one.taxon[span]] = one.difference[span]
+        return found
+
     def leaf_distances(self, scorer: Scorer, rows: slice, step: float) -> Tensor:
         """Edits of a whole barcode beyond the nearest reference of all, float32 [b, L]; 0 where nothing related was
         found.
         """
-        count = len(scorer.candidates)
-        found = np.full((rows.stop - rows.start, count), np.inf, dtype=np.float32)
-        for rank, (one, begin) in enumerate(zip(self.ranks, self._begin, strict=True)):
-            span = slice(begin[rows.start], begin[rows.stop])
-            found[one.query[span] - rows.start, int(scorer.first[rank]) + one.taxon[span]] = one.difference[span]
+        found = self.found(scorer, rows)
         whole = torch.from_numpy(WHOLE / np.maximum(self.length[rows], 1).astype(np.float32)).to(scorer.device)[:, None]
         distance = (torch.from_numpy(found).to(scorer.device) * whole).clamp_(max=_FAR * WHOLE)
         least = distance.amin(1, keepdim=True)

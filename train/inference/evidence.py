@@ -78,7 +78,7 @@ def scored(
             nearest, how = library
             moved = logits - how.per_edit * nearest.leaf_distances(scorer, rows, how.step)
             probabilities = scorer.sum_descendants(moved.softmax(1))
-        path, share, rival = _descend(scorer, probabilities)
+        path, share, rival = descend(scorer, probabilities)
         whole = {
             "probability": torch.logit(share.clamp(CERTAIN, 1 - CERTAIN)),
             "margin": torch.log(share.clamp(min=FLOOR) / rival.clamp(min=FLOOR)),
@@ -114,7 +114,7 @@ def _withhold(scorer: Scorer, cosine: Tensor, species: Tensor) -> None:
         cosine[rows, leaf[rows]] = -torch.inf
 
 
-def _descend(scorer: Scorer, probabilities: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+def descend(scorer: Scorer, probabilities: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     """Return the path int64 [N, R], its probability and that of the best other taxon, float64 [N, R] each."""
     count = len(probabilities[0])
     path = torch.full((count, len(RANKS)), -1, device=scorer.device)

@@ -1,0 +1,99 @@
+"""How good are the probabilities of a barcode library alone? Fitted on train, measured on test and test_unseen.
+
+    python -m tests.benchmarks.library_alone SHARDS [--lengths 658 313 205 157 100] [--most 1500]
+
+References: the train split, nothing else is read to fit. Per length: accuracy, that of the nearest reference,
+calibration error, share answered at 0.95 and how many of these are right, AUROC of novelty, end of the bias-accuracy
+curve (sum of the probabilities of the best outcome of each specimen, "unknown species" included, minus the share of
+right ones; PROTAX's figure), misclassified / over-classified / under-classified at 0.95.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from sklearn.metrics import roc_auc_score
+
+from engine.batches.pipeline import label_columns, load_index, select_split
+from engine.signals.barcodes import orient_batch
+from engine.signals.degrade import fragment
+from engine.specimens.schema import rng_for
+from engine.specimens.taxonomy import RANKS
+from train.evaluation import reliability
+from train.evaluation.calibrate_library import answers_of, cases_of, fit_library
+from train.evaluation.known_questions import SPECIES
+from train.evaluation.subsets import read_barcodes, without_provisional
+from train.inference.calibration import back_off
+from train.inference.library_alone import QUERY, LibraryScorer
+from train.reference import Library, nearest_labels
+
+THRESHOLD = 0.95
+
+
+def questions(index: pa.Table, splits: list[str], most: int) -> tuple[pa.Table, list[str]]:
+    """Return rows of the splits in equal parts as they are, at most `most` in all, and their barcodes."""
+    rows = without_provisional(pa.concat_tables([select_split(index, split) for split in splits]))[0]
+    chosen = np.sort(np.random.default_rng(0).permutation(len(rows))[:most])
+    rows = rows.take(pa.array(chosen))
+    return rows, orient_batch(read_barcodes(rows))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("shards", type=Path)
+    parser.add_argument("--splits", nargs="+", default=["test", "test_unseen"])
+    parser.add_argument("--lengths", nargs="+", type=int, default=[658, 313, 205, 157, 100])
+    parser.add_argument("--most", type=int, default=1500)
+    options = parser.parse_args()
+    index = load_index([options.shards])
+    train = select_split(index, "train")
+    library = Library.build(train, read_barcodes(train))
+    began = time.process_time()
+    rules = fit_library(library).queries[QUERY]
+    print(f"{len(train):,} references, rules fitted in {time.process_time() - began:.0f} s of CPU")
+    rows, barcodes = questions(index, options.splits, options.most)
+    columns = label_columns(rows)
+    labels = library.taxonomy.encode(columns)
+    named = np.column_stack([[bool(name) for name in columns[rank]] for rank in RANKS])
+    scorer = LibraryScorer(library)
+    for length in options.lengths:
+        keys = rows["key"].to_pylist()
+        cut = (
+            barcodes
+            if length >= 658
+            else [fragment(b, rng_for(0, 0, k, "fragment"), length) for b, k in zip(barcodes, keys, strict=True)]
+        )
+        cases = cases_of(answers_of(scorer, cut), labels, named)
+        nearest = nearest_labels(library, library.search(cut))
+        told = rules.probabilities(cases.answers.evidence)
+        unknown = rules.unknown_taxa(cases.answers.evidence, told)
+        novel = rules.novelty(cases.answers.evidence)
+        print(f"\n{length} nt, {len(rows)} questions, {cases.withheld.mean():.1%} of unknown species")
+        for rank, name in enumerate(RANKS):
+            there = named[:, rank]
+            p, right = told[there, rank], cases.right[there, rank]
+            sure = p >= THRESHOLD
+            near = (nearest[there, rank] == labels[there, rank]) & (labels[there, rank] >= 0)
+            print(
+                f"| {name} | right {right.mean():.1%} | nearest {near.mean():.1%} | "
+                f"ECE {reliability.calibration_error(p, right):.4f} | mean p {p.mean():.3f} | answered {sure.mean():.1%} | "
+                f"right there {right[sure].mean() if sure.any() else float('nan'):.2%} |"
+            )
+        outcome = np.column_stack([told[:, SPECIES], unknown.sum(axis=1)])
+        best = outcome.argmax(axis=1)
+        good = np.where(best == 0, cases.right[:, SPECIES], cases.withheld)
+        depth = back_off(told, THRESHOLD)
+        true_depth = np.where(labels >= 0, np.arange(len(RANKS)), -1).max(axis=1)
+        wrong = np.array([d >= 0 and not cases.right[i, : d + 1].all() for i, d in enumerate(depth)])
+        print(
+            f"AUROC of novelty {roc_auc_score(cases.withheld, novel):.4f}; with unknown as an answer right "
+            f"{good.mean():.1%}, curve ends at {outcome.max(axis=1).mean() - good.mean():+.3f}; answered at 0.95: "
+            f"over-classified {(wrong & (depth > true_depth)).mean():.2%}, misclassified "
+            f"{(wrong & (depth <= true_depth)).mean():.2%}, under-classified {(~wrong & (depth < true_depth)).mean():.1%}"
+        )
+
+
+if __name__ == "__main__":
+    main()
