@@ -1,5 +1,6 @@
-"""From what was sent to what the model reads: photos decoded, a barcode parsed, cleaned and checked. One query at a
-time, in any thread, before it waits for a batch: what is wrong with one query is found here and told of it alone.
+"""Turn what was sent into what the model reads: decode photos; parse, clean and check a barcode.
+
+One query at a time, in any thread, before it waits for a batch: what is wrong with it concerns it alone.
 """
 
 from dataclasses import dataclass

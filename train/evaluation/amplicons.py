@@ -68,8 +68,9 @@ class Amplicon:
         return part if len(part) >= SHORTEST * self.length else ""
 
     def find(self, barcode: str) -> int:
-        """Where the part begins by the best primer site (the first of equals); -1 without a site of at most
-        MAX_MISMATCHES, or where the part would begin before the barcode.
+        """Return where the part begins by the best primer site (the first of equals).
+
+        It is -1 without a site of at most MAX_MISMATCHES, or where the part would begin before the barcode.
         """
         bits = _BITS[np.frombuffer(barcode.encode("ascii"), dtype=np.uint8)]
         if len(bits) < len(self.site):

@@ -103,12 +103,11 @@ def hold_out(library: Library, seed: int = 0) -> Held:
     limit = int(free.sum()) // 4
     if limit < FEWEST:
         raise ValueError(
-            f"calibration of a library: got {int(free.sum())} barcodes named to species, allowed {4 * FEWEST} or "
-            "more"
+            f"calibration of a library: got {int(free.sum())} barcodes named to species, allowed {4 * FEWEST} or more"
         )
     unknown: list[tuple[np.ndarray, float]] = []
     for rank in sorted(UNKNOWN_ASKED):
-        rows = _of_whole_taxa(library.labels[:, rank], free & ~gone, min(UNKNOWN_ASKED[rank], limit // 8), rng)
+        rows = _of_whole_taxa(library.labels[:, rank], free & ~gone, min(UNKNOWN_ASKED[rank], limit // 4), rng)
         gone |= np.isin(library.labels[:, rank], np.unique(library.labels[rows, rank]))
         unknown.append((rows, UNKNOWN[rank]))
     there = np.flatnonzero(free & ~gone)

@@ -149,8 +149,10 @@ def _run(tool: str, folder: Path, num_queries: int, labels: np.ndarray, threads:
 
 
 def _execute(command: Sequence[str]) -> tuple[float, int]:
-    """Run a program to its end: CPU seconds and highest resident memory, bytes. RuntimeError with its last words if it
-    fails. The memory is looked up while it runs: what wait4 tells of it counts this process's own before the exec.
+    """Run a program to its end; return its CPU seconds and highest resident memory in bytes.
+
+    Raises RuntimeError with its last words if it fails. The memory is read while it runs: that of wait4 counts this
+    process's own before the exec.
     """
     with tempfile.TemporaryFile() as told:
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=told)

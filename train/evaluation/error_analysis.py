@@ -117,8 +117,9 @@ def tails(
 def confusion(
     truth: Sequence[str | None], answer: Sequence[str | None], shown: int = 25
 ) -> tuple[list[str], np.ndarray]:
-    """Return counts of (true, answered) names among the most frequent true ones, the rest as "others" (whose own
-    cell also holds mistakes within the rest).
+    """Return counts of (true, answered) names among the most frequent true ones, the rest as "others".
+
+    The cell (others, others) also holds mistakes within the rest.
 
     Args:
         truth, answer: names [N]; rows without both are left out.

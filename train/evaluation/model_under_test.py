@@ -69,8 +69,9 @@ class Setting:
         return self.index.filter(pc.equal(self.index["split"], "train")) if self.split != "train" else self.index[:0]
 
     def encode(self, rows: pa.Table, name: str, *, noisy: bool = True, degrade: DegradeConfig | None = None) -> Encoded:
-        """Encode rows of the index, keeping the features under `name` in the cache. `degrade`: other damage than the
-        configuration's, and only the damaged form.
+        """Encode rows of the index, keeping the features under `name` in the cache.
+
+        `degrade` stands for other damage than the configuration's; then only the damaged form is encoded.
         """
         data = self.config.data if degrade is None else dataclasses.replace(self.config.data, degrade=degrade)
         store = None

@@ -93,8 +93,9 @@ def combined(query: str, parts: Sequence[np.ndarray], fuse: Callable[[Tensor, Te
 def encode_batch(
     model: Any, batch: Mapping[str, Any], device: torch.device | str = "cpu", *, clean: bool = True, noisy: bool = True
 ) -> dict[str, Tensor]:
-    """Features of a batch on `device`: image and dna as they are (`clean`), damaged (`noisy`); [b, D], zeros where
-    missing.
+    """Return features [b, D] of a batch on `device`, as they are (`clean`) and damaged (`noisy`).
+
+    Rows of zeros where a modality is missing.
 
     A modality that no row has is left out.
     """
@@ -140,7 +141,7 @@ def encode_split(
     index: pa.Table,
     taxonomy: Taxonomy,
     data: DataConfig,
-    how: Encoding = Encoding(),  # noqa: B008 - frozen
+    how: Encoding = Encoding(),
     store: FeatureStore | None = None,
 ) -> Encoded:
     """Encode every specimen of `index` (rows of `engine.batches.pipeline.load_index`) once, with a progress bar.

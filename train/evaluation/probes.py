@@ -108,7 +108,9 @@ def clustering(features: np.ndarray, labels: np.ndarray, seed: int = 0) -> dict[
 
 
 def measure(setting: Setting) -> dict[str, float]:
-    """`test/probes/dna/{linear, nearest}/species/{top1, macro_top1}`, `.../few_shot_5/species/{top1, top1_sd, ...}`
+    """Measure the features by linear, 1-NN and few-shot probes, and by clustering.
+
+    Metrics: `test/probes/dna/{linear, nearest}/species/{top1, macro_top1}`, `.../few_shot_5/species/{top1, top1_sd}`
     and `.../clustering/species/{ami, v_measure}`, for image and dna.
 
     Raises:

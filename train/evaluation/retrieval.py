@@ -60,8 +60,9 @@ def nearest(queries: torch.Tensor, keys: torch.Tensor, k: int) -> np.ndarray:
 
 
 def retrieved(queries: Side, keys: Side, k: int = TOP[-1]) -> np.ndarray:
-    """Place of the first right key among the k retrieved ones, per rank: int32 [N, R]; MISSED, and UNSCORED where the
-    query has no label or no key has one.
+    """Return the place of the first right key among the k retrieved ones, per rank: int32 [N, R].
+
+    It is MISSED without one, and UNSCORED where the query has no label or no key has one.
     """
     result = np.full(queries.labels.shape, metrics.UNSCORED, dtype=np.int32)
     known = keys.labels >= 0

@@ -33,6 +33,7 @@ class StoredArray:
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """Return rows and columns on disk."""
         return tuple(np.load(self.path, mmap_mode="r").shape)
 
     def __len__(self) -> int:

@@ -48,8 +48,9 @@ class Nearest:
         return found
 
     def leaf_distances(self, scorer: Scorer, rows: slice, step: float) -> Tensor:
-        """Edits of a whole barcode beyond the nearest reference of all, float32 [b, L]; 0 where nothing related was
-        found.
+        """Return the edits of a whole barcode beyond the nearest reference of all, float32 [b, L].
+
+        0 where nothing related was found.
         """
         found = self.found(scorer, rows)
         whole = torch.from_numpy(WHOLE / np.maximum(self.length[rows], 1).astype(np.float32)).to(scorer.device)[:, None]
@@ -92,8 +93,9 @@ class Combiner:
         self._species = np.array([place.get(name, -1) for name in taxonomy.names[_SPECIES]], dtype=np.int64)
 
     def find(self, barcodes: Sequence[str], *, without: np.ndarray | None = None, threads: int = 1) -> Nearest:
-        """Search clean barcodes; `without` int64 [N]: a species of the model for each, as if the library had no
-        reference of it, -1 = none.
+        """Search clean barcodes.
+
+        `without` int64 [N] names a species of the model for each, as if the library had no reference of it, -1 = none.
         """
         groups = None
         if without is not None:

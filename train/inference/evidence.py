@@ -152,8 +152,9 @@ def of_path(probabilities: Sequence[Tensor], path: np.ndarray) -> np.ndarray:
 
 @torch.inference_mode()
 def agreement(scorer: Scorer, image: np.ndarray, dna: np.ndarray) -> dict[str, np.ndarray]:
-    """How much the answers of photo and barcode overlap at each rank: AGREEMENTS -> float64 [N], the log of the sum
-    over taxa of the product of both probabilities.
+    """Return how much the answers of photo and barcode overlap at each rank: AGREEMENTS -> float64 [N].
+
+    It is the log of the sum over taxa of the product of both probabilities.
 
     Args:
         image, dna: unit rows float32 [N, D] of the same specimens.

@@ -30,7 +30,9 @@ RANK_COLOURS = dict(zip(RANKS, html.COLOURS, strict=False))
 
 
 def measure(setting: Setting) -> dict[str, float]:
-    """Fit on val, keep the calibration beside the model, and measure it: `test/calibration/dna/species/{ece, ...}`,
+    """Fit on val, keep the calibration beside the model, and measure it.
+
+    Metrics: `test/calibration/dna/species/{ece, ...}`,
     `test/calibration/dna/novelty/...`, `test/calibration/disagreement/<kind>/...`.
 
     Raises:
@@ -57,8 +59,9 @@ def measure(setting: Setting) -> dict[str, float]:
 
 
 def library_of(setting: Setting) -> Combiner | None:
-    """Return the library of the setting without the specimens asked about, else one of the training split, None
-    where that has no barcode.
+    """Return the library of the setting without the specimens asked about, else one of the training split.
+
+    None where that has no barcode.
     """
     if setting.library is not None:
         return Combiner(_without_asked(Library.load(setting.library), setting), setting.taxonomy)

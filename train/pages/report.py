@@ -29,7 +29,9 @@ ROW_GROUP = 65_536  # specimens of predictions.parquet that are read together
 def predictions(
     index: pa.Table, encoded: Encoded, rankings: Rankings, taxonomy: Taxonomy, subsets: Subsets
 ) -> pa.Table:
-    """One row per specimen, in the order of the index. Columns, each described in the file's own metadata:
+    """Return one row per specimen, in the order of the index.
+
+    Columns, each described in the file's own metadata:
 
     key; true_<rank>: the name in the shards; has_image, has_dna: could be read; group: specimens of one cleaned
     barcode; novel: barcode neither contains nor is contained in a training barcode; and, by roll-up, for every query

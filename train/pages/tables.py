@@ -72,6 +72,7 @@ class View:
     intervals: bool = False  # 95% intervals of top-1 in the cells' second lines
 
     def told(self) -> str:
+        """Return what the table counts, in words."""
         parts = [self.scoring, "macro over taxa" if self.average else "micro"]
         return ", ".join(parts) + (", novel barcodes only" if self.scope == "novel" else "")
 
@@ -121,7 +122,8 @@ def paper_text(values: Metrics, split: str, view: View) -> str:
 
 
 def peer_table(values: Metrics, split: str) -> Table | None:
-    """Return clean and noisy top-1 beside the baselines', micro per rank, species also macro and on novel rows;
+    """Return clean and noisy top-1 beside the baselines', micro per rank, species also macro and on novel rows.
+
     None where no baseline was measured.
     """
     header = ["query", "method", "condition", *RANKS, "species macro", "species novel", "n"]

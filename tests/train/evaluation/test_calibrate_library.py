@@ -15,7 +15,7 @@ from train.reference import Library, nearest_labels
 
 
 def specimens(split: int) -> tuple[pa.Table, list[str]]:
-    """2 orders of 4 families of 3 genera of 3 species, 4 specimens of each; the same species in every split."""
+    """2 orders of 4 families of 3 genera of 3 species, 8 specimens of each; the same species in every split."""
     shared, own = np.random.default_rng(0), np.random.default_rng(100 + split)
     rows, barcodes = [], []
     for family in range(8):
@@ -24,7 +24,7 @@ def specimens(split: int) -> tuple[pa.Table, list[str]]:
             root = mutate(far, shared, 0.12)
             for species in range(3):
                 centre = mutate(root, shared, 0.06)
-                for _ in range(4):
+                for _ in range(8):
                     names = (f"Order{family // 4}", f"Fam{family}", f"Gen{family}x{genus}")
                     name = f"Gen{'abcdefgh'[family]}{'abc'[genus]} epi{'abc'[species]}"
                     rows.append(dict(zip(RANKS, (*names, name), strict=True)) | {"key": f"{split}-{len(rows)}"})
@@ -70,7 +70,7 @@ def test_other_specimens_are_named_as_often_as_the_rules_say(library: Library, f
     for rank in range(len(RANKS)):
         right = cases.right[:, rank]
         assert right.mean() >= ((nearest[:, rank] == labels[:, rank]) & (labels[:, rank] >= 0)).mean() - 0.01
-        assert reliability.calibration_error(told[:, rank], right) < 0.1  # 96 specimens are few to fit on
+        assert reliability.calibration_error(told[:, rank], right) < 0.1  # few specimens to fit on
     new = cases.withheld
     assert new.mean() == pytest.approx(1 / 3)
     assert told[new, SPECIES].mean() < 0.2 < 0.8 < told[~new, SPECIES].mean()
