@@ -94,6 +94,7 @@ class Answering(ABC):
         """Answer queries, in their order; what is wrong with one of them is its own answer.
 
         Args:
+            queries: specimens.
             threshold: probability, 0..1; the answer is the deepest rank that reaches it.
             ranks: those to answer at and to tell.
             subset: a checklist: names of taxa, of any rank, among which to choose.

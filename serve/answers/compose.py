@@ -75,6 +75,10 @@ def answers(
     """Return the answers of a chunk.
 
     Args:
+        calibrator: the rules of the query; None = uncalibrated.
+        chunk: scored queries.
+        read: what is known of the queries beside their scores.
+        scorer: of the taxa that may be answered.
         items: its queries with their `Options`.
         first: place of the first of them among the queries of `read`.
     """

@@ -92,8 +92,10 @@ class Predictor(Answering):
         """Load a checkpoint (a run's folder, or its model/) and a reference library.
 
         Args:
-            name, version: what answers call the model; by default the run's name and the first 12 digits of the
-                weights' sha256.
+            path: a run's folder, or its model/.
+            library: folder of a reference library; None = none.
+            name: what answers call the model (default: the run's name).
+            version: of the model (default: the first 12 digits of the weights' sha256).
             device: torch device of the towers.
             threads: of the search in the library.
 

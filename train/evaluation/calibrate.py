@@ -47,7 +47,10 @@ def fit_rule(inputs: tuple[str, ...], columns: np.ndarray, right: np.ndarray, we
     """Weighted logistic regression with a small ridge.
 
     Args:
-        columns: float [N, M]; right: bool [N]; weight: float [N], of each query, not negative.
+        inputs: names of the columns.
+        columns: float [N, M].
+        right: bool [N].
+        weight: float [N], of each query, not negative.
 
     Raises:
         ValueError: when no query has a weight.
@@ -244,6 +247,8 @@ def mixture(part: Part, query: str, unseen: Part | None, combination: Combinatio
     """Return the cases under test.
 
     Args:
+        part: specimens of the split under test.
+        query: of QUERIES, perhaps with a library.
         unseen: specimens of species that the model does not know; None = they are made by withholding a query's own.
         combination: of a query WITH_LIBRARY.
     """

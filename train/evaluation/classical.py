@@ -90,6 +90,7 @@ def run_tools(
     """Run classical tools on cleaned barcodes.
 
     Args:
+        threads: of the tools.
         queries: N barcodes, "" = none (no answer).
         references: M barcodes, none of them "".
         labels: int64 [M, R] of the references, -1 = unknown.

@@ -38,6 +38,7 @@ def compare_fused(
     """Paired difference of fused (noisy both) and the better single modality (its own noise), per rank.
 
     Args:
+        resamples: bootstrap draws.
         val_metrics: of `measure.measure` on the split that chooses.
         test_predictions: predictions.parquet of the split under test.
         split: name of the choosing split in the keys of `val_metrics`.

@@ -26,6 +26,7 @@ def consistency(taxon: np.ndarray, taxonomy: Taxonomy) -> dict[str, float]:
 
     Args:
         taxon: int [N, R], the answered taxon of each rank, -1 = none.
+        taxonomy: of these taxa.
 
     Returns:
         For each rank but the first, the share of specimens whose answer has the answer of the rank above as its
@@ -64,7 +65,10 @@ def tail(
 
     Args:
         position: int32 [N], place of the true species; UNSCORED rows count nowhere.
-        species: int64 [N], the true species; counts: int64 [N] of `training_counts`; group: int64 [N].
+        species: int64 [N], the true species.
+        counts: int64 [N] of `training_counts`.
+        group: int64 [N], specimens resampled together.
+        resamples: bootstrap draws.
     """
     place = np.searchsorted(TAIL_FROM, counts, side="right") - 1
     scored = (position != metrics.UNSCORED) & (place >= 0)
@@ -122,7 +126,9 @@ def confusion(
     The cell (others, others) also holds mistakes within the rest.
 
     Args:
-        truth, answer: names [N]; rows without both are left out.
+        truth: true names [N]; rows without both are left out.
+        answer: answered names [N].
+        shown: names that get a row of their own.
 
     Returns:
         names, most frequent first, and int64 [K, K] counts, a row for each true name.

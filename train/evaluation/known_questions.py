@@ -101,6 +101,9 @@ class Part:
         """Return a query of some rows (int64 [n]), clean or damaged.
 
         Args:
+            damage: of DAMAGE; "" = clean.
+            query: of QUERIES, perhaps with a library.
+            rows: int64 [n], rows of the part.
             withhold: take each query's own species from the candidates and its references from the library; rows
                 without one are left out.
             weight: of all of them together.

@@ -43,7 +43,8 @@ def nearest_labels(queries: tuple[int, Represent], references: tuple[int, Repres
     """Label, per rank, of the reference with the highest cosine among those that have one; the first of equals.
 
     Args:
-        queries, references: (how many, rows -> features).
+        queries: (how many, rows -> features).
+        references: the same of what is compared with.
         labels: int64 [M, R] of the references, -1 = unknown.
 
     Returns:
@@ -176,6 +177,7 @@ def dna_peers(
     The quadratic ones are left out where there are too many pairs.
 
     Args:
+        model: in evaluation mode.
         encoded: the model's features of the queries.
         queries: their cleaned barcodes [N], "" = none.
         train: index and cleaned barcodes of the training split.

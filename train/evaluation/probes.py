@@ -34,7 +34,10 @@ def linear_probe(train: torch.Tensor, labels: np.ndarray, queries: torch.Tensor,
     """Softmax regression on frozen features by AdamW, its rate falling along a cosine to zero.
 
     Args:
-        train: float32 [N, D], unit rows; labels: int64 [N], any integers; queries: float32 [n, D].
+        train: float32 [N, D], unit rows.
+        labels: int64 [N], any integers.
+        queries: float32 [n, D].
+        seed: of the first weights and the order.
 
     Returns:
         int64 [n], the answered labels.
@@ -90,7 +93,9 @@ def clustering(features: np.ndarray, labels: np.ndarray, seed: int = 0) -> dict[
     """Ward clusters, as many as there are taxa, against the taxa: AMI and V-measure, of at most CLUSTERED specimens.
 
     Args:
-        features: float32 [N, D]; labels: int64 [N], -1 = left out.
+        features: float32 [N, D].
+        labels: int64 [N], -1 = left out.
+        seed: of the choice of specimens.
     """
     rows = np.flatnonzero(labels >= 0)
     rows = np.sort(np.random.default_rng(seed).permutation(rows)[:CLUSTERED])

@@ -103,7 +103,11 @@ def measure(
     `risk/<coverage>`.
 
     Args:
-        probabilities: float [N]; right: bool [N]; group: int64 [N].
+        probabilities: float [N].
+        right: bool [N].
+        group: int64 [N], answers resampled together.
+        threshold: probability that an answer needs.
+        resamples: bootstrap draws.
     """
     result: dict[str, float] = {"rows": len(right)}
     if not len(right):

@@ -120,6 +120,9 @@ def measure_peer(
     """Top-1 accuracies of a baseline that answers with labels: keys `test/dna/peer_6mer/clean/species/top1`.
 
     Args:
+        encoded: the specimens under test.
+        split: first part of the metrics' names.
+        subsets: the specimens that are reported apart.
         name: `<query>/<peer>`, e.g. `dna/peer_6mer`.
         answers: condition -> int64 [N, R], the answered taxon, -1 = none.
     """

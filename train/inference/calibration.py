@@ -195,6 +195,7 @@ def back_off(probabilities: np.ndarray, threshold: float) -> np.ndarray:
     """Return the deepest rank whose probability reaches the threshold, int64 [N]; -1 = none.
 
     Args:
+        threshold: probability that an answer needs.
         probabilities: float [N, R], not rising with the rank.
     """
     return (probabilities >= threshold).sum(axis=1) - 1

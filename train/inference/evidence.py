@@ -59,6 +59,7 @@ def scored(
     """Score queries against the taxonomy in chunks, in order; a chunk without rows where there is no query.
 
     Args:
+        scorer: of the taxa that may be answered.
         features: unit rows float32 [N, D].
         without: int64 [N], a species that is taken from the candidates of each query, as if the model did not know
             it; -1 = none.
@@ -157,7 +158,9 @@ def agreement(scorer: Scorer, image: np.ndarray, dna: np.ndarray) -> dict[str, n
     It is the log of the sum over taxa of the product of both probabilities.
 
     Args:
-        image, dna: unit rows float32 [N, D] of the same specimens.
+        scorer: of the taxa that may be answered.
+        image: unit rows float32 [N, D] of the photos.
+        dna: those of the same specimens' barcodes.
     """
     found: list[list[np.ndarray]] = [[] for _ in RANKS]
     pairs = zip(scorer.rollup(image), scorer.rollup(dna), strict=True)

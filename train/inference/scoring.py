@@ -191,7 +191,9 @@ class Scorer:
         `global_compatible`: any candidate that agrees with it at every labelled rank.
 
         Args:
-            features: unit rows [N, D]; labels: int64 [N, R], -1 = unknown.
+            features: unit rows [N, D].
+            labels: int64 [N, R], -1 = unknown.
+            scoring: one of SCORINGS.
 
         Raises:
             ValueError: for an unknown scoring.

@@ -19,6 +19,7 @@ def report(found: Evaluation, name: str, scoring: str, extra: Sequence[Section] 
     """Return the whole page.
 
     Args:
+        found: the evaluation that is shown.
         name: what the model is called.
         scoring: of the tables that stand open; the others are folded.
         extra: sections of parts that were asked for (curves, retrieval, calibration).

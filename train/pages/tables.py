@@ -101,7 +101,9 @@ def paper_tables(values: Metrics, split: str, view: View) -> list[Table]:
     """METHOD's Table 1 (single modalities) and Table 2 (fusion; all its rows on the specimens that have both).
 
     Args:
-        values: of `measure.measure`.
+        values: of `top1_accuracy.measure`.
+        split: first part of the metrics' names.
+        view: what is counted.
     """
     header = ["query", "condition", *(LABELS.get(column, column) for column in metrics.COLUMNS), "n"]
     found = []
