@@ -7,6 +7,7 @@ likeliest lineage down to species, each name with its probability. What has no t
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import pyarrow as pa
@@ -68,7 +69,7 @@ COLUMNS = (
     Column("novel", _YES, "that is likely"),
     *(
         Column(f"unknown_{rank}", _NUMBER, f"that the {rank} is one without a name there, of the {above} answered")
-        for above, rank in zip(RANKS, RANKS[1:], strict=False)
+        for above, rank in pairwise(RANKS)
     ),
     Column(f"unknown_{RANKS[0]}", _NUMBER, f"that it is of no {RANKS[0]} that could be answered"),
     Column("disagreement", _NUMBER, "that photo and barcode show different specimens; empty unless both were given"),

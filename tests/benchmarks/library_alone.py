@@ -22,10 +22,11 @@ from engine.signals.degrade import fragment
 from engine.specimens.schema import rng_for
 from engine.specimens.taxonomy import RANKS
 from train.evaluation import reliability
-from train.evaluation.calibrate_library import answers_of, cases_of, fit_library
+from train.evaluation.calibrate_library import cases_of, fit_library
 from train.evaluation.known_questions import SPECIES
 from train.evaluation.subsets import read_barcodes, without_provisional
 from train.inference.calibration import back_off
+from train.inference.evidence import Answers
 from train.inference.library_alone import QUERY, LibraryScorer
 from train.reference import Library, nearest_labels
 
@@ -66,17 +67,19 @@ def main() -> None:
             if length >= 658
             else [fragment(b, rng_for(0, 0, k, "fragment"), length) for b, k in zip(barcodes, keys, strict=True)]
         )
-        cases = cases_of(answers_of(scorer, cut), labels, named)
-        nearest = nearest_labels(library, library.search(cut))
+        hits = library.search(cut)
+        parts = [chunk.answers for chunk in scorer.scored(scorer.combiner.of(hits))]
+        cases, nearest = cases_of(Answers.concatenate(parts), labels, named), nearest_labels(library, hits)
         told = rules.probabilities(cases.answers.evidence)
         unknown = rules.unknown_taxa(cases.answers.evidence, told)
         novel = rules.novelty(cases.answers.evidence)
-        print(f"\n{length} nt, {len(rows)} questions, {cases.withheld.mean():.1%} of unknown species")
+        print(flush=True)
+        print(f"{length} nt, {len(rows)} questions, {cases.withheld.mean():.1%} of unknown species")
         for rank, name in enumerate(RANKS):
-            there = named[:, rank]
-            p, right = told[there, rank], cases.right[there, rank]
+            rows_named = named[:, rank]
+            p, right = told[rows_named, rank], cases.right[rows_named, rank]
             sure = p >= THRESHOLD
-            near = (nearest[there, rank] == labels[there, rank]) & (labels[there, rank] >= 0)
+            near = ((nearest[:, rank] == labels[:, rank]) & (labels[:, rank] >= 0))[rows_named]
             there = right[sure].mean() if sure.any() else float("nan")
             error = reliability.calibration_error(p, right)
             print(
