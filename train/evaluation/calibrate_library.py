@@ -28,7 +28,7 @@ from train.reference import Library
 from train.reference.library import read_manifest
 
 ASKED = 2000  # specimens whose species stays, at most a quarter of the library
-FEWEST = 10
+FEWEST = 5  # known specimens that can be asked
 DAMAGED_ASKED = 500  # of these, in each kind of damage
 UNKNOWN_ASKED = {SPECIES: 500, GENUS: 250, 1: 150}  # specimens of taxa that are taken out whole: rank -> how many
 OUTSIDE_ASKED = 150

@@ -98,7 +98,7 @@ def test_rules_of_another_version_are_refused(folder: Path, tmp_path: Path) -> N
     rules = json.loads((place / FILE).read_text())
     rules["library"]["checksum"] = "0" * 64
     (place / FILE).write_text(json.dumps(rules))
-    with pytest.raises(ValueError, match="serve.library calibrate"):
+    with pytest.raises(ValueError, match=r"serve\.library calibrate"):
         LibraryPredictor.load(place)
     (place / FILE).unlink()
     assert LibraryPredictor.load(place).calibration is None

@@ -15,15 +15,16 @@ from train.reference import Library, nearest_labels
 
 
 def specimens(split: int) -> tuple[pa.Table, list[str]]:
-    """2 orders of 4 families of 3 genera of 3 species, 8 specimens of each; the same species in every split."""
+    """Return 2 orders of 4 families of 3 genera of 3 species of 8 specimens; the same species in every split."""
     shared, own = np.random.default_rng(0), np.random.default_rng(100 + split)
     rows, barcodes = [], []
+    orders = [random_barcode(shared, 300) for _ in range(2)]
     for family in range(8):
-        far = random_barcode(shared, 300)
+        far = mutate(orders[family // 4], shared, 0.10)
         for genus in range(3):
-            root = mutate(far, shared, 0.12)
+            root = mutate(far, shared, 0.08)
             for species in range(3):
-                centre = mutate(root, shared, 0.06)
+                centre = mutate(root, shared, 0.05)
                 for _ in range(8):
                     names = (f"Order{family // 4}", f"Fam{family}", f"Gen{family}x{genus}")
                     name = f"Gen{'abcdefgh'[family]}{'abc'[genus]} epi{'abc'[species]}"
