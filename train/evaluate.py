@@ -69,10 +69,8 @@ def run(options: argparse.Namespace) -> str:
     """Load, measure, write; returns what to print. Raises ValueError for what the user can mend."""
     import torch
 
-    from engine.batches.pipeline import load_index
-    from train.evaluation.model_under_test import Setting
     from train.models import checkpoint
-    from train.pages.evaluation import run_evaluation
+    from train.pages.evaluation import Setting, load_index, run_evaluation
 
     if options.batch_size < 0:
         raise ValueError(f"--batch-size must be positive, got {options.batch_size}")

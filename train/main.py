@@ -78,9 +78,8 @@ def resolve(options: argparse.Namespace) -> Config:
 def run(config: Config, *, evaluate: bool = True) -> Path:
     """The main job: shards, training, evaluation, everything recorded. Returns the run's folder."""
     from engine.batches.pipeline import load_index, select_split
-    from train.evaluation.model_under_test import Setting
     from train.models import checkpoint
-    from train.pages.evaluation import run_evaluation
+    from train.pages.evaluation import Setting, run_evaluation
     from train.run.simulated_shards import with_simulated
     from train.run.tracking import open_tracker
     from train.run.trainer import make_folder, train

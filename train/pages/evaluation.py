@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from engine.batches.pipeline import load_index
 from engine.relations.containment import novel_mask
 from train.evaluation import compare, error_analysis, peers, probes, retrieval, subsets, top1_accuracy
 from train.evaluation.compare import compare_fused
@@ -20,7 +21,16 @@ from train.inference.scoring import Scorer
 from train.pages import calibration_report, page, plots, report, robustness_page, tables
 from train.pages.result import Evaluation
 
-__all__ = ["Evaluation", "Scorer", "accuracy_of", "compare_fused", "evaluate", "run_evaluation"]
+__all__ = [
+    "Evaluation",
+    "Scorer",
+    "Setting",
+    "accuracy_of",
+    "compare_fused",
+    "evaluate",
+    "load_index",
+    "run_evaluation",
+]
 
 FEATURES = "features"  # folder of an evaluation that is under way
 EXTRAS = {"retrieval": retrieval, "probes": probes, "calibration": calibration_report, "curves": robustness_page}

@@ -27,7 +27,6 @@ from engine.batches.pipeline import CpuBudget, evaluation_batches, load_index, s
 from engine.specimens.taxonomy import Taxonomy
 from train import dist
 from train.config import Config, from_dict
-from train.inference.scoring import Scorer
 from train.learning import flops
 from train.learning.loop import Meter, Session, timed
 from train.models import checkpoint
@@ -261,7 +260,7 @@ def validate(session: Session, index: pa.Table, split: str = "val") -> dict[str,
             rows.slice(first, last - first), session.taxonomy, session.config.data, session.config.eval.batch_size
         )
         own = evaluation.accuracy_of(
-            Scorer(session.model, session.taxonomy, session.tokenizer, session.device),
+            evaluation.Scorer(session.model, session.taxonomy, session.tokenizer, session.device),
             batches,
             split,
             session.config.eval.validate_noisy,
