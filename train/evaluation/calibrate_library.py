@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from engine.signals.damage import measured_barcodes
-from engine.signals.degrade import substitute
+from engine.signals.degrade import BarcodePreset, degrade_barcode
 from engine.specimens.schema import rng_for
 from engine.specimens.taxonomy import RANKS
 from train.evaluation.calibrate import CLEAN, DAMAGED, fit_query
@@ -151,7 +151,7 @@ def _questions(
     rows = np.sort(rng.choice(known, min(OUTSIDE_ASKED, len(known)), replace=False))
     rates = rng.uniform(*_CHANGED, len(rows)).tolist()
     changed = [
-        substitute(barcode, rng_for(0, 0, str(keys[row]), "outside"), rate)
+        degrade_barcode(barcode, rng_for(0, 0, str(keys[row]), "outside"), 1.0, BarcodePreset.only(substitution=rate))
         for barcode, row, rate in zip(_barcodes(library, rows), rows.tolist(), rates, strict=True)
     ]
     return [*result, Question(rows, changed, OUTSIDE, inside=False)]
