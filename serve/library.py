@@ -3,6 +3,7 @@
     python -m serve.library build shards/bold --out libraries/bold
     python -m serve.library build downloads/ --format bold --out libraries/downloads
     python -m serve.library add libraries/bold new.fasta
+    python -m serve.library calibrate libraries/bold
     python -m serve.library inspect libraries/bold
 
 A library is one folder (`train.reference`): records, the index of their barcodes, checksums; nothing is trained. A
@@ -38,7 +39,7 @@ _SHOWN = 5  # of what was left out
 def _parser() -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
     parser = Parser(prog="python -m serve.library", description=__doc__, formatter_class=raw)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="build | add | inspect")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="build | add | calibrate | inspect")
     build = commands.add_parser("build", help="make a library of known specimens")
     add = commands.add_parser("add", help="put further specimens into a library, as its next version")
     add.add_argument("library", metavar="LIBRARY", type=Path, help="folder of a library")
@@ -51,6 +52,8 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--licence", metavar="TEXT", help="of the records, e.g. CC-BY-4.0; answers name it")
     build.add_argument("--unnamed", action="store_true", help="build though no specimen has a name")
     build.add_argument("--out", required=True, type=Path, metavar="DIR", help="new or empty folder")
+    calibrate = commands.add_parser("calibrate", help="fit the probabilities of a library that answers without a model")
+    calibrate.add_argument("library", metavar="LIBRARY", type=Path)
     inspect = commands.add_parser("inspect", help="what a library holds; exit code 1 if its files were changed")
     inspect.add_argument("library", metavar="LIBRARY", type=Path)
     return parser
@@ -115,6 +118,17 @@ def _licensed(library: "Library", licence: str | None) -> "Library":
     return library if licence is None else dataclasses.replace(library, licence=licence)
 
 
+def calibrate(folder: Path) -> str:
+    """Fit the probabilities of a library alone, and return what to print; one that is too small for that has none."""
+    from train.evaluation.calibrate_library import fit_folder
+
+    try:
+        fitted = fit_folder(folder)
+    except ValueError as error:
+        return f"{folder}: no probabilities without a model ({error})"
+    return f"{folder}: probabilities without a model, fitted with {fitted.library}"
+
+
 def describe(folder: Path) -> tuple[str, list[str]]:
     """Describe what a library holds, as text, and name the files that are not those that were saved."""
     from train.reference import Library
@@ -156,6 +170,9 @@ def run(arguments: argparse.Namespace) -> int:
         text, changed = describe(arguments.library)
         print(text)
         return 1 if changed else 0
+    if arguments.command == "calibrate":
+        print(calibrate(arguments.library))
+        return 0
     if arguments.command == "add":
         from train.reference.library import read_manifest
 
@@ -177,6 +194,7 @@ def run(arguments: argparse.Namespace) -> int:
         f"{folder}: version {library.version}, {len(library.records):,} specimens, "
         f"{library.num_haplotypes:,} different barcodes"
     )
+    print(calibrate(folder))
     if known:
         print(f"stayed out: {known:,} whose key the library has already")
     if found.skipped:

@@ -44,12 +44,13 @@ MAY_IMPORT = {  # room or file -> the others that it may import; a package's own
     "serve.answers": "engine engine.specimens engine.signals engine.store engine.curation train train.models "
     "train.reference train.inference",
     "serve.models": "engine engine.specimens engine.store train train.models train.inference train.run",
-    "serve.bulk": "engine engine.specimens engine.store engine.formats train.models train.reference serve.answers "
+    "serve.bulk": "engine engine.specimens engine.store engine.formats train.models train.reference train.inference "
+    "serve.answers "
     "serve.models",
     "serve.http": "engine engine.specimens engine.signals engine.formats train.models train.reference serve.answers "
     "serve.models",
     "serve": "engine engine.specimens engine.store engine.formats train train.models train.reference train.inference "
-    "train.run serve.answers serve.models serve.bulk serve.http",
+    "train.run train.evaluation serve.answers serve.models serve.bulk serve.http",
     "infra": "engine engine.store engine.batches train train.run",
 }
 DOORS = {"engine.main", "train.main", "train.evaluate", "train.embed", "train.photos"}

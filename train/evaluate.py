@@ -70,7 +70,7 @@ def run(options: argparse.Namespace) -> str:
     import torch
 
     from train.models import checkpoint
-    from train.pages.evaluation import run_evaluation
+    from train.pages.evaluation import Setting, load_index, run_evaluation
 
     if options.batch_size < 0:
         raise ValueError(f"--batch-size must be positive, got {options.batch_size}")
@@ -97,18 +97,17 @@ def run(options: argparse.Namespace) -> str:
         from train.run.trainer import start_ray
 
         start_ray()
-    found = run_evaluation(
+    setting = Setting(
         loaded.model.to(device),
         config,
         loaded.taxonomy,
-        options.shards,
+        load_index(options.shards),
         options.split,
-        options.out,
-        baselines=not options.no_baselines,
-        extras=[name for name in EXTRAS if getattr(options, name)],
         checkpoint=loaded.path,
         library=options.library,
     )
+    extras = [name for name in EXTRAS if getattr(options, name)]
+    found = run_evaluation(setting, options.out, baselines=not options.no_baselines, extras=extras)
     return f"{found.headline(chosen.scoring)}\n\nWritten to {options.out}: {', '.join(found.files)}"
 
 

@@ -111,11 +111,13 @@ def _evaluate(config: Config, done: "Run", evaluate: bool) -> None:
     tracker, status = open_tracker(config, done.run_id), "FAILED"
     try:
         if evaluate:
-            from train.pages.evaluation import run_evaluation
+            from engine.batches.pipeline import load_index
+            from train.pages.evaluation import Setting, run_evaluation
 
             model = checkpoint.load(done.model).model
             out = done.folder / "evaluation"
-            found = run_evaluation(model, config, done.taxonomy, config.data.shards, config.eval.split, out)
+            shards = load_index(config.data.shards)
+            found = run_evaluation(Setting(model, config, done.taxonomy, shards, config.eval.split), out)
             tracker.metrics(found.metrics, done.steps)
             for name in found.files:
                 tracker.artifact(out / name, "evaluation")

@@ -29,6 +29,7 @@ class Taxon:
     score: float  # roll-up probability before calibration, the library counted where there is a rule for it
 
     def to_dict(self) -> dict[str, Any]:
+        """Return JSON values."""
         return {"name": self.name, "probability": self.probability, "score": self.score}
 
 
@@ -43,6 +44,7 @@ class RankAnswer:
     taxa: tuple[Taxon, ...]  # the most probable ones, best first
 
     def to_dict(self) -> dict[str, Any]:
+        """Return JSON values."""
         return {
             "rank": self.rank,
             "name": self.name,
@@ -61,6 +63,7 @@ class Tie:
     source: str  # "model": nearly equal probabilities; "library": references that are equally near
 
     def to_dict(self) -> dict[str, Any]:
+        """Return JSON values."""
         return {"rank": self.rank, "names": list(self.names), "source": self.source}
 
 
@@ -72,7 +75,17 @@ class Flag:
     flagged: bool | None
 
     def to_dict(self) -> dict[str, Any]:
+        """Return JSON values."""
         return {"score": self.score, "flagged": self.flagged}
+
+
+@dataclass(frozen=True, slots=True)
+class UnknownTaxon:
+    """The possibility that the specimen is of a taxon that nobody has named to the model or library."""
+
+    rank: str  # of the unknown taxon
+    within: str | None  # the answered taxon above, in which it would lie; None = outside of all known ones
+    probability: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +102,7 @@ class Neighbour:
     specimens: int  # in the library with this very barcode
 
     def to_dict(self) -> dict[str, Any]:
+        """Return JSON values."""
         return {
             "key": self.key,
             "identity": self.identity,
@@ -110,6 +124,7 @@ class Restriction:
     num_unknown: int
 
     def to_dict(self) -> dict[str, Any]:
+        """Return JSON values."""
         unknown = {name: list(suggestions) for name, suggestions in self.unknown.items()}
         return {"known": self.known, "unknown": unknown, "num_unknown": self.num_unknown}
 
@@ -136,8 +151,10 @@ class Answer:
     evidence: tuple[Neighbour, ...]  # the nearest references, best first; () without library or barcode
     restriction: Restriction | None  # None = every taxon of the model was a candidate
     model: Mapping[str, Any]  # the predictor's card
+    unknown: tuple[UnknownTaxon, ...] = ()  # one a rank, coarse ones first; () = not calibrated
 
     def to_dict(self) -> dict[str, Any]:
+        """Return JSON values."""
         return {
             "key": self.key,
             "asked_with": self.asked_with,
@@ -176,11 +193,12 @@ class QueryError:
     allowed: str  # what would have been allowed
 
     def to_dict(self) -> dict[str, Any]:
+        """Return JSON values."""
         return {"key": self.key, "error": {"what": self.what, "allowed": self.allowed}}
 
 
 def told(check: BarcodeCheck) -> dict[str, Any]:
-    """A barcode's check as JSON values; `problems` are names, `told` the sentences."""
+    """Return a barcode's check as JSON values; `problems` are names, `told` the sentences."""
     return {
         "length": check.length,
         "strand": check.strand,

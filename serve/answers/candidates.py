@@ -32,7 +32,7 @@ _SUGGESTIONS = 3
 
 
 def open_scorer(checkpoint: Checkpoint, weights_sha256: str, device: torch.device | str = "cpu") -> Scorer:
-    """The scorer of a checkpoint, with the features of all candidates.
+    """Return the scorer of a checkpoint, with the features of all candidates.
 
     They are read from FILE in the checkpoint's folder where they were made of these very weights; else they are made,
     and written there if the folder can be written.
@@ -101,7 +101,7 @@ class Checklist:
         return initials
 
     def resolve(self, names: Sequence[str]) -> Subset:
-        """The lineages below any of the names. Names that are no taxa are told, the first SUGGESTED with suggestions.
+        """Return the lineages below any of the names; other names are listed, the first SUGGESTED with suggestions.
 
         Raises ValueError for an empty list and for more than MAX_NAMES.
         """

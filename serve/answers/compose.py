@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from engine.specimens.taxonomy import RANKS, Taxonomy
-from serve.answers.answer import Answer, Flag, Neighbour, RankAnswer, Taxon, Tie
+from serve.answers.answer import Answer, Flag, Neighbour, RankAnswer, Taxon, Tie, UnknownTaxon
 from serve.answers.candidates import Subset
 from serve.answers.query import Prepared
 from train.inference.calibration import Calibrator
@@ -61,6 +61,7 @@ class _Row:
     own: list[float]  # its probabilities
     ranked: list[_Taxa]  # per rank
     novelty: Flag
+    unknown: list[float]  # probability of an unknown taxon of each rank; [] = not calibrated
 
 
 def answers(
@@ -71,9 +72,13 @@ def answers(
     items: Sequence[tuple[Prepared, Any]],
     first: int,
 ) -> list[Answer]:
-    """The answers of a chunk.
+    """Return the answers of a chunk.
 
     Args:
+        calibrator: the rules of the query; None = uncalibrated.
+        chunk: scored queries.
+        read: what is known of the queries beside their scores.
+        scorer: of the taxa that may be answered.
         items: its queries with their `Options`.
         first: place of the first of them among the queries of `read`.
     """
@@ -84,14 +89,16 @@ def answers(
     if calibrator is None:
         own = np.maximum.accumulate(plain[:, ::-1], axis=1)[:, ::-1]
         novelty = [_NONE] * len(items)
+        unknown: list[list[float]] = [[]] * len(items)
     else:
         own = calibrator.probabilities(told)
         flags = zip(calibrator.novelty(told).tolist(), calibrator.is_novel(told).tolist(), strict=True)
         novelty = [Flag(score, flagged) for score, flagged in flags]
+        unknown = calibrator.unknown_taxa(told, own).tolist()
     top = max(options.top for _, options in items)
     ranked = [_rank(scorer, chunk, rank, own, plain, top) for rank in range(len(RANKS))]
     rows = [
-        _Row(path[row].tolist(), own[row].tolist(), [rank_of(one, row) for one in ranked], novelty[row])
+        _Row(path[row].tolist(), own[row].tolist(), [rank_of(one, row) for one in ranked], novelty[row], unknown[row])
         for row in range(len(items))
     ]
     return [
@@ -106,7 +113,7 @@ def rank_of(ranked: _Ranked, row: int) -> _Taxa:
 
 
 def _rank(scorer: Scorer, chunk: Scored, rank: int, own: np.ndarray, plain: np.ndarray, top: int) -> _Ranked:
-    """The most probable taxa of a rank for each query, `top` or more, the answered one always among them."""
+    """Return the most probable taxa of a rank for each query, `top` or more, the answered one always among them."""
     values = chunk.probabilities[rank]
     count = values.shape[1]
     if not count:
@@ -127,7 +134,7 @@ def _rank(scorer: Scorer, chunk: Scored, rank: int, own: np.ndarray, plain: np.n
 
 
 def _factors(own: np.ndarray, plain: np.ndarray, path: np.ndarray, lineage: np.ndarray, rank: int) -> np.ndarray:
-    """What the score of each taxon is multiplied by, [b, M]; arguments [b, R], [b, R], [b, R], [b, M, R]."""
+    """Return what the score of each taxon is multiplied by, [b, M]; arguments [b, R], [b, R], [b, R], [b, M, R]."""
     level = np.zeros(lineage.shape[:2], dtype=np.int64)  # ranks down to which the taxon shares the answered lineage
     for above in range(rank):
         same = (lineage[:, :, above] == path[:, None, above]) & (path[:, None, above] >= 0)
@@ -181,11 +188,22 @@ def _answer(taxonomy: Taxonomy, one: Prepared, options: Any, row: _Row, read: Re
         evidence=_evidence(found),
         restriction=read.subset.restriction if read.subset is not None else None,
         model=read.card,
+        unknown=_unknown(names, row),
     )
 
 
+def _unknown(names: Sequence[Sequence[str]], row: _Row) -> tuple[UnknownTaxon, ...]:
+    """Name the taxa in which an unknown one would lie."""
+    found = []
+    for rank, probability in enumerate(row.unknown):
+        above = row.path[rank - 1] if rank else -1
+        within = names[rank - 1][above] if above >= 0 else None
+        found.append(UnknownTaxon(RANKS[rank], within, probability))
+    return tuple(found)
+
+
 def _first(ranked: _Taxa, answered: int, top: int) -> _Taxa:
-    """The first `top` taxa; the answered one and, of more than one, that of the highest score are always among them."""
+    """Return the first `top` taxa, always with the answered one and, of more than one, that of the highest score."""
     needed = {answered} if top == 1 else {answered, max(ranked, key=itemgetter(2))[0]} if ranked else set()
     chosen = [place for place, one in enumerate(ranked) if one[0] in needed]
     chosen += [place for place in range(len(ranked)) if place not in chosen][: top - len(chosen)]
@@ -193,7 +211,7 @@ def _first(ranked: _Taxa, answered: int, top: int) -> _Taxa:
 
 
 def _stop(ranks: Sequence[RankAnswer], reached: RankAnswer | None, threshold: float, refused: bool) -> tuple[str, str]:
-    """A key of STOPS and the sentence."""
+    """Return a key of STOPS and the sentence."""
     if refused:
         return "not_coi", "the barcode is not COI: a name for it would mean nothing, however probable; ask without it"
     after = ranks[ranks.index(reached) + 1 :] if reached else ranks

@@ -12,7 +12,6 @@ Legend: N queries, D embedding, R ranks.
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +20,14 @@ import torch
 import torch.nn.functional as F
 
 from engine.config import DataConfig
-from engine.specimens.taxonomy import RANKS, Taxonomy
+from engine.specimens.taxonomy import Taxonomy
 from engine.store.shards import file_sha256
 from serve.answers import compose
 from serve.answers.answer import Answer, Query, QueryError
-from serve.answers.candidates import Checklist, Subset, open_scorer
+from serve.answers.answering import MAX_TOP, THRESHOLD, TOP, Answering, Options
+from serve.answers.candidates import Subset, open_scorer
 from serve.answers.compose import Read
-from serve.answers.query import Prepared, prepare
+from serve.answers.query import Prepared
 from train import reference
 from train.inference import evidence
 from train.inference.calibration import FILE as CALIBRATION
@@ -39,31 +39,9 @@ from train.models.checkpoint import WEIGHTS
 from train.reference import Encoder, Library
 from train.reference.library import read_manifest
 
+__all__ = ["MAX_TOP", "THRESHOLD", "TOP", "Embedding", "Options", "Predictor"]
+
 log = logging.getLogger(__name__)
-
-THRESHOLD = 0.95
-TOP = 5
-MAX_TOP = 100
-SUBSET = "names of taxa as GET /v1/taxa lists them"
-_CHECKLISTS = 64  # remembered
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """How a query is to be answered. Raises ValueError saying what, got and allowed."""
-
-    threshold: float = THRESHOLD
-    ranks: tuple[str, ...] = RANKS
-    subset: tuple[str, ...] | None = None  # names of taxa, of any rank, among which to choose
-    top: int = TOP
-
-    def __post_init__(self) -> None:
-        if not 0.0 <= self.threshold <= 1.0:
-            raise ValueError(f"threshold: got {self.threshold}, allowed 0..1")
-        if not self.ranks or not set(self.ranks) <= set(RANKS):
-            raise ValueError(f"ranks: got {list(self.ranks)}, allowed one or more of {', '.join(RANKS)}")
-        if not 1 <= self.top <= MAX_TOP:
-            raise ValueError(f"top: got {self.top}, allowed 1..{MAX_TOP}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,12 +54,13 @@ class Embedding:
     fused: np.ndarray | None
 
     def to_dict(self) -> dict[str, Any]:
+        """Return JSON values."""
         parts = {"image": self.image, "dna": self.dna, "fused": self.fused}
         return {"key": self.key} | {name: None if part is None else part.tolist() for name, part in parts.items()}
 
 
-class Predictor:
-    """Answers queries with one model; made by `load`. Its methods may be called from several threads."""
+class Predictor(Answering):
+    """Answers queries with one model; made by `load`."""
 
     def __init__(
         self,
@@ -94,14 +73,10 @@ class Predictor:
         card: Mapping[str, Any] | None = None,
     ) -> None:
         """`model` in evaluation mode."""
-        self.model, self.data, self.scorer = model, data, scorer
-        self.threads = 1  # of the search in the library
-        self.calibration, self.library = calibration, library
+        super().__init__(scorer, data, calibration, card)
+        self.model, self.library = model, library
         self._combiner = Combiner(library, scorer.taxonomy) if library is not None else None
-        self.card: Mapping[str, Any] = dict(card or {})
         self._encoder = Encoder(model, data)
-        self._checklist = Checklist(scorer.taxonomy)
-        self._subset = lru_cache(_CHECKLISTS)(self._checklist.resolve)
 
     @classmethod
     def load(
@@ -117,8 +92,10 @@ class Predictor:
         """Load a checkpoint (a run's folder, or its model/) and a reference library.
 
         Args:
-            name, version: what answers call the model; by default the run's name and the first 12 digits of the
-                weights' sha256.
+            path: a run's folder, or its model/.
+            library: folder of a reference library; None = none.
+            name: what answers call the model (default: the run's name).
+            version: of the model (default: the first 12 digits of the weights' sha256).
             device: torch device of the towers.
             threads: of the search in the library.
 
@@ -148,86 +125,14 @@ class Predictor:
         predictor.threads = threads
         return predictor
 
-    @property
-    def taxonomy(self) -> Taxonomy:
-        return self.scorer.taxonomy
-
-    def taxa(self) -> list[dict[str, Any]]:
-        """Every taxon that an answer may name: rank, name and lineage (rank -> name), coarse ranks first."""
-        found = []
-        for rank, lineages in zip(RANKS, self.taxonomy.lineages, strict=True):
-            for row in lineages.tolist():
-                names = dict(zip(RANKS, self.taxonomy.lineage_names(row), strict=True))
-                lineage = {above: name for above, name in names.items() if name is not None}
-                found.append({"rank": rank, "name": names[rank], "lineage": lineage})
-        return found
-
-    def prepare(self, query: Query) -> Prepared | QueryError:
-        """Decode and check one query (`serve.answers.query`)."""
-        return prepare(query, self.data)
-
-    def identify(
-        self,
-        queries: Sequence[Query],
-        *,
-        threshold: float = THRESHOLD,
-        ranks: Sequence[str] = RANKS,
-        subset: Sequence[str] | None = None,
-        top: int = TOP,
-    ) -> list[Answer | QueryError]:
-        """Answer queries, in their order; what is wrong with one of them is its own answer.
-
-        Args:
-            threshold: probability, 0..1; the answer is the deepest rank that reaches it.
-            ranks: those to answer at and to tell.
-            subset: a checklist: names of taxa, of any rank, among which to choose.
-            top: taxa told per rank.
-
-        Raises:
-            ValueError: for options out of range (`Options`), never for a query.
-        """
-        names = None if subset is None else tuple(subset)
-        options = Options(threshold=threshold, ranks=tuple(ranks), subset=names, top=top)
-        return self.answer([(self.prepare(query), options) for query in queries])
-
-    def answer(self, items: Sequence[tuple[Prepared | QueryError, Options]]) -> list[Answer | QueryError]:
-        """Answer prepared queries, each with its own options; an item that is an error already stays one."""
-        result: list[Answer | QueryError] = [one for one, _ in items]  # type: ignore[misc]
-        groups: dict[tuple[str, tuple[str, ...] | None], list[int]] = {}
-        good: dict[int, tuple[Prepared, Options]] = {}
-        for row, (one, options) in enumerate(items):
-            if isinstance(one, Prepared):
-                good[row] = (one, options)
-                groups.setdefault((asked_with(one), options.subset), []).append(row)
-        for (query, names), rows in groups.items():
-            chosen = [good[row] for row in rows]
-            try:
-                subset = self._ready(query, names)
-            except ValueError as error:
-                what, _, allowed = str(error).partition("; allowed: ")
-                for row, (one, _) in zip(rows, chosen, strict=True):
-                    result[row] = QueryError(one.key, what, allowed or SUBSET)
-                continue
-            for row, answer in zip(rows, self._answer(query, chosen, subset), strict=True):
-                result[row] = answer
-        return result
-
-    def _ready(self, query: str, names: tuple[str, ...] | None) -> Subset | None:
-        """The taxa among which to choose, None = all. Raises ValueError when none is known, and where the model was
-        calibrated, but not for such queries: then nobody knows what its answers are worth."""
+    def _check(self, query: str) -> None:
+        """Refuse, where the model was calibrated, what it was not calibrated for: nobody knows what that is worth."""
         if self.calibration is not None and query not in self.calibration.queries:
             known = ", ".join(self.calibration.queries)
             raise ValueError(f"query: got {query}, which this model was never measured with; allowed: {known}")
-        subset = None if names is None else self._subset(names)
-        if subset is not None and subset.leaves is None:
-            raise ValueError(
-                f"subset: got {len(names or ())} names, none of them a taxon of this model{_meant(subset)}"
-                f"; allowed: {SUBSET}"
-            )
-        return subset
 
     def embed(self, queries: Sequence[Query]) -> list[Embedding | QueryError]:
-        """Unit features of queries, in their order; `fused` of those with photo and barcode."""
+        """Return unit features of queries, in their order; `fused` of those with photo and barcode."""
         return self.embed_prepared([self.prepare(query) for query in queries])
 
     def embed_prepared(self, items: Sequence[Prepared | QueryError]) -> list[Embedding | QueryError]:
@@ -243,7 +148,7 @@ class Predictor:
         return [found[id(item)] if isinstance(item, Prepared) else item for item in items]
 
     def _features(self, items: Sequence[Prepared]) -> tuple[np.ndarray, np.ndarray]:
-        """Unit features [N, D] of photos and of barcodes, rows of zeros where there are none."""
+        """Return unit features [N, D] of photos and of barcodes, rows of zeros where there are none."""
         dna = self._encoder.dna([item.dna for item in items])
         views = [view for item in items for view in item.views]
         each = self._encoder.images(views)
@@ -263,7 +168,7 @@ class Predictor:
 
     @torch.inference_mode()
     def _image_share(self, image: np.ndarray, dna: np.ndarray) -> np.ndarray:
-        """The photo's part in the fused feature, [N] in 0..1: the length of what the gate lets through of each."""
+        """Return the photo's part in the fused feature, [N] in 0..1: what the gate lets through of each."""
         device = self._encoder.device
         first, second = torch.from_numpy(image).to(device), torch.from_numpy(dna).to(device)
         gate = self.model.gate(first, second)
@@ -296,7 +201,7 @@ class Predictor:
         return answers
 
     def _calibrator(self, query: str, backed: bool) -> Calibrator | None:
-        """The rules of a query; those that read what a library found where there are such."""
+        """Return the rules of a query; those that read what a library found where there are such."""
         if self.calibration is None:
             return None
         queries = self.calibration.queries
@@ -309,11 +214,6 @@ class Predictor:
             return None
         score = rule.score(evidence.agreement(self.scorer, image, dna))
         return score, score >= rule.flag_from
-
-
-def asked_with(item: Prepared) -> str:
-    """The query that a specimen can be asked with: "image", "dna" or "fused"."""
-    return "fused" if item.views and item.dna else "image" if item.views else "dna"
 
 
 def _calibration(folder: Path, taxonomy: Taxonomy) -> Calibration | None:
@@ -331,7 +231,7 @@ def _calibration(folder: Path, taxonomy: Taxonomy) -> Calibration | None:
 
 
 def _library_card(folder: Path, fitted: FittedLibrary | None) -> dict[str, Any]:
-    """What answers say of the library; warns where it is not the one that the calibration was fitted with."""
+    """Return what answers say of the library; warns where it is not the one that the calibration was fitted with."""
     manifest = read_manifest(folder)
     name, records = folder.resolve().name, manifest.get("records")
     if fitted is not None and fitted.is_other(manifest["checksum"], records):
@@ -346,12 +246,3 @@ def _library_card(folder: Path, fitted: FittedLibrary | None) -> dict[str, Any]:
         "records": records,
         "licence": str(manifest.get("licence", "not stated")),
     }
-
-
-def _meant(subset: Subset) -> str:
-    """What the first unknown names may stand for."""
-    told = [
-        f"{name} (perhaps {', '.join(others)})" if others else name
-        for name, others in subset.restriction.unknown.items()
-    ]
-    return f": {', '.join(told)}" if told else ""

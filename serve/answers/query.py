@@ -1,5 +1,6 @@
-"""From what was sent to what the model reads: photos decoded, a barcode parsed, cleaned and checked. One query at a
-time, in any thread, before it waits for a batch: what is wrong with one query is found here and told of it alone.
+"""Turn what was sent into what the model reads: decode photos; parse, clean and check a barcode.
+
+One query at a time, in any thread, before it waits for a batch: what is wrong with it concerns it alone.
 """
 
 from dataclasses import dataclass
@@ -37,7 +38,7 @@ class Prepared:
 
 
 def barcode_of(text: str) -> str:
-    """The sequence in a text that is one, or in a FASTA text of one record.
+    """Return the sequence in a text that is one, or in a FASTA text of one record.
 
     Raises ValueError for more letters than MAX_LETTERS, and for more than one record.
     """

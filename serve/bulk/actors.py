@@ -26,7 +26,7 @@ CARD = "card.json"  # in the plan's folder: what answered
 class BulkOptions:
     """Describe what answers the questions, and how."""
 
-    model: ResolvedModel
+    model: ResolvedModel | None  # None = the library alone
     library: str  # folder, "" = none
     threshold: float
     subset: tuple[str, ...]  # names of taxa that may be answered, () = all
@@ -63,17 +63,23 @@ class Answerer:
         """Load the model when it is first asked. Raises ValueError as `Predictor.load`."""
         import torch
 
+        from serve.answers.answering import Answering
+        from serve.answers.library_predictor import LibraryPredictor
         from serve.answers.predictor import Predictor
 
         torch.set_num_threads(self.asking.threads)
-        model = self.asking.model
-        predictor = Predictor.load(
-            model.path,
-            library=self.asking.library or None,
-            device=self.asking.device,
-            name=model.name,
-            version=model.version,
-            threads=self.asking.threads,
+        model, threads = self.asking.model, self.asking.threads
+        predictor: Answering = (
+            LibraryPredictor.load(self.asking.library, threads=threads)
+            if model is None
+            else Predictor.load(
+                model.path,
+                library=self.asking.library or None,
+                device=self.asking.device,
+                name=model.name,
+                version=model.version,
+                threads=threads,
+            )
         )
         card = json.dumps(dict(predictor.card), indent=1, ensure_ascii=False)
         Location.parse(self.plan.folder / CARD).write_atomically(card.encode())

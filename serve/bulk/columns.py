@@ -7,6 +7,7 @@ likeliest lineage down to species, each name with its probability. What has no t
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import pyarrow as pa
@@ -66,6 +67,11 @@ COLUMNS = (
     Column("ties", _TEXT, "taxa that the evidence does not tell apart, as rank: A | B; ..."),
     Column("novelty", _NUMBER, "that the species is none that the model knows"),
     Column("novel", _YES, "that is likely"),
+    *(
+        Column(f"unknown_{rank}", _NUMBER, f"that the {rank} is one without a name there, of the {above} answered")
+        for above, rank in pairwise(RANKS)
+    ),
+    Column(f"unknown_{RANKS[0]}", _NUMBER, f"that it is of no {RANKS[0]} that could be answered"),
     Column("disagreement", _NUMBER, "that photo and barcode show different specimens; empty unless both were given"),
     Column("disagrees", _YES, "that is likely"),
     Column("asked_with", _TEXT, "image, dna or fused (both)", "", "identification_method"),
@@ -156,6 +162,7 @@ def _row(answer: Answer) -> dict[str, Any]:
         "ties": _ties(answer.ties),
         "novelty": answer.novelty.score,
         "novel": answer.novelty.flagged,
+        **{f"unknown_{one.rank}": one.probability for one in answer.unknown},
         "asked_with": answer.asked_with,
         "image_share": answer.share.get("image", 0.0),
         "calibrated": answer.calibrated,

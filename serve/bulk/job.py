@@ -1,6 +1,7 @@
 """Name many specimens: a FASTA, a folder of photos, a table of both, or shards, to one row a record.
 
     python -m serve.bulk barcodes.fasta --checkpoint runs/NAME --library libraries/bold --out result.parquet
+    python -m serve.bulk barcodes.fasta --library libraries/bold --out result.csv
     python -m serve.bulk photos/ --checkpoint models:/taxafuse@champion --out result.csv
     python -m serve.bulk specimens.csv --option images=photos --checkpoint runs/NAME --out result.csv --names dwc
     python -m serve.bulk shards/moths --split test --checkpoint runs/NAME --out result.parquet
@@ -60,7 +61,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("input", nargs="+", metavar="INPUT", help="files or folders of one kind")
-    add("--checkpoint", required=True, metavar="MODEL", help="a run's folder, a checkpoint, or models:/NAME@ALIAS")
+    add(
+        "--checkpoint",
+        default="",
+        metavar="MODEL",
+        help="a run's folder, a checkpoint, or models:/NAME@ALIAS (default: none, barcodes by --library alone)",
+    )
     add("--registry", default="", metavar="URI", help="MLflow's address (default: the sqlite file in runs/)")
     add(
         "--library",
@@ -100,10 +106,12 @@ def _run(arguments: argparse.Namespace) -> str:
     state = _state(arguments.out).resolve()
     if arguments.overwrite:
         shutil.rmtree(state, ignore_errors=True)
-    model = resolve_checkpoint(arguments.checkpoint, registry=arguments.registry, cache=state)
+    model = None
+    if arguments.checkpoint:
+        model = resolve_checkpoint(arguments.checkpoint, registry=arguments.registry, cache=state)
     asking = BulkOptions(
         model=model,
-        library=str(Path(arguments.library).resolve()) if arguments.library else model.library,
+        library=str(Path(arguments.library).resolve()) if arguments.library else model.library if model else "",
         threshold=threshold,
         subset=subset,
         device=arguments.device,
@@ -234,6 +242,8 @@ def _check(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--out: got {out}, allowed: a file ending in {' or '.join(KINDS)}")
     if out.exists() and not arguments.overwrite and load_plan(_state(out)) is None:
         raise ValueError(f"--out: got {out}, which is there already; allowed: another name, or --overwrite")
+    if not arguments.checkpoint and not arguments.library:
+        raise ValueError("got neither --checkpoint nor --library, allowed: a model, a library of barcodes, or both")
     for name in ("workers", "threads"):
         if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
             raise ValueError(f"--{name}: got {getattr(arguments, name)}, allowed: 1 or more")
@@ -247,17 +257,20 @@ def _check(arguments: argparse.Namespace) -> None:
 def _settings(arguments: argparse.Namespace, asking: BulkOptions) -> dict[str, Any]:
     """Return what decides about the answers; the result's name and style do not."""
     from serve.answers.candidates import FILE as TEXT
+    from train.inference.calibration import FILE as CALIBRATION
     from train.models.checkpoint import STATE
     from train.reference.library import read_manifest
 
-    model = asking.model.path
-    files = sorted(
-        path for path in model.iterdir() if path.is_file() and path.suffix != ".part" and path.name not in (STATE, TEXT)
-    )
+    passed = (STATE, TEXT)
+    if asking.model is None:
+        files = [path for path in (Path(asking.library) / CALIBRATION,) if path.is_file()]
+    else:
+        found = sorted(asking.model.path.iterdir())
+        files = [path for path in found if path.is_file() and path.suffix != ".part" and path.name not in passed]
     return {
         "input": [str(Location.parse(path)) for path in arguments.input],
         "format": [arguments.format, *arguments.option, *arguments.split],
-        "model": {path.name: file_sha256(path) for path in files if path.name not in (STATE, TEXT)},
+        "model": {path.name: file_sha256(path) for path in files},
         "library": read_manifest(asking.library)["checksum"] if asking.library else None,
         "threshold": asking.threshold,
         "only": list(asking.subset),

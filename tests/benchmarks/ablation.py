@@ -23,7 +23,7 @@ from engine.batches.pipeline import label_columns, load_index
 from engine.specimens.taxonomy import RANKS
 from tests.benchmarks.robust import bootstrap, features_of, measured, shown, train
 from train.config import Config, override
-from train.evaluation.predict import encode_split
+from train.evaluation.predict import Encoding, encode_split
 from train.evaluation.subsets import barcode_groups, read_barcodes
 from train.inference.scoring import Scorer
 from train.models import checkpoint
@@ -74,7 +74,7 @@ def answers(folder: Path, shards: str) -> dict[str, np.ndarray]:
     index = measured(load_index([shards]), "test")
     scorer = Scorer(model, taxonomy, caption_tokenizer(model))
     labels = taxonomy.encode(label_columns(index))
-    clean = encode_split(model, index, taxonomy, data, noisy=False).features
+    clean = encode_split(model, index, taxonomy, data, Encoding(noisy=False)).features
     damaged = {
         modality: features_of(model, loaded.config, taxonomy, index, damage)
         for modality, damage in (("dna", "severity=1"), ("image", "blur=15"))

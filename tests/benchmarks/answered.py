@@ -22,9 +22,9 @@ from engine.batches.pipeline import label_columns, load_index
 from engine.specimens.names import is_species
 from engine.specimens.taxonomy import RANKS
 from train.evaluation import calibrate
-from train.evaluation.cases import SPECIES, Asked, Cases, Part
 from train.evaluation.classical import run_tools
-from train.evaluation.setting import Setting
+from train.evaluation.known_questions import SPECIES, Asked, Cases, Part
+from train.evaluation.model_under_test import Setting
 from train.evaluation.subsets import read_barcodes
 from train.inference.calibration import FILE, WITH_LIBRARY, Calibration
 from train.models import checkpoint

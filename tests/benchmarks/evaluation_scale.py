@@ -20,7 +20,7 @@ import pyarrow as pa
 import torch
 
 from engine.specimens.taxonomy import RANKS, Taxonomy
-from train.evaluation import findings, measure
+from train.evaluation import error_analysis, top1_accuracy
 from train.evaluation.predict import Encoded
 from train.evaluation.store import FeatureStore
 from train.inference.scoring import SCORINGS, Ranking, Scorer
@@ -83,7 +83,9 @@ def peak_gib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def rank(model: Tower, taxonomy: Taxonomy, encoded: Encoded, ranked: int, asked: tuple[str, str]) -> measure.Rankings:
+def rank(
+    model: Tower, taxonomy: Taxonomy, encoded: Encoded, ranked: int, asked: tuple[str, str]
+) -> top1_accuracy.Rankings:
     """One query in earnest, copies for the others."""
     scorer = Scorer(model, taxonomy, model.tokenizer)
     some = Encoded(
@@ -93,10 +95,10 @@ def rank(model: Tower, taxonomy: Taxonomy, encoded: Encoded, ranked: int, asked:
         encoded.has_dna[:ranked],
         encoded.features,
     )
-    found = measure.rank_queries(model, scorer, some, (asked,))
-    result: measure.Rankings = {}
+    found = top1_accuracy.rank_queries(model, scorer, some, (asked,))
+    result: top1_accuracy.Rankings = {}
     for scoring in SCORINGS:
-        for key in measure.ALL_QUERIES:
+        for key in top1_accuracy.ALL_QUERIES:
             whole = Ranking.empty(len(encoded.keys))
             for first in range(0, len(encoded.keys), ranked):
                 rows = np.arange(first, min(first + ranked, len(encoded.keys)))
@@ -142,9 +144,11 @@ def main() -> None:
 
     began = time.perf_counter()
     novel = np.random.default_rng(1).random(options.queries) < 0.5
-    parts = measure.Subsets(species, novel, encoded.has_both)
-    values = measure.measure("test", rankings, encoded, parts, options.resamples)
-    values |= findings.measure("test", index, index, rankings, encoded, taxonomy, parts, options.resamples)
+    parts = top1_accuracy.Subsets(species, novel, encoded.has_both)
+    values = top1_accuracy.measure("test", rankings, encoded, parts, options.resamples)
+    values |= error_analysis.consistencies("test", rankings, encoded, taxonomy)
+    counts = error_analysis.training_counts(index, index)
+    values |= error_analysis.tails("test", rankings, encoded, counts, parts.group, options.resamples)
     table = report.predictions(index, encoded, rankings, taxonomy, parts)
     found = Evaluation("test", values, table, {})
     report.write(options.out, values, tables.full_text(values, "test"), page.report(found, "scale", "rollup"), table)

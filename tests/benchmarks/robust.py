@@ -28,7 +28,7 @@ import torch
 from engine.batches.pipeline import label_columns, load_index, select_split
 from engine.specimens.taxonomy import RANKS, Taxonomy
 from train.config import Config, override
-from train.evaluation.predict import encode_split, only
+from train.evaluation.predict import Encoding, encode_split, only
 from train.evaluation.subsets import barcode_groups, read_barcodes
 from train.inference.scoring import Scorer
 from train.learning.loop import Session
@@ -70,7 +70,7 @@ def features_of(model: Trimodal, config: Config, taxonomy: Taxonomy, index: pa.T
     plain = dataclasses.replace(config.data.degrade, severity=0.0, fragment=0)
     degrade = dataclasses.replace(plain, **{"blur_kernel" if kind == "blur" else kind: int(value)})
     data = dataclasses.replace(config.data, degrade=degrade)
-    encoded = encode_split(model, only(index, modality), taxonomy, data, clean=False)
+    encoded = encode_split(model, only(index, modality), taxonomy, data, Encoding(clean=False))
     return encoded.features[f"{modality}_noisy"]
 
 
@@ -78,7 +78,7 @@ def answers(model: Trimodal, config: Config, taxonomy: Taxonomy, index: pa.Table
     """Per condition bool [N, R]: is the first taxon right? And "known": has the specimen a label there?"""
     scorer = Scorer(model, taxonomy, caption_tokenizer(model))
     labels = taxonomy.encode(label_columns(index))
-    clean = encode_split(model, index, taxonomy, config.data, noisy=False).features
+    clean = encode_split(model, index, taxonomy, config.data, Encoding(noisy=False)).features
     barcodes = {what: features_of(model, config, taxonomy, index, what) for what in BARCODES}
     queries = {"clean": clean["dna"]} | barcodes
     if "image" in clean:

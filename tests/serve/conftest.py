@@ -21,8 +21,8 @@ from serve.models.settings import Settings
 from tests.train.small import small_config
 from train import reference
 from train.evaluation import calibrate
-from train.evaluation.cases import Part
-from train.evaluation.setting import Setting
+from train.evaluation.known_questions import Part
+from train.evaluation.model_under_test import Setting
 from train.inference.calibration import FILE
 from train.inference.combination import Combiner
 from train.models import checkpoint

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from engine.specimens.taxonomy import RANKS, Taxonomy
-from train.evaluation import measure, predict
+from train.evaluation import predict, top1_accuracy
 from train.inference.scoring import Scorer
 
 NAMES = [("A", "Aa", "Aaa", f"Aaa s{i}") for i in range(3)] + [("B", "Bb", "Bbb", f"Bbb s{i}") for i in range(3)]
@@ -103,21 +103,23 @@ def encoded(taxonomy: Taxonomy, monkeypatch: pytest.MonkeyPatch) -> predict.Enco
 
 
 @pytest.fixture
-def parts() -> measure.Subsets:
+def parts() -> top1_accuracy.Subsets:
     group = np.array([0, 0, 1, 2, 3, 4, 5, 2])
     novel = np.array([0, 0, 1, 1, 0, 0, 1, 1], dtype=bool)
-    return measure.Subsets(group=group, novel=novel, both=HAS_IMAGE & HAS_DNA)
+    return top1_accuracy.Subsets(group=group, novel=novel, both=HAS_IMAGE & HAS_DNA)
 
 
 @pytest.fixture
-def rankings(taxonomy: Taxonomy, encoded: predict.Encoded) -> measure.Rankings:
+def rankings(taxonomy: Taxonomy, encoded: predict.Encoded) -> top1_accuracy.Rankings:
     model = PlantedModel(taxonomy)
-    return measure.rank_queries(model, Scorer(model, taxonomy, model.tokenizer), encoded)
+    return top1_accuracy.rank_queries(model, Scorer(model, taxonomy, model.tokenizer), encoded)
 
 
 @pytest.fixture
-def values(rankings: measure.Rankings, encoded: predict.Encoded, parts: measure.Subsets) -> dict[str, float]:
-    return measure.measure("test", rankings, encoded, parts, resamples=50)
+def values(
+    rankings: top1_accuracy.Rankings, encoded: predict.Encoded, parts: top1_accuracy.Subsets
+) -> dict[str, float]:
+    return top1_accuracy.measure("test", rankings, encoded, parts, resamples=50)
 
 
 def specimen_index() -> pa.Table:

@@ -58,7 +58,7 @@ class Amplicon:
         return np.array([sum(_BIT[base] for base in _IUPAC[letter]) for letter in letters], dtype=np.uint8)
 
     def cut(self, barcode: str) -> str:
-        """The amplified part of a clean barcode on its coding strand; "" where it cannot be told or is not there."""
+        """Return the amplified part of a clean barcode on its coding strand; "" where it is unknown or not there."""
         place = self.find(barcode)
         if place < 0 and abs(len(barcode) - FOLMER) <= 3:
             place = self.start
@@ -68,8 +68,10 @@ class Amplicon:
         return part if len(part) >= SHORTEST * self.length else ""
 
     def find(self, barcode: str) -> int:
-        """Where the part begins by the best primer site (the first of equals); -1 without a site of at most
-        MAX_MISMATCHES, or where the part would begin before the barcode."""
+        """Return where the part begins by the best primer site (the first of equals).
+
+        It is -1 without a site of at most MAX_MISMATCHES, or where the part would begin before the barcode.
+        """
         bits = _BITS[np.frombuffer(barcode.encode("ascii"), dtype=np.uint8)]
         if len(bits) < len(self.site):
             return -1

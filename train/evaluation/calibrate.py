@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from engine.specimens.schema import uniforms_for
 from engine.specimens.taxonomy import RANKS
-from train.evaluation.cases import DAMAGE, SPECIES, Asked, Cases, Part
+from train.evaluation.known_questions import DAMAGE, SPECIES, Asked, Cases, Part
 from train.inference import evidence
 from train.inference.calibration import (
     WITH_LIBRARY,
@@ -47,7 +47,10 @@ def fit_rule(inputs: tuple[str, ...], columns: np.ndarray, right: np.ndarray, we
     """Weighted logistic regression with a small ridge.
 
     Args:
-        columns: float [N, M]; right: bool [N]; weight: float [N], of each query, not negative.
+        inputs: names of the columns.
+        columns: float [N, M].
+        right: bool [N].
+        weight: float [N], of each query, not negative.
 
     Raises:
         ValueError: when no query has a weight.
@@ -84,14 +87,14 @@ def fit(part: Part) -> Calibration:
 
 
 def _pieces(part: Part, query: str, rows: np.ndarray) -> list[Asked]:
-    """The mixture that is fitted on: every row in every way."""
+    """Return the mixture that is fitted on: every row in every way."""
     pieces = [part.asked(query, rows, weight=CLEAN)]
     pieces += [part.asked(query, rows, damage, weight=DAMAGED / len(DAMAGE)) for damage in DAMAGE]
     return [*pieces, part.asked(query, rows, withhold=True, weight=WITHHELD)]
 
 
 def fit_combination(part: Part, query: str) -> Combination:
-    """COMBINATION, or what is shown to give more right answers, mean over ranks: one number after the other, twice.
+    """Return COMBINATION, or what is shown to give more right answers: one number after the other, twice.
 
     What is right decides, not how likely it was called: the rules make probabilities of whatever scores they get. By
     the likelihood, 18 points of the species of bold's 100 nt fragments are lost against the library alone; by the
@@ -125,7 +128,7 @@ def choose_combination(right: Callable[[Combination], np.ndarray]) -> Combinatio
 
 
 def fit_query(cases: Cases, inputs: tuple[str, ...] = INPUTS) -> Calibrator:
-    """The rules of one query, on whatever evidence the cases carry under `inputs`.
+    """Return the rules of one query, on whatever evidence the cases carry under `inputs`.
 
     Raises:
         ValueError: when no case is labelled at some rank.
@@ -143,7 +146,23 @@ def fit_query(cases: Cases, inputs: tuple[str, ...] = INPUTS) -> Calibrator:
     score = 1 - known(columns)
     seen = named & ~cases.withheld
     share = flagged_share(len(np.unique(cases.group[seen])))
-    return Calibrator(tuple(rules), known, weighted_quantile(score[seen], cases.weight[seen], 1 - share))
+    novel_from = weighted_quantile(score[seen], cases.weight[seen], 1 - share)
+    return Calibrator(tuple(rules), known, novel_from, _unknown_rules(cases, inputs))
+
+
+def _unknown_rules(cases: Cases, inputs: tuple[str, ...]) -> tuple[Rule, ...]:
+    """Fit, on the answers whose last right rank is the one above, whether the true taxon of a rank is unknown."""
+    rules = []
+    for rank in range(len(RANKS)):
+        above = cases.right[:, rank - 1] if rank else np.ones(len(cases.weight), dtype=bool)
+        weight = cases.weight * (above & ~cases.right[:, rank] & cases.scored[:, rank])
+        columns = columns_of(cases.answers.evidence, inputs, rank)
+        if weight.any():
+            rules.append(fit_rule(inputs, columns, cases.unknown[:, rank], weight))
+        else:  # never wrong there: nothing to go by
+            nothing = (0.0,) * len(inputs)
+            rules.append(Rule(inputs, nothing, (1.0,) * len(inputs), nothing, 0.0))
+    return tuple(rules)
 
 
 def flagged_share(num_groups: int) -> float:
@@ -152,7 +171,7 @@ def flagged_share(num_groups: int) -> float:
 
 
 def weighted_quantile(values: np.ndarray, weight: np.ndarray, share: float) -> float:
-    """The smallest value that at least `share` of the weight does not exceed, and a little above it."""
+    """Return the smallest value that at least `share` of the weight does not exceed, and a little above it."""
     order = np.argsort(values, kind="stable")
     reached = np.cumsum(weight[order]) >= share * weight.sum() - 1e-12
     return float(np.nextafter(values[order][int(reached.argmax())], np.inf))
@@ -210,7 +229,7 @@ def _fit_disagreement(part: Part) -> Disagreement | None:
 
 
 def _best_f1(true: np.ndarray, swapped: np.ndarray) -> float:
-    """The threshold of the highest F1 at PREVALENCE."""
+    """Return the threshold of the highest F1 at PREVALENCE."""
     candidates = np.unique(np.concatenate([true, swapped]))
     candidates = candidates[:: max(1, len(candidates) // 1000)]
     recall = (swapped[None] >= candidates[:, None]).mean(axis=1)
@@ -225,9 +244,11 @@ def precision_at(recall: np.ndarray, false_alarms: np.ndarray, prevalence: float
 
 
 def mixture(part: Part, query: str, unseen: Part | None, combination: Combination | None = None) -> Cases:
-    """The cases under test.
+    """Return the cases under test.
 
     Args:
+        part: specimens of the split under test.
+        query: of QUERIES, perhaps with a library.
         unseen: specimens of species that the model does not know; None = they are made by withholding a query's own.
         combination: of a query WITH_LIBRARY.
     """
@@ -238,7 +259,7 @@ def mixture(part: Part, query: str, unseen: Part | None, combination: Combinatio
 
 
 def mixture_pieces(part: Part, query: str, unseen: Part | None) -> list[Asked]:
-    """The questions of `mixture`: each specimen once, its condition drawn from its key."""
+    """Return the questions of `mixture`: each specimen once, its condition drawn from its key."""
     draws = uniforms_for(0, 0, part.rows["key"].to_pylist(), "mixture", 3)
     mask = part.mask(query)
     rest = draws[:, 0] >= (WITHHELD if unseen is None else 0.0)

@@ -72,7 +72,7 @@ class Run:
 
 
 def missing_programs(tools: Sequence[str] = tuple(COMMANDS)) -> list[str]:
-    """The programs that these tools need and that are not installed."""
+    """Return the programs that these tools need and that are not installed."""
     wanted = {COMMANDS[tool][0] for tool in tools}
     wanted |= {"makeblastdb"} if "blastn" in wanted else set()
     return sorted(program for program in wanted if shutil.which(program) is None)
@@ -90,6 +90,7 @@ def run_tools(
     """Run classical tools on cleaned barcodes.
 
     Args:
+        threads: of the tools.
         queries: N barcodes, "" = none (no answer).
         references: M barcodes, none of them "".
         labels: int64 [M, R] of the references, -1 = unknown.
@@ -149,8 +150,11 @@ def _run(tool: str, folder: Path, num_queries: int, labels: np.ndarray, threads:
 
 
 def _execute(command: Sequence[str]) -> tuple[float, int]:
-    """Run a program to its end: CPU seconds and highest resident memory, bytes. RuntimeError with its last words if it
-    fails. The memory is looked up while it runs: what wait4 tells of it counts this process's own before the exec."""
+    """Run a program to its end; return its CPU seconds and highest resident memory in bytes.
+
+    Raises RuntimeError with its last words if it fails. The memory is read while it runs: that of wait4 counts this
+    process's own before the exec.
+    """
     with tempfile.TemporaryFile() as told:
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=told)
         memory = finished = 0
@@ -170,7 +174,7 @@ def _execute(command: Sequence[str]) -> tuple[float, int]:
 
 
 def _high_water(process: int) -> int:
-    """The highest resident memory that a process has had, bytes; 0 when it has ended."""
+    """Return the highest resident memory that a process has had, bytes; 0 when it has ended."""
     found = re.search(r"VmHWM:\s*(\d+) kB", Path(f"/proc/{process}/status").read_text())
     return 1024 * int(found[1]) if found else 0
 

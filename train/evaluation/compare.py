@@ -21,7 +21,7 @@ class Comparison:
 
 
 def better_single(values: Mapping[str, float], rank: str, split: str = "val") -> str:
-    """The single modality with the higher noisy top-1 among specimens that have both; image in a tie.
+    """Return the single modality with the higher noisy top-1 among specimens that have both; image in a tie.
 
     Raises ValueError when `values` does not hold both.
     """
@@ -38,6 +38,7 @@ def compare_fused(
     """Paired difference of fused (noisy both) and the better single modality (its own noise), per rank.
 
     Args:
+        resamples: bootstrap draws.
         val_metrics: of `measure.measure` on the split that chooses.
         test_predictions: predictions.parquet of the split under test.
         split: name of the choosing split in the keys of `val_metrics`.

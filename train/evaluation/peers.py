@@ -23,7 +23,7 @@ from engine.specimens.taxonomy import Taxonomy
 from engine.store.shards import ShardReader
 from engine.store.storage import Location
 from train import reference
-from train.evaluation.predict import Encoded, encode_split, only
+from train.evaluation.predict import Encoded, Encoding, encode_split, only
 from train.reference import Library
 
 log = logging.getLogger(__name__)
@@ -43,7 +43,8 @@ def nearest_labels(queries: tuple[int, Represent], references: tuple[int, Repres
     """Label, per rank, of the reference with the highest cosine among those that have one; the first of equals.
 
     Args:
-        queries, references: (how many, rows -> features).
+        queries: (how many, rows -> features).
+        references: the same of what is compared with.
         labels: int64 [M, R] of the references, -1 = unknown.
 
     Returns:
@@ -72,7 +73,7 @@ def nearest_labels(queries: tuple[int, Represent], references: tuple[int, Repres
 
 
 def kmer_features(sequences: Sequence[str]) -> np.ndarray:
-    """Counts of the 6-mers without N, of unit length: float32 [n, 4096]; zero rows for empty sequences."""
+    """Return counts of the 6-mers without N, of unit length: float32 [n, 4096]; zero rows for empty sequences."""
     size = 4**KMER
     counts = np.zeros((len(sequences), size), dtype=np.float32)
     power = 4 ** np.arange(KMER)[::-1]
@@ -112,7 +113,7 @@ def kmer_peer(queries: Sequence[str], references: Sequence[str], labels: np.ndar
 
 
 def library_peer(queries: Sequence[str], references: Sequence[str], labels: np.ndarray) -> np.ndarray:
-    """The nearest labelled reference by exact alignment (`train.reference`): int64 [N, R]. `labels` int64 [M, R]."""
+    """Return the nearest labelled reference by alignment (`train.reference`): int64 [N, R]; `labels` int64 [M, R]."""
     library = Library.build(pa.table({"key": pa.nulls(len(references), pa.string())}), references)
     return reference.nearest_labels(library, library.search(queries), labels)
 
@@ -139,7 +140,7 @@ def colour_features(index: pa.Table, data: DataConfig) -> tuple[np.ndarray, np.n
 
 
 def degraded(keys: Sequence[str], sequences: Sequence[str], data: DataConfig) -> tuple[list[str], list[str]]:
-    """The barcodes as the model meets them: clean, and damaged by the same draws."""
+    """Return the barcodes as the model meets them: clean, and damaged by the same draws."""
     clean = barcodes.orient_batch(sequences) if data.orient else list(sequences)
     return clean, measured_barcodes(clean, keys, 0, data.degrade, data.orient)
 
@@ -171,11 +172,12 @@ def dna_peers(
     train: tuple[pa.Table, Sequence[str]],
     setting: tuple[DataConfig, Taxonomy, int, CpuBudget | None],
 ) -> Answers:
-    """The reference library, 6-mer and feature nearest neighbours; {} when there are no barcodes.
+    """Return the reference library, 6-mer and feature nearest neighbours; {} when there are no barcodes.
 
     The quadratic ones are left out where there are too many pairs.
 
     Args:
+        model: in evaluation mode.
         encoded: the model's features of the queries.
         queries: their cleaned barcodes [N], "" = none.
         train: index and cleaned barcodes of the training split.
@@ -196,7 +198,11 @@ def dna_peers(
     by_kmer = {name: kmer_peer(some, library, labels) for name, some in asked.items()}
     device = next(model.parameters()).device
     known = encode_split(
-        model, only(index, "dna"), taxonomy, data, batch_size=batch_size, device=device, budget=budget, noisy=False
+        model,
+        only(index, "dna"),
+        taxonomy,
+        data,
+        Encoding(batch_size=batch_size, device=device, budget=budget, noisy=False),
     )
     by_feature = {
         condition: nearest_labels(_rows_of(encoded.features[part]), _rows_of(known.features["dna"]), labels)

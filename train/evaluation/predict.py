@@ -53,21 +53,22 @@ class Encoded:
 
     @property
     def has_both(self) -> np.ndarray:
+        """Return who has photo and barcode, bool [N]."""
         return self.has_image & self.has_dna
 
     def mask(self, query: str) -> np.ndarray:
-        """The specimens that have what the query needs, bool [N]."""
+        """Return the specimens that have what the query needs, bool [N]."""
         return {"image": self.has_image, "dna": self.has_dna}.get(query, self.has_both)
 
     def rows(self, query: str) -> Iterator[np.ndarray]:
-        """The specimens of `mask`, int64 [n] row numbers, QUERY_ROWS at a time."""
+        """Return the specimens of `mask`, int64 [n] row numbers, QUERY_ROWS at a time."""
         everyone = np.flatnonzero(self.mask(query))
         return (everyone[first : first + QUERY_ROWS] for first in range(0, len(everyone), QUERY_ROWS))
 
     def query(
         self, name: str, condition: str, fuse: Callable[[Tensor, Tensor], Tensor], rows: np.ndarray | None = None
     ) -> np.ndarray:
-        """Unit features [n, D] of one query of `QUERIES`, for the row numbers [n], by default all of its `mask`.
+        """Return unit features [n, D] of one query of `QUERIES`, for the row numbers [n], by default all of its `mask`.
 
         `average` is the normalised mean of the two; `fused` is what `fuse` makes of them.
         """
@@ -77,7 +78,7 @@ class Encoded:
 
 
 def combined(query: str, parts: Sequence[np.ndarray], fuse: Callable[[Tensor, Tensor], Tensor]) -> np.ndarray:
-    """Unit features [n, D] of a query from those it is made of: [image], [dna], or [image, dna]."""
+    """Return unit features [n, D] of a query from those it is made of: [image], [dna], or [image, dna]."""
     if query == "average":
         return F.normalize(torch.from_numpy(parts[0] + parts[1]), dim=1).numpy()
     if query == "fused":
@@ -92,8 +93,9 @@ def combined(query: str, parts: Sequence[np.ndarray], fuse: Callable[[Tensor, Te
 def encode_batch(
     model: Any, batch: Mapping[str, Any], device: torch.device | str = "cpu", *, clean: bool = True, noisy: bool = True
 ) -> dict[str, Tensor]:
-    """Features of a batch on `device`: image and dna as they are (`clean`), damaged (`noisy`); [b, D], zeros where
-    missing.
+    """Return features [b, D] of a batch on `device`, as they are (`clean`) and damaged (`noisy`).
+
+    Rows of zeros where a modality is missing.
 
     A modality that no row has is left out.
     """
@@ -114,7 +116,7 @@ def encode_batch(
 
 
 def only(index: pa.Table, modality: str) -> pa.Table:
-    """The rows of the index that have `modality`, stripped of the other, so that it is neither read nor decoded."""
+    """Return the rows of the index that have `modality`, without the other, which is then not read."""
     rows = index.filter(pa.compute.greater(index[f"{modality}_size"], 0))
     other = "dna" if modality == "image" else "image"
     for part, nothing in (("size", 0), ("offset", -1)):
@@ -123,17 +125,23 @@ def only(index: pa.Table, modality: str) -> pa.Table:
     return rows
 
 
+@dataclass(frozen=True, kw_only=True)
+class Encoding:
+    """How a split is encoded."""
+
+    batch_size: int = 256
+    device: torch.device | str = "cpu"
+    budget: CpuBudget | None = None  # of Ray tasks; None = inputs are prepared in this process
+    clean: bool = True  # encode specimens as they are
+    noisy: bool = True  # encode them damaged
+
+
 def encode_split(
     model: Any,
     index: pa.Table,
     taxonomy: Taxonomy,
     data: DataConfig,
-    *,
-    batch_size: int = 256,
-    device: torch.device | str = "cpu",
-    budget: CpuBudget | None = None,
-    clean: bool = True,
-    noisy: bool = True,
+    how: Encoding = Encoding(),
     store: FeatureStore | None = None,
 ) -> Encoded:
     """Encode every specimen of `index` (rows of `engine.batches.pipeline.load_index`) once, with a progress bar.
@@ -141,7 +149,11 @@ def encode_split(
     A specimen of which nothing can be read has neither modality; the pipeline logs its key.
 
     Args:
-        clean, noisy: which forms are encoded.
+        model: in evaluation mode, on the device of `how`.
+        index: rows to encode.
+        taxonomy: numbers the labels.
+        data: views and tokens.
+        how: batch size, device and which forms are encoded.
         store: where the features go, as many rows as `index`; what it holds already is not made again.
     """
     count = len(index)
@@ -149,9 +161,9 @@ def encode_split(
     first = kept.done
     bar = tqdm(total=count, initial=first, desc="encoding", unit=" specimens", disable=None, leave=False)
     rest = index.slice(first)
-    for batch in evaluation_batches(rest, taxonomy, data, batch_size, budget) if len(rest) else ():
+    for batch in evaluation_batches(rest, taxonomy, data, how.batch_size, how.budget) if len(rest) else ():
         rows = min(len(batch["valid"]), count - first)
-        values = {"labels": batch["labels"], **encode_batch(model, batch, device, clean=clean, noisy=noisy)}
+        values = {"labels": batch["labels"], **encode_batch(model, batch, how.device, clean=how.clean, noisy=how.noisy)}
         present = (("has_image", batch["has_image"]), ("has_dna", batch["has_dna"]))
         values |= {name: batch["valid"] & there for name, there in present}
         kept.write(first, {name: value[:rows].cpu().numpy() for name, value in values.items()})
@@ -181,33 +193,28 @@ def _quick_queries(
 
 @torch.inference_mode()
 def accuracy_of(
-    model: Any,
-    taxonomy: Taxonomy,
-    batches: Iterable[Mapping[str, Any]],
-    tokenizer: Callable[[list[str]], Tensor],
-    device: torch.device | str = "cpu",
-    split: str = "val",
-    noisy: bool = False,
+    scorer: Scorer, batches: Iterable[Mapping[str, Any]], split: str = "val", noisy: bool = False
 ) -> dict[str, float]:
     """Quick validation: micro top-1 per rank by roll-up for image, dna and fused.
 
     Args:
-        model: put into evaluation mode meanwhile; must live on `device`.
+        scorer: made anew for every state of its model, which is put into evaluation mode meanwhile.
         batches: of `evaluation_batches`.
+        split: first part of the metrics' names.
         noisy: answer from damaged inputs, too; else their columns are not needed.
 
     Returns:
         `val/dna/clean/species/top1` and `.../rows`, with `noisy` also `val/dna/noisy/...` and
         `val/fused/noisy_both/...`; what no specimen has is left out.
     """
+    model = scorer.model
     training = model.training
     model.eval()
     try:
-        scorer = Scorer(model, taxonomy, tokenizer, device)
         right: dict[tuple[str, str], np.ndarray] = {}
         total: dict[tuple[str, str], np.ndarray] = {}
         for batch in batches:
-            for query, rows, features in _quick_queries(model, batch, device, noisy):
+            for query, rows, features in _quick_queries(model, batch, scorer.device, noisy):
                 position = scorer.rank(features, batch["labels"][rows].numpy()).position[:, : len(RANKS)]
                 right[query] = right.get(query, 0) + (position == 0).sum(axis=0)
                 total[query] = total.get(query, 0) + (position >= 0).sum(axis=0)

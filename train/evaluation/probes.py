@@ -20,8 +20,8 @@ from engine.batches.pipeline import label_columns
 from engine.html import Section
 from engine.specimens.taxonomy import RANKS, Taxonomy
 from train import metrics
+from train.evaluation.model_under_test import Setting
 from train.evaluation.retrieval import Side, Specimens, named_rows, nearest
-from train.evaluation.setting import Setting
 
 SHOTS = (1, 5)
 DRAWS = 5  # of the few specimens
@@ -34,7 +34,10 @@ def linear_probe(train: torch.Tensor, labels: np.ndarray, queries: torch.Tensor,
     """Softmax regression on frozen features by AdamW, its rate falling along a cosine to zero.
 
     Args:
-        train: float32 [N, D], unit rows; labels: int64 [N], any integers; queries: float32 [n, D].
+        train: float32 [N, D], unit rows.
+        labels: int64 [N], any integers.
+        queries: float32 [n, D].
+        seed: of the first weights and the order.
 
     Returns:
         int64 [n], the answered labels.
@@ -90,7 +93,9 @@ def clustering(features: np.ndarray, labels: np.ndarray, seed: int = 0) -> dict[
     """Ward clusters, as many as there are taxa, against the taxa: AMI and V-measure, of at most CLUSTERED specimens.
 
     Args:
-        features: float32 [N, D]; labels: int64 [N], -1 = left out.
+        features: float32 [N, D].
+        labels: int64 [N], -1 = left out.
+        seed: of the choice of specimens.
     """
     rows = np.flatnonzero(labels >= 0)
     rows = np.sort(np.random.default_rng(seed).permutation(rows)[:CLUSTERED])
@@ -108,7 +113,9 @@ def clustering(features: np.ndarray, labels: np.ndarray, seed: int = 0) -> dict[
 
 
 def measure(setting: Setting) -> dict[str, float]:
-    """`test/probes/dna/{linear, nearest}/species/{top1, macro_top1}`, `.../few_shot_5/species/{top1, top1_sd, ...}`
+    """Measure the features by linear, 1-NN and few-shot probes, and by clustering.
+
+    Metrics: `test/probes/dna/{linear, nearest}/species/{top1, macro_top1}`, `.../few_shot_5/species/{top1, top1_sd}`
     and `.../clustering/species/{ami, v_measure}`, for image and dna.
 
     Raises:
@@ -163,7 +170,7 @@ def _few_shots(train: Side, queries: Side) -> dict[str, float]:
 
 
 def section(values: Mapping[str, float], split: str) -> Section:
-    """The tables of the page, made of the metrics."""
+    """Return the tables of the page, made of the metrics."""
     rows, clusters = [], []
     names = {"linear": "linear", "nearest": "1-NN"} | {f"few_shot_{n}": f"{n} specimens a species" for n in SHOTS}
     for modality in ("image", "dna"):

@@ -15,8 +15,10 @@ COVERAGES = np.round(np.arange(0.05, 1.001, 0.05), 2)
 
 
 def equal_mass_bins(probabilities: np.ndarray, bins: int = BINS) -> np.ndarray:
-    """Bin of every answer, int64 [N]: the same number of answers in each, up to one; equal probabilities are parted in
-    their order of appearance."""
+    """Return the bin of every answer, int64 [N], with the same number of answers in each, up to one.
+
+    Equal probabilities are parted in their order of appearance.
+    """
     place = np.empty(len(probabilities), dtype=np.int64)
     place[np.argsort(probabilities, kind="stable")] = np.arange(len(probabilities))
     return place * bins // max(1, len(probabilities))
@@ -32,7 +34,7 @@ def bin_means(probabilities: np.ndarray, right: np.ndarray, bins: int = BINS) ->
 
 
 def calibration_error(probabilities: np.ndarray, right: np.ndarray, bins: int = BINS, seed: int = 0) -> float:
-    """Expected calibration error over bins of equal mass, less its bias; 0 or more, nan without answers.
+    """Return the expected calibration error over bins of equal mass, less its bias; 0 or more, nan without answers.
 
     The plain error of a perfectly calibrated model is above 0, because each bin's share scatters. The excess is
     measured by drawing the shares again from normal distributions around those found (Kumar et al., 2019).
@@ -73,8 +75,10 @@ def error_interval(
 
 
 def error_if_perfect(probabilities: np.ndarray, draws: int = DRAWS, seed: int = 0) -> tuple[float, float]:
-    """Mean and 95th percentile of `calibration_error` were every probability exactly right: what this many answers
-    can show at best."""
+    """Return mean and 95th percentile of `calibration_error` were every probability exactly right.
+
+    So many answers can show no less.
+    """
     if not len(probabilities):
         return float("nan"), float("nan")
     rng = np.random.default_rng(seed)
@@ -93,11 +97,17 @@ def risk_coverage(probabilities: np.ndarray, right: np.ndarray) -> tuple[np.ndar
 def measure(
     probabilities: np.ndarray, right: np.ndarray, group: np.ndarray, threshold: float, resamples: int
 ) -> dict[str, float]:
-    """All numbers of one rank: `ece` with interval and what a perfect model would show, accuracy and coverage at the
-    threshold, `bin/<k>/...` and `risk/<coverage>`.
+    """Return all numbers of one rank.
+
+    `ece` with interval and what a perfect model would show, accuracy and coverage at the threshold, `bin/<k>/...` and
+    `risk/<coverage>`.
 
     Args:
-        probabilities: float [N]; right: bool [N]; group: int64 [N].
+        probabilities: float [N].
+        right: bool [N].
+        group: int64 [N], answers resampled together.
+        threshold: probability that an answer needs.
+        resamples: bootstrap draws.
     """
     result: dict[str, float] = {"rows": len(right)}
     if not len(right):

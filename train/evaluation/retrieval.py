@@ -24,7 +24,7 @@ from engine.specimens.captions import caption
 from engine.specimens.taxonomy import RANKS, Taxonomy
 from train import metrics
 from train.evaluation import subsets
-from train.evaluation.setting import Setting
+from train.evaluation.model_under_test import Setting
 
 TOP = (1, 3, 5)
 MODALITIES = ("image", "dna", "text")
@@ -44,7 +44,7 @@ class Side:
 
 @torch.inference_mode()
 def nearest(queries: torch.Tensor, keys: torch.Tensor, k: int) -> np.ndarray:
-    """The k keys of highest cosine, best first: int64 [N, min(k, M)]. Blocks of both, so memory does not grow."""
+    """Return the k keys of highest cosine, best first: int64 [N, min(k, M)]. Done in blocks."""
     found = []
     for rows in queries.split(BLOCK):
         score, place = torch.zeros(len(rows), 0), torch.zeros(len(rows), 0, dtype=torch.int64)
@@ -60,8 +60,10 @@ def nearest(queries: torch.Tensor, keys: torch.Tensor, k: int) -> np.ndarray:
 
 
 def retrieved(queries: Side, keys: Side, k: int = TOP[-1]) -> np.ndarray:
-    """Place of the first right key among the k retrieved ones, per rank: int32 [N, R]; MISSED, and UNSCORED where the
-    query has no label or no key has one."""
+    """Return the place of the first right key among the k retrieved ones, per rank: int32 [N, R].
+
+    It is MISSED without one, and UNSCORED where the query has no label or no key has one.
+    """
     result = np.full(queries.labels.shape, metrics.UNSCORED, dtype=np.int32)
     known = keys.labels >= 0
     done: dict[bytes, np.ndarray] = {}  # ranks at which the same keys have labels share one search
@@ -172,14 +174,14 @@ def measure(setting: Setting) -> dict[str, float]:
 
 
 def harmonics(values: Mapping[str, float]) -> dict[str, float]:
-    """The harmonic means of all shares that exist for seen and unseen."""
+    """Return the harmonic means of all shares that exist for seen and unseen."""
     pairs = [(name, name.replace("/seen/", "/unseen/")) for name in values if "/seen/" in name and "top" in name]
     pairs = [pair for pair in pairs if pair[1] in values and not pair[0].endswith(("_low", "_high"))]
     return {one.replace("/seen/", "/harmonic/"): harmonic(values[one], values[other]) for one, other in pairs}
 
 
 def section(values: Mapping[str, float], split: str) -> Section:
-    """The tables of the page, made of the metrics."""
+    """Return the tables of the page, made of the metrics."""
     blocks = [
         html.paragraph(
             "One modality retrieves another among the training specimens (and, where there are any, the keys of unseen "

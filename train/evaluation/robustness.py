@@ -22,8 +22,8 @@ from engine.specimens.taxonomy import RANKS
 from train import metrics
 from train.evaluation import subsets
 from train.evaluation.amplicons import AMPLICONS
+from train.evaluation.model_under_test import Setting
 from train.evaluation.predict import Encoded, combined
-from train.evaluation.setting import Setting
 
 MOST = 20_000  # specimens; of more, those of the lowest hashes
 BATCH = 512
@@ -51,6 +51,7 @@ class Point:
 
     @property
     def key(self) -> str:
+        """Return the point's part of a metric's name."""
         return f"{self.curve}/{self.at if isinstance(self.at, str) else f'{self.at:g}'}"
 
 
@@ -165,8 +166,10 @@ def _add_pairs(
 
 
 def measure(setting: Setting) -> dict[str, float]:
-    """Accuracies at every point and the area under each curve: `test/curves/fragment/100/dna/species/top1`,
-    `test/curves/fragment/dna/species/area`; and what the photo adds to each damaged barcode."""
+    """Return accuracies at every point, the area under each curve, and what the photo adds to each damaged barcode.
+
+    Metrics: `test/curves/fragment/100/dna/species/top1`, `test/curves/fragment/dna/species/area`.
+    """
     split = setting.split
     index = subsets.without_provisional(setting.rows(split))[0]
     encoded = setting.encoded(split)
@@ -185,8 +188,11 @@ def measure(setting: Setting) -> dict[str, float]:
 
 
 def _gains(setting: Setting, result: Positions, encoded: Encoded, group: np.ndarray) -> dict[str, float]:
-    """What the clean photo adds to a damaged barcode: fused minus dna at species on the specimens with both, paired:
-    `test/curves/preset/2/fused_minus_dna/species/{first, second, difference, low, high, rows}`."""
+    """Return what the clean photo adds to a damaged barcode: fused minus dna at species, paired.
+
+    Of the specimens with both:
+    `test/curves/preset/2/fused_minus_dna/species/{first, second, difference, low, high, rows}`.
+    """
     values: dict[str, float] = {}
     for (point, query), fused in result.found.items():
         if query != "fused" or (point, "dna") not in result.found:

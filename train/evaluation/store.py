@@ -27,12 +27,13 @@ class StoredArray:
 
     @classmethod
     def create(cls, path: Path, shape: tuple[int, ...], dtype: np.dtype) -> "StoredArray":
-        """A file of zeros."""
+        """Return a file of zeros."""
         np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
         return cls(path)
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """Return rows and columns on disk."""
         return tuple(np.load(self.path, mmap_mode="r").shape)
 
     def __len__(self) -> int:
@@ -80,7 +81,7 @@ class FeatureStore:
             self.arrays[name][first : first + len(rows)] = rows
 
     def commit(self, rows: int) -> None:
-        """The first `rows` rows are complete; noted on disk every COMMIT_ROWS rows and at the end."""
+        """Note that the first `rows` rows are complete; on disk every COMMIT_ROWS rows and at the end."""
         noted = self.done
         if self.folder is not None and (rows - noted >= COMMIT_ROWS or rows == self.count):
             part = self.folder / f"{PROGRESS}.part"

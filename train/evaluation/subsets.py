@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 def read_barcodes(index: pa.Table) -> list[str]:
-    """The cleaned barcode of every row of the index; "" where there is none or where it cannot be read (logged)."""
+    """Return the cleaned barcode of every row of the index; "" where none can be read (logged)."""
     reader = ShardReader("/")
     columns = (index[name].to_pylist() for name in ("key", "folder", "shard", "dna_offset", "dna_size"))
     result = []
@@ -49,7 +49,7 @@ def barcode_groups(sequences: Sequence[str]) -> np.ndarray:
 
 
 def without_provisional(index: pa.Table) -> tuple[pa.Table, dict[str, int]]:
-    """The index without species labels like "Aedes cf. vexans" or "Eubazus Malaise7758", with their counts.
+    """Return the index without species labels like "Aedes cf. vexans" or "Eubazus Malaise7758", with their counts.
 
     They are labels of a type of their own: an answer that is a binomial is neither right nor wrong about them.
     """

@@ -22,7 +22,7 @@ import numpy as np
 
 from engine.specimens.taxonomy import RANKS
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 FILE = "calibration.json"
 LIBRARY_INPUTS = ("edits", "edits_to_other", "length")
 """Evidence of a reference library, log(1 + edits) to the nearest reference of the answered taxon and of any other taxon
@@ -60,7 +60,7 @@ def logit(shares: np.ndarray, floor: float = 1e-6) -> np.ndarray:
 
 
 def columns_of(evidence: Evidence, inputs: tuple[str, ...], rank: int | None) -> np.ndarray:
-    """Inputs of a rule as float64 [N, M]. Raises ValueError naming the evidence that is missing."""
+    """Return inputs of a rule as float64 [N, M]. Raises ValueError naming the evidence that is missing."""
     missing = [name for name in inputs if name not in evidence]
     if missing:
         raise ValueError(f"calibration: evidence {', '.join(missing)} is missing, got {', '.join(evidence)}")
@@ -83,19 +83,32 @@ class Calibrator:
     ranks: tuple[Rule, ...]  # is the answer at this rank right?
     known: Rule  # is the species one that the model knows? read at the species rank
     novel_from: float  # score 1 - known from which a query is flagged
+    unknown: tuple[Rule, ...]  # where the taxon above is right and the answer is not: is the true one unknown?
     combination: Combination | None = None  # of queries WITH_LIBRARY
 
     def probabilities(self, evidence: Evidence) -> np.ndarray:
-        """That the answer is right at each rank, float64 [N, R]; never rising from a rank to a finer one."""
+        """Return whether the answer is right at each rank, float64 [N, R]; never rising from a rank to a finer one."""
         found = [rule(columns_of(evidence, rule.inputs, rank)) for rank, rule in enumerate(self.ranks)]
         return np.maximum.accumulate(np.column_stack(found)[:, ::-1], axis=1)[:, ::-1]
+
+    def unknown_taxa(self, evidence: Evidence, probabilities: np.ndarray | None = None) -> np.ndarray:
+        """Return the probability of an unknown taxon of each rank inside the answered one above, float64 [N, R].
+
+        With the answered species and the known taxa that were not answered these add up to 1: of what a rank loses
+        against the rank above, its rule gives the share that no known taxon has. At the highest rank it is what lies
+        outside the scope.
+        """
+        own = self.probabilities(evidence) if probabilities is None else probabilities
+        above = np.column_stack([np.ones(len(own)), own[:, :-1]])
+        shares = [rule(columns_of(evidence, rule.inputs, rank)) for rank, rule in enumerate(self.unknown)]
+        return (above - own) * np.column_stack(shares)
 
     def novelty(self, evidence: Evidence) -> np.ndarray:
         """Probability, in the mixture fitted on, that the species is not known to the model: float64 [N]."""
         return 1 - self.known(columns_of(evidence, self.known.inputs, len(RANKS) - 1))
 
     def is_novel(self, evidence: Evidence) -> np.ndarray:
-        """The flag, bool [N]."""
+        """Return the flag, bool [N]."""
         return self.novelty(evidence) >= self.novel_from
 
 
@@ -150,12 +163,16 @@ class Calibration:
             raise ValueError(f"calibration: got {path} ({error}), allowed: a file written by train.evaluate") from None
         if value.get("format_version") != FORMAT_VERSION or value.get("ranks") != list(RANKS):
             got = f"format version {value.get('format_version')!r}, ranks {value.get('ranks')}"
-            raise ValueError(f"calibration {path}: got {got}, allowed {FORMAT_VERSION} and {list(RANKS)}")
+            raise ValueError(
+                f"calibration {path}: got {got}, allowed {FORMAT_VERSION} and {list(RANKS)}; fit it anew with "
+                "python -m train.evaluate --calibration, that of a library with python -m serve.library calibrate"
+            )
         queries = {
             name: Calibrator(
                 ranks=tuple(map(_rule, one["ranks"])),
                 known=_rule(one["known"]),
                 novel_from=one["novel_from"],
+                unknown=tuple(map(_rule, one["unknown"])),
                 combination=_combination(one),
             )
             for name, one in value["queries"].items()
@@ -175,9 +192,10 @@ def _rule(value: Mapping[str, Any]) -> Rule:
 
 
 def back_off(probabilities: np.ndarray, threshold: float) -> np.ndarray:
-    """The deepest rank whose probability reaches the threshold, int64 [N]; -1 = none.
+    """Return the deepest rank whose probability reaches the threshold, int64 [N]; -1 = none.
 
     Args:
+        threshold: probability that an answer needs.
         probabilities: float [N, R], not rising with the rank.
     """
     return (probabilities >= threshold).sum(axis=1) - 1

@@ -39,14 +39,20 @@ class Nearest:
         numbers = np.arange(len(self.length) + 1)
         return [np.searchsorted(one.query, numbers) for one in self.ranks]
 
-    def leaf_distances(self, scorer: Scorer, rows: slice, step: float) -> Tensor:
-        """Edits of a whole barcode beyond the nearest reference of all, float32 [b, L]; 0 where nothing related was
-        found."""
-        count = len(scorer.candidates)
-        found = np.full((rows.stop - rows.start, count), np.inf, dtype=np.float32)
+    def found(self, scorer: Scorer, rows: slice) -> np.ndarray:
+        """Return the edits to the nearest reference of every candidate, float32 [b, C]; inf where none was found."""
+        found = np.full((rows.stop - rows.start, len(scorer.candidates)), np.inf, dtype=np.float32)
         for rank, (one, begin) in enumerate(zip(self.ranks, self._begin, strict=True)):
             span = slice(begin[rows.start], begin[rows.stop])
             found[one.query[span] - rows.start, int(scorer.first[rank]) + one.taxon[span]] = one.difference[span]
+        return found
+
+    def leaf_distances(self, scorer: Scorer, rows: slice, step: float) -> Tensor:
+        """Return the edits of a whole barcode beyond the nearest reference of all, float32 [b, L].
+
+        0 where nothing related was found.
+        """
+        found = self.found(scorer, rows)
         whole = torch.from_numpy(WHOLE / np.maximum(self.length[rows], 1).astype(np.float32)).to(scorer.device)[:, None]
         distance = (torch.from_numpy(found).to(scorer.device) * whole).clamp_(max=_FAR * WHOLE)
         least = distance.amin(1, keepdim=True)
@@ -87,14 +93,16 @@ class Combiner:
         self._species = np.array([place.get(name, -1) for name in taxonomy.names[_SPECIES]], dtype=np.int64)
 
     def find(self, barcodes: Sequence[str], *, without: np.ndarray | None = None, threads: int = 1) -> Nearest:
-        """Search clean barcodes; `without` int64 [N]: a species of the model for each, as if the library had no
-        reference of it, -1 = none."""
+        """Search clean barcodes.
+
+        `without` int64 [N] names a species of the model for each, as if the library had no reference of it, -1 = none.
+        """
         groups = None
         if without is not None:
             groups = np.where(without >= 0, self._species[np.maximum(without, 0)], -1).tolist()
         return self.of(self.library.search(barcodes, threads=threads, without=groups), without)
 
     def of(self, hits: Hits, without: np.ndarray | None = None) -> Nearest:
-        """What a search of this library found."""
+        """Return what a search of this library found."""
         ranks = (rank_scores(self.library, hits, rank, self.labels, without) for rank in range(len(RANKS)))
         return Nearest(tuple(ranks), hits.length)

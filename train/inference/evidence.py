@@ -33,6 +33,7 @@ class Answers:
 
     @classmethod
     def concatenate(cls, parts: list["Answers"]) -> "Answers":
+        """Join parts, in order."""
         names = parts[0].evidence
         whole = {name: np.concatenate([part.evidence[name] for part in parts]) for name in names}
         return cls(np.concatenate([part.path for part in parts]), whole)
@@ -58,6 +59,7 @@ def scored(
     """Score queries against the taxonomy in chunks, in order; a chunk without rows where there is no query.
 
     Args:
+        scorer: of the taxa that may be answered.
         features: unit rows float32 [N, D].
         without: int64 [N], a species that is taken from the candidates of each query, as if the model did not know
             it; -1 = none.
@@ -77,7 +79,7 @@ def scored(
             nearest, how = library
             moved = logits - how.per_edit * nearest.leaf_distances(scorer, rows, how.step)
             probabilities = scorer.sum_descendants(moved.softmax(1))
-        path, share, rival = _descend(scorer, probabilities)
+        path, share, rival = descend(scorer, probabilities)
         whole = {
             "probability": torch.logit(share.clamp(CERTAIN, 1 - CERTAIN)),
             "margin": torch.log(share.clamp(min=FLOOR) / rival.clamp(min=FLOOR)),
@@ -113,8 +115,8 @@ def _withhold(scorer: Scorer, cosine: Tensor, species: Tensor) -> None:
         cosine[rows, leaf[rows]] = -torch.inf
 
 
-def _descend(scorer: Scorer, probabilities: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """The path int64 [N, R], its probability and that of the best other taxon of each rank, float64 [N, R] each."""
+def descend(scorer: Scorer, probabilities: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the path int64 [N, R], its probability and that of the best other taxon, float64 [N, R] each."""
     count = len(probabilities[0])
     path = torch.full((count, len(RANKS)), -1, device=scorer.device)
     share = torch.zeros(count, len(RANKS), dtype=torch.float64, device=scorer.device)
@@ -151,11 +153,14 @@ def of_path(probabilities: Sequence[Tensor], path: np.ndarray) -> np.ndarray:
 
 @torch.inference_mode()
 def agreement(scorer: Scorer, image: np.ndarray, dna: np.ndarray) -> dict[str, np.ndarray]:
-    """How much the answers of photo and barcode overlap at each rank: AGREEMENTS -> float64 [N], the log of the sum
-    over taxa of the product of both probabilities.
+    """Return how much the answers of photo and barcode overlap at each rank: AGREEMENTS -> float64 [N].
+
+    It is the log of the sum over taxa of the product of both probabilities.
 
     Args:
-        image, dna: unit rows float32 [N, D] of the same specimens.
+        scorer: of the taxa that may be answered.
+        image: unit rows float32 [N, D] of the photos.
+        dna: those of the same specimens' barcodes.
     """
     found: list[list[np.ndarray]] = [[] for _ in RANKS]
     pairs = zip(scorer.rollup(image), scorer.rollup(dna), strict=True)

@@ -42,6 +42,7 @@ class Ranking:
 
     @classmethod
     def empty(cls, count: int) -> "Ranking":
+        """Return a ranking of specimens of which nothing is known yet."""
         return cls(
             position=np.full((count, len(COLUMNS)), UNSCORED, dtype=np.int32),
             taxon=np.full((count, len(RANKS)), -1, dtype=np.int32),
@@ -72,7 +73,7 @@ def positions(scores: Tensor, truth: Tensor) -> Tensor:
 
 
 def deepest(lineages: Tensor) -> tuple[Tensor, Tensor]:
-    """The deepest known rank of each lineage int64 [N, R] and its taxon there, both int64 [N]; -1 when all unknown."""
+    """Return the deepest known rank of lineages int64 [N, R] and the taxon there, int64 [N] each; -1 = unknown."""
     ranks = torch.arange(lineages.shape[1], device=lineages.device)
     rank = torch.where(lineages >= 0, ranks, -1).amax(1)
     taxon = lineages.gather(1, rank.clamp(min=0)[:, None])[:, 0]
@@ -190,7 +191,9 @@ class Scorer:
         `global_compatible`: any candidate that agrees with it at every labelled rank.
 
         Args:
-            features: unit rows [N, D]; labels: int64 [N, R], -1 = unknown.
+            features: unit rows [N, D].
+            labels: int64 [N, R], -1 = unknown.
+            scoring: one of SCORINGS.
 
         Raises:
             ValueError: for an unknown scoring.

@@ -14,8 +14,8 @@ from engine.html import Section
 from engine.specimens.taxonomy import RANKS
 from train import metrics
 from train.evaluation import calibrate, reliability, subsets
-from train.evaluation.cases import SPECIES, Cases, Part, genus_parts
-from train.evaluation.setting import Setting
+from train.evaluation.known_questions import SPECIES, Cases, Part, genus_parts
+from train.evaluation.model_under_test import Setting
 from train.inference.calibration import FILE, Calibration, Calibrator, FittedLibrary, back_off, sigmoid
 from train.inference.combination import Combiner
 from train.pages import plots
@@ -30,7 +30,9 @@ RANK_COLOURS = dict(zip(RANKS, html.COLOURS, strict=False))
 
 
 def measure(setting: Setting) -> dict[str, float]:
-    """Fit on val, keep the calibration beside the model, and measure it: `test/calibration/dna/species/{ece, ...}`,
+    """Fit on val, keep the calibration beside the model, and measure it.
+
+    Metrics: `test/calibration/dna/species/{ece, ...}`,
     `test/calibration/dna/novelty/...`, `test/calibration/disagreement/<kind>/...`.
 
     Raises:
@@ -57,8 +59,10 @@ def measure(setting: Setting) -> dict[str, float]:
 
 
 def library_of(setting: Setting) -> Combiner | None:
-    """The library of the setting without the specimens that it is asked about, or else one of the training split, None
-    where that has no barcode."""
+    """Return the library of the setting without the specimens asked about, else one of the training split.
+
+    None where that has no barcode.
+    """
     if setting.library is not None:
         return Combiner(_without_asked(Library.load(setting.library), setting), setting.taxonomy)
     rows = setting.train
@@ -69,7 +73,7 @@ def library_of(setting: Setting) -> Combiner | None:
 
 
 def _fitted_library(setting: Setting, combiner: Combiner | None) -> FittedLibrary | None:
-    """What the calibration says of the library that it was fitted with."""
+    """Return what the calibration says of the library that it was fitted with."""
     if combiner is None:
         return None
     records = len(combiner.library.records)
@@ -79,7 +83,7 @@ def _fitted_library(setting: Setting, combiner: Combiner | None) -> FittedLibrar
 
 
 def _without_asked(library: Library, setting: Setting) -> Library:
-    """A specimen that finds itself would make the calibration believe in the library too much."""
+    """Leave out the specimens that are asked about: finding themselves they would overrate the library."""
     asked = setting.index.filter(pc.not_equal(setting.index["split"], "train"))["key"]
     kept = pc.invert(pc.is_in(library.records["key"], asked.combine_chunks()))
     if pc.all(kept).as_py():
@@ -142,7 +146,7 @@ def measure_disagreement(fitted: Calibration, part: Part) -> dict[str, float]:
 
 
 def section(values: Mapping[str, float], split: str) -> Section:
-    """The part of the page, made of the metrics."""
+    """Return the part of the page, made of the metrics."""
     start = f"{split}/calibration"
     real = values.get(f"{start}/unseen_are_real", 0.0)
     how = (

@@ -6,7 +6,6 @@ load_index -> encode_split -> rank_queries (roll-up and prompt) -> measure -> ta
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,17 +13,24 @@ import pyarrow.compute as pc
 
 from engine.batches.pipeline import load_index
 from engine.relations.containment import novel_mask
-from engine.specimens.taxonomy import Taxonomy
-from train.config import Config
-from train.evaluation import compare, findings, measure, peers, probes, retrieval, subsets
+from train.evaluation import compare, error_analysis, peers, probes, retrieval, subsets, top1_accuracy
 from train.evaluation.compare import compare_fused
+from train.evaluation.model_under_test import Setting
 from train.evaluation.predict import Encoded, accuracy_of
-from train.evaluation.setting import Setting
 from train.inference.scoring import Scorer
 from train.pages import calibration_report, page, plots, report, robustness_page, tables
 from train.pages.result import Evaluation
 
-__all__ = ["Evaluation", "Scorer", "accuracy_of", "compare_fused", "evaluate", "run_evaluation"]
+__all__ = [
+    "Evaluation",
+    "Scorer",
+    "Setting",
+    "accuracy_of",
+    "compare_fused",
+    "evaluate",
+    "load_index",
+    "run_evaluation",
+]
 
 FEATURES = "features"  # folder of an evaluation that is under way
 EXTRAS = {"retrieval": retrieval, "probes": probes, "calibration": calibration_report, "curves": robustness_page}
@@ -47,15 +53,17 @@ def evaluate(setting: Setting, *, baselines: bool = True) -> Evaluation:
     scored, provisional = subsets.without_provisional(rows)
     unknown = subsets.unknown_names(scored, taxonomy)
     encoded = setting.encoded(split)
-    rankings = measure.rank_queries(setting.model, setting.scorer, encoded)
+    rankings = top1_accuracy.rank_queries(setting.model, setting.scorer, encoded)
     sequences, references = subsets.read_barcodes(rows), subsets.read_barcodes(setting.train)
-    parts = measure.Subsets(
+    parts = top1_accuracy.Subsets(
         group=subsets.barcode_groups(sequences),
         novel=novel_mask(sequences, references) if any(references) else None,
         both=encoded.has_both,
     )
-    values = measure.measure(split, rankings, encoded, parts, resamples)
-    values |= findings.measure(split, scored, setting.train, rankings, encoded, taxonomy, parts, resamples)
+    values = top1_accuracy.measure(split, rankings, encoded, parts, resamples)
+    values |= error_analysis.consistencies(split, rankings, encoded, taxonomy)
+    counts = error_analysis.training_counts(scored, setting.train)
+    values |= error_analysis.tails(split, rankings, encoded, counts, parts.group, resamples)
     for modality, present in (("image", encoded.has_image), ("dna", encoded.has_dna)):
         stored = np.asarray(rows[f"{modality}_size"]) > 0
         values[f"{split}/{modality}/unreadable"] = int((stored & ~present).sum())
@@ -68,7 +76,11 @@ def evaluate(setting: Setting, *, baselines: bool = True) -> Evaluation:
 
 
 def _measure_peers(
-    setting: Setting, rows: pa.Table, encoded: Encoded, barcodes: tuple[list[str], list[str]], parts: measure.Subsets
+    setting: Setting,
+    rows: pa.Table,
+    encoded: Encoded,
+    barcodes: tuple[list[str], list[str]],
+    parts: top1_accuracy.Subsets,
 ) -> dict[str, float]:
     data, taxonomy = setting.config.data, setting.taxonomy
     found = peers.image_peers(rows, setting.train, data, taxonomy)
@@ -76,7 +88,7 @@ def _measure_peers(
     found |= peers.dna_peers(setting.model, encoded, barcodes[0], (setting.train, barcodes[1]), how)
     values: dict[str, float] = {}
     for name, answers in found.items():
-        values |= measure.measure_peer(setting.split, name, answers, encoded, parts)
+        values |= top1_accuracy.measure_peer(setting.split, name, answers, encoded, parts)
     return values
 
 
@@ -89,40 +101,29 @@ def _choosing_metrics(setting: Setting) -> dict[str, float]:
         return {}
     encoded = setting.encode(rows, "val_both")
     asked = (("image", "noisy"), ("dna", "noisy"))
-    rankings = measure.rank_queries(setting.model, setting.scorer, encoded, asked, ("rollup",))
-    parts = measure.Subsets(group=np.arange(len(rows)), novel=None, both=encoded.has_both)
-    return measure.measure("val", rankings, encoded, parts, resamples=0)
+    rankings = top1_accuracy.rank_queries(setting.model, setting.scorer, encoded, asked, ("rollup",))
+    parts = top1_accuracy.Subsets(group=np.arange(len(rows)), novel=None, both=encoded.has_both)
+    return top1_accuracy.measure("val", rankings, encoded, parts, resamples=0)
 
 
-def run_evaluation(
-    model: Any,
-    config: Config,
-    taxonomy: Taxonomy,
-    shards: Sequence[str | Path],
-    split: str,
-    out: Path,
-    *,
-    baselines: bool = True,
-    extras: Sequence[str] = (),
-    checkpoint: Path | None = None,
-    library: Path | None = None,
-) -> Evaluation:
-    """Measure a model on a split and write report.html, metrics.json, tables.md, predictions.parquet and accuracy.png
-    to `out`.
+def run_evaluation(setting: Setting, out: Path, *, baselines: bool = True, extras: Sequence[str] = ()) -> Evaluation:
+    """Measure a model on a split; write report.html, metrics.json, tables.md, predictions.parquet and accuracy.png.
 
-    Encoded features wait in `out/features` until all is written: an evaluation that was interrupted goes on when it is
-    started again. Where this split and val hold specimens with image and barcode, fusion is compared with the single
-    modality that is better on val.
+    Where this split and val hold specimens with image and barcode, fusion is compared with the single modality that is
+    better on val.
 
     Args:
+        setting: the model and the split; encoded features wait in `out/features` until all is written, so that an
+            evaluation that was interrupted goes on.
+        out: folder of the results.
+        baselines: also measure the nearest-neighbour baselines.
         extras: names of EXTRAS to measure, too.
-        checkpoint: the model's folder, where the calibration is kept when that is among the extras.
-        library: folder of the reference library that the calibration is fitted with; None = one of the train split.
 
     Raises:
         ValueError: what `evaluate` and the extras raise.
     """
-    setting = Setting(model, config, taxonomy, load_index(shards), split, Path(out) / FEATURES, checkpoint, library)
+    setting = dataclasses.replace(setting, cache=Path(out) / FEATURES)
+    config, split = setting.config, setting.split
     found = evaluate(setting, baselines=baselines)
     fused = split != "val" and f"{split}/fused/noisy_both/rows" in found.metrics
     if fused and (chosen := _choosing_metrics(setting)):

@@ -8,7 +8,7 @@ from engine import html, markdown
 from engine.html import Section
 from engine.specimens.taxonomy import RANKS
 from train import metrics
-from train.evaluation import findings
+from train.evaluation import error_analysis
 from train.pages import plots, tables
 from train.pages.result import NOT_COMPARED, Evaluation
 
@@ -16,9 +16,10 @@ Values = Mapping[str, float]
 
 
 def report(found: Evaluation, name: str, scoring: str, extra: Sequence[Section] = ()) -> str:
-    """The whole page.
+    """Return the whole page.
 
     Args:
+        found: the evaluation that is shown.
         name: what the model is called.
         scoring: of the tables that stand open; the others are folded.
         extra: sections of parts that were asked for (curves, retrieval, calibration).
@@ -40,7 +41,7 @@ def report(found: Evaluation, name: str, scoring: str, extra: Sequence[Section] 
 
 
 def table(shown: tables.Table) -> str:
-    """A table of `train.pages.tables` as HTML, its title above it."""
+    """Return a table of `train.pages.tables` as HTML, its title above it."""
     return html.paragraph(shown.title) + html.table(shown.header, shown.rows)
 
 
@@ -71,7 +72,7 @@ def _summary(found: Evaluation) -> list[str]:
 
 
 def _sentences(found: Evaluation) -> list[str]:
-    """The few facts that a reader should not miss."""
+    """Return the few facts that a reader should not miss."""
     values, split = found.metrics, found.split
     told = []
     key = "species/top1"
@@ -158,12 +159,12 @@ def _confusion(found: Evaluation, rank: str = "family") -> list[str]:
             column = f"{query}_{condition}_{rank}"
             truth = found.predictions[f"true_{rank}"].to_pylist()
             answer = found.predictions[column].to_pylist()
-            names, counts = findings.confusion(truth, answer)
+            names, counts = error_analysis.confusion(truth, answer)
             if not names:
                 continue
             title = f"{plots.TITLES[query]}, {'clean' if condition == 'clean' else 'damaged'}"
             caption = f"Families answered for each true family ({title}), % of its specimens; 0.5 and more in figures"
-            wrong = findings.most_confused(truth, answer)
+            wrong = error_analysis.most_confused(truth, answer)
             rows = [(one, other, count, f"{share:.1%}") for one, other, count, share in wrong]
             body = [html.figure(plots.heat_map(names, counts), caption)]
             body += [html.table(["true family", "answered", "specimens", "of the family"], rows)] if rows else []
@@ -173,7 +174,7 @@ def _confusion(found: Evaluation, rank: str = "family") -> list[str]:
 
 
 def _tail(values: Values, split: str) -> list[str]:
-    bins = findings.tail_labels()
+    bins = error_analysis.tail_labels()
     rows = []
     for query in plots.measured(values, split):
         for condition in ("clean", plots.NOISY[query]):

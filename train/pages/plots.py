@@ -28,7 +28,7 @@ GRID = "#dddddd"
 
 
 def measured(values: Mapping[str, float], split: str) -> list[str]:
-    """The queries that some specimen could be asked with, in the order of COLOURS."""
+    """Return the queries that some specimen could be asked with, in the order of COLOURS."""
     return [query for query in COLOURS if values.get(f"{metrics.prefix(split, query, 'clean')}/rows")]
 
 

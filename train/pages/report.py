@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 from engine.batches.pipeline import label_columns
 from engine.specimens.taxonomy import RANKS, Taxonomy
 from train import metrics
-from train.evaluation.measure import Rankings, Subsets
 from train.evaluation.predict import Encoded
+from train.evaluation.top1_accuracy import Rankings, Subsets
 
 METRICS, TABLES, PREDICTIONS, PICTURE, PAGE = (
     "metrics.json",
@@ -29,7 +29,9 @@ ROW_GROUP = 65_536  # specimens of predictions.parquet that are read together
 def predictions(
     index: pa.Table, encoded: Encoded, rankings: Rankings, taxonomy: Taxonomy, subsets: Subsets
 ) -> pa.Table:
-    """One row per specimen, in the order of the index. Columns, each described in the file's own metadata:
+    """Return one row per specimen, in the order of the index.
+
+    Columns, each described in the file's own metadata:
 
     key; true_<rank>: the name in the shards; has_image, has_dna: could be read; group: specimens of one cleaned
     barcode; novel: barcode neither contains nor is contained in a training barcode; and, by roll-up, for every query

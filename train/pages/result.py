@@ -22,7 +22,7 @@ class Evaluation:
     files: tuple[str, ...] = ()  # written by `run_evaluation`
 
     def headline(self, scoring: str) -> str:
-        """What a terminal shows: both tables, the baselines, fusion against the better single modality."""
+        """Return what a terminal shows: both tables, the baselines, fusion against the better single modality."""
         values, split = self.metrics, self.split
         peers = tables.peer_table(values, split)
         parts = [

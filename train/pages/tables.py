@@ -51,7 +51,7 @@ class Table:
     rows: Sequence[Sequence[str]]
 
     def text(self) -> str:
-        """The title and the table in Markdown."""
+        """Return the title and the table in Markdown."""
         rows = [[" ".join(cell.splitlines()) for cell in row] for row in self.rows]
         return f"{self.title}\n\n{markdown(self.header, rows)}"
 
@@ -72,6 +72,7 @@ class View:
     intervals: bool = False  # 95% intervals of top-1 in the cells' second lines
 
     def told(self) -> str:
+        """Return what the table counts, in words."""
         parts = [self.scoring, "macro over taxa" if self.average else "micro"]
         return ", ".join(parts) + (", novel barcodes only" if self.scope == "novel" else "")
 
@@ -100,7 +101,9 @@ def paper_tables(values: Metrics, split: str, view: View) -> list[Table]:
     """METHOD's Table 1 (single modalities) and Table 2 (fusion; all its rows on the specimens that have both).
 
     Args:
-        values: of `measure.measure`.
+        values: of `top1_accuracy.measure`.
+        split: first part of the metrics' names.
+        view: what is counted.
     """
     header = ["query", "condition", *(LABELS.get(column, column) for column in metrics.COLUMNS), "n"]
     found = []
@@ -121,8 +124,10 @@ def paper_text(values: Metrics, split: str, view: View) -> str:
 
 
 def peer_table(values: Metrics, split: str) -> Table | None:
-    """The model's clean and noisy top-1 beside the baselines', micro per rank, species also macro and on novel rows;
-    None where no baseline was measured."""
+    """Return clean and noisy top-1 beside the baselines', micro per rank, species also macro and on novel rows.
+
+    None where no baseline was measured.
+    """
     header = ["query", "method", "condition", *RANKS, "species macro", "species novel", "n"]
     rows = []
     for query in ("image", "dna"):
@@ -176,7 +181,7 @@ def views() -> list[tuple[str, View]]:
 
 
 def full_text(values: Metrics, split: str) -> str:
-    """The body of tables.md: both tables for each scoring, average and subset, with the intervals there are."""
+    """Return the body of tables.md: both tables for each scoring, average and subset, with the intervals there are."""
     parts = []
     for heading, view in views():
         if view.scope == "novel" and not values.get(f"{metrics.prefix(split, 'dna', 'clean', scope='novel')}/rows"):

@@ -138,7 +138,8 @@ class Library:
     @cached_property
     def rows_of(self) -> tuple[np.ndarray, np.ndarray]:
         """Records by haplotype, the most finely labelled first: rows int64 [M, those without a barcode in front], and
-        where each haplotype's begin, int64 [H + 1]."""
+        where each haplotype's begin, int64 [H + 1].
+        """
         haplotype = self.records["haplotype"].to_numpy()
         depth = np.where(self.labels >= 0, np.arange(len(RANKS)), -1).max(axis=1, initial=-1)
         rows = np.lexsort((-depth, haplotype))

@@ -174,7 +174,8 @@ def _one_strand(query: str, without: int, targets: Targets, options: SearchOptio
 
 def _chosen(found: Candidates, group: np.ndarray, options: SearchOptions) -> tuple[np.ndarray, np.ndarray]:
     """Places of the candidates to align: the first ones, and apart from them the first of each of a few species that
-    are not the first candidate's."""
+    are not the first candidate's.
+    """
     kinds = group[found.reference]
     names, first = np.unique(kinds, return_index=True)
     far = np.sort(first[(names >= 0) & (names != kinds[0])])[: options.others]

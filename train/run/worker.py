@@ -262,11 +262,8 @@ def validate(session: Session, index: pa.Table, split: str = "val") -> dict[str,
             rows.slice(first, last - first), session.taxonomy, session.config.data, session.config.eval.batch_size
         )
         own = evaluation.accuracy_of(
-            session.model,
-            session.taxonomy,
+            evaluation.Scorer(session.model, session.taxonomy, session.tokenizer, session.device),
             batches,
-            session.tokenizer,
-            session.device,
             split,
             session.config.eval.validate_noisy,
         )

@@ -20,9 +20,9 @@ from serve.answers.predictor import Options, Predictor
 from serve.answers.query import MAX_IMAGES, MAX_LETTERS
 from serve.http.schemas import AnswerBody
 from tests.serve.conftest import Served, Stored
-from train.evaluation.cases import Part
-from train.evaluation.measure import Subsets, rank_queries
-from train.evaluation.setting import Setting
+from train.evaluation.known_questions import Part
+from train.evaluation.model_under_test import Setting
+from train.evaluation.top1_accuracy import Subsets, rank_queries
 from train.inference import evidence
 from train.inference.calibration import FILE, WITH_LIBRARY, Calibration, FittedLibrary
 from train.inference.combination import Combiner

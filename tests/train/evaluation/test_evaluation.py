@@ -17,7 +17,8 @@ from tests.train.planted import (
     columns,
     specimen_index,
 )
-from train.evaluation import compare, measure, predict, subsets
+from train.evaluation import compare, predict, subsets, top1_accuracy
+from train.inference.scoring import Scorer
 from train.pages import report, result, tables
 
 
@@ -63,7 +64,7 @@ def test_metrics_by_hand(values: dict[str, float]) -> None:
 
 def test_quick_validation_agrees(taxonomy: Taxonomy, values: dict[str, float]) -> None:
     model = PlantedModel(taxonomy).train()
-    quick = predict.accuracy_of(model, taxonomy, batches(taxonomy), model.tokenizer)
+    quick = predict.accuracy_of(Scorer(model, taxonomy, model.tokenizer), batches(taxonomy))
     assert model.training
     for query in ("image", "dna", "fused"):
         for rank in RANKS:
@@ -72,7 +73,7 @@ def test_quick_validation_agrees(taxonomy: Taxonomy, values: dict[str, float]) -
 
 
 def test_predictions_name_and_place_everything(
-    taxonomy: Taxonomy, encoded: predict.Encoded, rankings: measure.Rankings, parts: measure.Subsets
+    taxonomy: Taxonomy, encoded: predict.Encoded, rankings: top1_accuracy.Rankings, parts: top1_accuracy.Subsets
 ) -> None:
     table = report.predictions(specimen_index(), encoded, rankings, taxonomy, parts)
     assert table.num_rows == 8
@@ -86,7 +87,7 @@ def test_predictions_name_and_place_everything(
 
 
 def test_fusion_is_compared_with_the_modality_that_val_prefers(
-    taxonomy: Taxonomy, encoded: predict.Encoded, rankings: measure.Rankings, parts: measure.Subsets
+    taxonomy: Taxonomy, encoded: predict.Encoded, rankings: top1_accuracy.Rankings, parts: top1_accuracy.Subsets
 ) -> None:
     table = report.predictions(specimen_index(), encoded, rankings, taxonomy, parts)
     val = {f"val/both/{name}/noisy/{rank}/top1": v for name, v in (("image", 0.9), ("dna", 0.2)) for rank in RANKS}

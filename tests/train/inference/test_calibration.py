@@ -61,6 +61,7 @@ def simulated_cases(count: int, seed: int) -> Cases:
         np.ones((count, 4), dtype=bool),
         withheld,
         ones,
+        np.column_stack([np.zeros((count, 3), dtype=bool), withheld]),
         np.arange(count),
         np.full(count, 1 / count),
     )
@@ -129,11 +130,31 @@ def test_back_off_ends_at_the_deepest_rank_past_the_threshold() -> None:
 def test_parent_is_never_below_its_child_whatever_the_rules_say() -> None:
     rule = Rule(("probability",), (0.0,), (1.0,), (1.0,), 0.0)
     always = dataclasses.replace(rule, weight=(0.0,), offset=3.0)
-    one = calibration.Calibrator((rule, rule, always, rule), rule, 0.5)
+    one = calibration.Calibrator((rule, rule, always, rule), rule, 0.5, (always,) * 4)
     found = one.probabilities({"probability": np.full((1, 4), -2.0)})
     np.testing.assert_allclose(found[0], calibration.sigmoid(np.array([3.0, 3.0, 3.0, -2.0])))
     with pytest.raises(ValueError, match="evidence probability is missing, got cosine"):
         one.probabilities({"cosine": np.zeros(1)})
+
+
+def test_unknown_taxa_are_shares_of_what_a_rank_loses() -> None:
+    calibrator = calibrate.fit_query(simulated_cases(4000, 0), ("probability", "hint"))
+    fresh = simulated_cases(4000, 1)
+    told = calibrator.probabilities(fresh.answers.evidence)
+    unknown = calibrator.unknown_taxa(fresh.answers.evidence)
+    lost = np.column_stack([np.ones(len(told)), told[:, :-1]]) - told
+    assert (unknown >= 0).all() and (unknown <= lost + 1e-12).all()
+    assert (told[:, 3] + unknown.sum(axis=1) <= 1 + 1e-9).all()
+    new_species = fresh.right[:, 2] & fresh.withheld
+    assert abs(unknown[:, 3].mean() - new_species.mean()) < 0.02
+    assert reliability.calibration_error(unknown[:, 3], new_species) < 0.02
+    np.testing.assert_allclose(unknown[:, :3], 0, atol=0.01)  # no other rank has an unknown taxon
+
+
+def test_file_of_the_format_before_is_refused_with_the_command_to_fit_anew(tmp_path: Path) -> None:
+    (tmp_path / "c.json").write_text('{"format_version": 1}')
+    with pytest.raises(ValueError, match=r"got format version 1.*python -m train\.evaluate --calibration"):
+        Calibration.load(tmp_path / "c.json")
 
 
 def test_file_gives_back_the_same_probabilities(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ class Subsets:
     both: np.ndarray  # bool [N], has image and barcode
 
     def scopes(self, query: str) -> dict[str, np.ndarray | None]:
-        """The subsets that are reported for a query: everybody, `both` for the single modalities, `novel` for DNA."""
+        """Return the subsets reported for a query: everybody, `both` for single modalities, `novel` for DNA."""
         result: dict[str, np.ndarray | None] = {"all": None}
         if query in ("image", "dna") and self.both.any():
             result["both"] = self.both
@@ -120,6 +120,9 @@ def measure_peer(
     """Top-1 accuracies of a baseline that answers with labels: keys `test/dna/peer_6mer/clean/species/top1`.
 
     Args:
+        encoded: the specimens under test.
+        split: first part of the metrics' names.
+        subsets: the specimens that are reported apart.
         name: `<query>/<peer>`, e.g. `dna/peer_6mer`.
         answers: condition -> int64 [N, R], the answered taxon, -1 = none.
     """

@@ -11,8 +11,8 @@ import pyarrow as pa
 
 from engine.specimens.taxonomy import RANKS, Taxonomy
 from train import metrics
-from train.evaluation.measure import Rankings, Subsets
 from train.evaluation.predict import Encoded
+from train.evaluation.top1_accuracy import Rankings
 
 TAIL_FROM = (1, 2, 3, 6, 11, 21, 51, 101, 501)  # smallest number of training specimens of each bin
 OTHER = "others"
@@ -26,6 +26,7 @@ def consistency(taxon: np.ndarray, taxonomy: Taxonomy) -> dict[str, float]:
 
     Args:
         taxon: int [N, R], the answered taxon of each rank, -1 = none.
+        taxonomy: of these taxa.
 
     Returns:
         For each rank but the first, the share of specimens whose answer has the answer of the rank above as its
@@ -64,7 +65,10 @@ def tail(
 
     Args:
         position: int32 [N], place of the true species; UNSCORED rows count nowhere.
-        species: int64 [N], the true species; counts: int64 [N] of `training_counts`; group: int64 [N].
+        species: int64 [N], the true species.
+        counts: int64 [N] of `training_counts`.
+        group: int64 [N], specimens resampled together.
+        resamples: bootstrap draws.
     """
     place = np.searchsorted(TAIL_FROM, counts, side="right") - 1
     scored = (position != metrics.UNSCORED) & (place >= 0)
@@ -81,30 +85,35 @@ def tail(
     return result
 
 
-def measure(
-    split: str,
-    index: pa.Table,
-    train: pa.Table,
-    rankings: Rankings,
-    encoded: Encoded,
-    taxonomy: Taxonomy,
-    subsets: Subsets,
-    resamples: int,
-) -> dict[str, float]:
-    """Consistency of every ranking, and by roll-up the long tail of every query: `test/dna/clean/tail/3-5/top1`.
-
-    Args:
-        index, train: rows under test and of training, for the counts per species.
-    """
+def consistencies(split: str, rankings: Rankings, encoded: Encoded, taxonomy: Taxonomy) -> dict[str, float]:
+    """Return the consistency of every ranking: `test/dna/clean/consistency/whole`."""
     result: dict[str, float] = {}
-    counts, species = training_counts(index, train), RANKS.index("species")
     for (scoring, query, condition), ranking in rankings.items():
         start = metrics.prefix(split, query, condition, scoring)
-        mask = encoded.mask(query)
-        found = consistency(ranking.taxon[mask], taxonomy)
+        found = consistency(ranking.taxon[encoded.mask(query)], taxonomy)
         result |= {f"{start}/consistency/{name}": value for name, value in found.items()}
+    return result
+
+
+def tails(
+    split: str, rankings: Rankings, encoded: Encoded, counts: np.ndarray, group: np.ndarray, resamples: int
+) -> dict[str, float]:
+    """Return by roll-up the long tail of every query: `test/dna/clean/tail/3-5/top1`; {} without training counts.
+
+    Args:
+        split: first part of the metrics' names.
+        rankings: of `top1_accuracy.rank_queries`.
+        encoded: the specimens under test.
+        counts: int64 [N], of `training_counts`.
+        group: int64 [N], specimens resampled together.
+        resamples: bootstrap draws.
+    """
+    result: dict[str, float] = {}
+    species = RANKS.index("species")
+    for (scoring, query, condition), ranking in rankings.items():
         if scoring == "rollup" and counts.any():
-            binned = tail(ranking.position[:, species], encoded.labels[:, species], counts, subsets.group, resamples)
+            start = metrics.prefix(split, query, condition, scoring)
+            binned = tail(ranking.position[:, species], encoded.labels[:, species], counts, group, resamples)
             result |= {f"{start}/tail/{name}": value for name, value in binned.items()}
     return result
 
@@ -112,11 +121,14 @@ def measure(
 def confusion(
     truth: Sequence[str | None], answer: Sequence[str | None], shown: int = 25
 ) -> tuple[list[str], np.ndarray]:
-    """Counts of (true, answered) names among the most frequent true ones, the rest together as "others" (whose own
-    cell also holds mistakes within the rest).
+    """Return counts of (true, answered) names among the most frequent true ones, the rest as "others".
+
+    The cell (others, others) also holds mistakes within the rest.
 
     Args:
-        truth, answer: names [N]; rows without both are left out.
+        truth: true names [N]; rows without both are left out.
+        answer: answered names [N].
+        shown: names that get a row of their own.
 
     Returns:
         names, most frequent first, and int64 [K, K] counts, a row for each true name.
@@ -136,7 +148,7 @@ def confusion(
 
 
 def most_confused(truth: Names, answer: Names, shown: int = 15) -> list[tuple[str, str, int, float]]:
-    """The most frequent mistakes: (true name, answer, how often, share of the true name's specimens)."""
+    """Return the most frequent mistakes: (true name, answer, how often, share of the true name's specimens)."""
     pairs = Counter((one, other) for one, other in zip(truth, answer, strict=True) if one and other)
     total: Counter[str] = Counter()
     for (one, _), count in pairs.items():

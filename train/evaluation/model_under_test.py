@@ -15,7 +15,7 @@ from engine.batches.pipeline import CpuBudget, cpu_budget, select_split
 from engine.config import DegradeConfig
 from engine.specimens.taxonomy import Taxonomy
 from train.config import Config
-from train.evaluation.predict import Encoded, encode_split
+from train.evaluation.predict import Encoded, Encoding, encode_split
 from train.evaluation.store import FeatureStore, fingerprint
 from train.evaluation.subsets import without_provisional
 from train.inference.scoring import Scorer
@@ -40,6 +40,7 @@ class Setting:
 
     @property
     def device(self) -> torch.device:
+        """Return the model's device."""
         return next(self.model.parameters()).device
 
     @cached_property
@@ -51,10 +52,11 @@ class Setting:
 
     @cached_property
     def scorer(self) -> Scorer:
+        """Return the model's scorer of its own taxonomy."""
         return Scorer(self.model, self.taxonomy, caption_tokenizer(self.model), self.device)
 
     def rows(self, split: str) -> pa.Table:
-        """The index rows of one split; ValueError naming the splits that there are."""
+        """Return the index rows of one split; ValueError naming the splits that there are."""
         return select_split(self.index, split)
 
     def has(self, split: str) -> bool:
@@ -67,8 +69,10 @@ class Setting:
         return self.index.filter(pc.equal(self.index["split"], "train")) if self.split != "train" else self.index[:0]
 
     def encode(self, rows: pa.Table, name: str, *, noisy: bool = True, degrade: DegradeConfig | None = None) -> Encoded:
-        """Encode rows of the index, keeping the features under `name` in the cache. `degrade`: other damage than the
-        configuration's, and only the damaged form."""
+        """Encode rows of the index, keeping the features under `name` in the cache.
+
+        `degrade` stands for other damage than the configuration's; then only the damaged form is encoded.
+        """
         data = self.config.data if degrade is None else dataclasses.replace(self.config.data, degrade=degrade)
         store = None
         if self.cache is not None:
@@ -77,18 +81,19 @@ class Setting:
             sizes = [rows[column].to_pylist() for column in ("image_size", "dna_size")]
             print_of = fingerprint(self.model, keys, plain, self.taxonomy.fingerprint, noisy, sizes)
             store = FeatureStore(len(rows), self.cache / name, print_of)
-        size = self.config.eval.batch_size
         return encode_split(
             self.model,
             rows,
             self.taxonomy,
             data,
-            batch_size=size,
-            device=self.device,
-            budget=self.budget,
-            clean=degrade is None,
-            noisy=noisy,
-            store=store,
+            Encoding(
+                batch_size=self.config.eval.batch_size,
+                device=self.device,
+                budget=self.budget,
+                clean=degrade is None,
+                noisy=noisy,
+            ),
+            store,
         )
 
     def encoded(self, split: str, *, noisy: bool = True) -> Encoded:

@@ -17,8 +17,8 @@ from engine.signals.barcodes import orient_batch
 from engine.signals.damage import measured_barcodes
 from engine.specimens.taxonomy import RANKS
 from train.evaluation import subsets
+from train.evaluation.model_under_test import Setting
 from train.evaluation.predict import QUERIES, Encoded
-from train.evaluation.setting import Setting
 from train.inference import evidence
 from train.inference.calibration import WITH_LIBRARY, Combination
 from train.inference.combination import Combiner, Nearest
@@ -42,12 +42,14 @@ class Cases:
     scored: np.ndarray  # bool [N, R], has a label there
     withheld: np.ndarray  # bool [N], the model does not know the species
     genus_known: np.ndarray  # bool [N]
+    unknown: np.ndarray  # bool [N, R], the true taxon is none that could be answered
     group: np.ndarray  # int64 [N]
     weight: np.ndarray  # float64 [N]
 
     @classmethod
     def concatenate(cls, parts: Sequence["Cases"]) -> "Cases":
-        names = ("right", "scored", "withheld", "genus_known", "group", "weight")
+        """Join parts, in order."""
+        names = ("right", "scored", "withheld", "genus_known", "unknown", "group", "weight")
         joined = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
         return cls(Answers.concatenate([part.answers for part in parts]), **joined)
 
@@ -73,6 +75,7 @@ class Part:
 
     @cached_property
     def clean(self) -> Encoded:
+        """Return the features of the specimens as they are."""
         return self.setting.encoded(self.split)
 
     @cached_property
@@ -84,20 +87,23 @@ class Part:
         return found
 
     def queries(self) -> list[str]:
-        """What some specimen can be asked with: of QUERIES, and with a library those that have a barcode, too."""
+        """Return what some specimen can be asked with: of QUERIES, and with a library those with a barcode."""
         there = [query for query in QUERIES if self.mask(query).any()]
         return there + [f"{query}{WITH_LIBRARY}" for query in ("dna", "fused") if self.combiner and query in there]
 
     def mask(self, query: str) -> np.ndarray:
-        """The specimens that have what the query needs, bool [N]."""
+        """Return the specimens that have what the query needs, bool [N]."""
         return self.clean.mask(query.removesuffix(WITH_LIBRARY))
 
     def asked(
         self, query: str, rows: np.ndarray, damage: str = "", *, withhold: bool = False, weight: float = 1.0
     ) -> "Asked":
-        """A query of some rows (int64 [n]), clean or damaged.
+        """Return a query of some rows (int64 [n]), clean or damaged.
 
         Args:
+            damage: of DAMAGE; "" = clean.
+            query: of QUERIES, perhaps with a library.
+            rows: int64 [n], rows of the part.
             withhold: take each query's own species from the candidates and its references from the library; rows
                 without one are left out.
             weight: of all of them together.
@@ -116,7 +122,7 @@ class Part:
         return Asked(self, rows, damage, features, without, nearest, weight)
 
     def given(self, rows: np.ndarray, damage: str) -> list[str]:
-        """The cleaned barcodes of some rows as they are asked about, "" = none."""
+        """Return the cleaned barcodes of some rows as they are asked about, "" = none."""
         data = self.setting.config.data
         whole = [self.barcodes[row] for row in rows.tolist()]
         whole = orient_batch(whole) if data.orient else whole
@@ -139,19 +145,22 @@ class Asked:
     weight: float
 
     def cases(self, combination: Combination | None = None) -> Cases:
-        """The answers; `combination` where a library was asked, too."""
+        """Return the answers; `combination` where a library was asked, too."""
         part, rows = self.part, self.rows
         answers = evidence.answers(part.setting.scorer, self.features, self.without, self._library(combination))
         right = (answers.path == part.labels[rows]) & (answers.path >= 0)
         unknown = part.named[rows, SPECIES] & (part.labels[rows, SPECIES] < 0)
         withheld = unknown if self.without is None else np.ones(len(rows), dtype=bool)
         right[withheld, SPECIES] = False
+        missing = part.named[rows] & (part.labels[rows] < 0)
+        missing[:, SPECIES] |= withheld
         return Cases(
             answers,
             right,
             part.named[rows],
             withheld,
             part.others[rows] > 0,
+            missing,
             part.group[rows],
             np.full(len(rows), self.weight / max(1, len(rows))),
         )
@@ -164,12 +173,12 @@ class Asked:
 
 
 def fuse_with(setting: Setting) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-    """The model's fusion, for features on any device."""
+    """Return the model's fusion, for features on any device."""
     return lambda image, dna: setting.model.fuse(image.to(setting.device), dna.to(setting.device))
 
 
 def genus_parts(cases: Cases) -> Mapping[str, np.ndarray]:
-    """The withheld cases, all and by whether the model knows another species of their genus: bool [N] each."""
+    """Return the withheld cases, all and by whether the model knows another species of their genus: bool [N] each."""
     return {
         "withheld": cases.withheld,
         "genus_present": cases.withheld & cases.genus_known,
