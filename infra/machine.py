@@ -3,7 +3,7 @@
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from infra.checks import Finding, guarded
@@ -16,7 +16,12 @@ OURS = ("engine", "train", "tune", "serve", "infra")
 
 def found() -> list[Finding]:
     """Return the findings; nothing is changed, nothing is waited for longer than 5 s."""
-    checks = {"temporary folder": folders, "home": home, "CPUs": cpus, "other Rays": rays}
+    checks: dict[str, Callable[[], Finding | list[Finding]]] = {
+        "temporary folder": folders,
+        "home": home,
+        "CPUs": cpus,
+        "other Rays": rays,
+    }
     checks |= {"git": git, "names": names, "environment": environment}
     return [one for name, check in checks.items() for one in guarded(name, check)]
 

@@ -39,7 +39,8 @@ def split_cells(line: str, delimiter: str, quoted: bool = True) -> tuple[list[st
     """
     if not quoted or '"' not in line:
         return line.split(delimiter), False
-    cells, place = [], 0
+    cells: list[str] = []
+    place = 0
     while True:
         end = line.find(delimiter, place)
         if line.startswith('"', place):

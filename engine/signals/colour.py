@@ -34,7 +34,9 @@ def is_foreign(profile: bytes | None) -> bool:
 @functools.lru_cache(maxsize=8)
 def _transform(profile: bytes) -> ImageCms.ImageCmsTransform:
     source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-    return ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), "RGB", "RGB", renderingIntent=1)
+    return ImageCms.buildTransform(
+        source, ImageCms.createProfile("sRGB"), "RGB", "RGB", renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC
+    )
 
 
 def from_gamma(image: np.ndarray, gamma: float | None) -> np.ndarray:

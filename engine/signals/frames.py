@@ -42,7 +42,7 @@ def richest_frame(data: bytes) -> np.ndarray | None:
     try:
         with Image.open(io.BytesIO(data)) as photo:
             sizes = []
-            for number in range(min(photo.n_frames, _MOST_FRAMES)):
+            for number in range(min(getattr(photo, "n_frames", 1), _MOST_FRAMES)):
                 photo.seek(number)
                 sizes.append(photo.size[0] * photo.size[1])
             best, most = None, -1.0
@@ -114,7 +114,9 @@ def _decode_lab(data: bytes) -> np.ndarray | None:
         return None
     whole, signed, step = (65535, np.int16, 256) if image.dtype == np.uint16 else (255, np.int8, 1)
     stored = image[..., 2::-1]
-    readings = stored[..., 1:].astype(signed) / np.float32(step), stored[..., 1:] / np.float32(step) - 128
+    colours = stored[..., 1:]
+    scale = np.float32(1 / step)  # a power of two: exact
+    readings = colours.view(signed) * scale, colours * scale - 128
     chroma = min(readings, key=lambda reading: float(np.abs(reading).mean()))
     return lab_to_srgb(np.concatenate([stored[..., :1].astype(np.float32) * (100 / whole), chroma], axis=-1))
 

@@ -34,7 +34,7 @@ def run(arguments: list[str], main: object) -> tuple[int, str, float]:
     started = time.monotonic()
     with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(io.StringIO()):
         try:
-            code = main(arguments)  # type: ignore[operator]
+            code = main(arguments)
         except SystemExit as stopped:
             code = int(stopped.code or 0)
         except Exception as error:  # a traceback is what some commands gave

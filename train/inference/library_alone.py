@@ -77,8 +77,8 @@ class LibraryScorer:
             shares = scores / scores.sum(1, keepdim=True).clamp(min=1e-30)
             probabilities = scorer.sum_descendants(shares)
             path, share, _ = descend(scorer, probabilities)
-            path = torch.where(share > 0, path, -1).numpy()
-            yield Scored(probabilities, Answers(path, self._evidence(nearest, path, share.numpy(), rows.start)))
+            answered = torch.where(share > 0, path, -1).numpy()
+            yield Scored(probabilities, Answers(answered, self._evidence(nearest, answered, share.numpy(), rows.start)))
 
     def _evidence(self, nearest: Nearest, path: np.ndarray, share: np.ndarray, first: int) -> dict[str, np.ndarray]:
         """Return INPUTS of answered lineages int64 [b, R]: float64 [b, R] each."""

@@ -188,7 +188,7 @@ def _of_folder(name: str, folder: Path) -> TrunkSource:
     if "architecture" in config:  # timm's
         source = _of_timm(name, config["architecture"], str(weights), config.get("model_args"))
         cfg = config.get("pretrained_cfg", {})
-        statistics = {key: tuple(cfg[key]) for key in ("mean", "std") if key in cfg}
+        statistics: dict[str, Any] = {key: tuple(cfg[key]) for key in ("mean", "std") if key in cfg}
         return dataclasses.replace(source, **statistics)
     if "model_type" not in config:
         raise ValueError(f"model.image: {folder / 'config.json'} names neither architecture nor model_type")

@@ -9,6 +9,7 @@ import time
 import unicodedata
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -318,7 +319,7 @@ def test_bands_and_lab_of_tiffs(mode: str) -> None:
 
     rng = np.random.default_rng(0)
     picture = np.repeat(np.repeat(rng.integers(60, 250, (6, 8, 3), dtype=np.uint8), 8, axis=0), 8, axis=1)
-    photo = Image.fromarray(picture)
+    photo: Any = Image.fromarray(picture)
     if mode == "LAB":
         convert = ImageCms.buildTransform(ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), "RGB", "LAB")
         photo = ImageCms.applyTransform(photo, convert)

@@ -51,7 +51,7 @@ def known(first: int) -> References:
         "".join("ACGT"[(number * 7 + place * place + number // 3 * place) % 4] for place in range(120))
         for number in range(first, first + 10)
     ]
-    return References(pa.table({"key": keys, "species": ["Musca domestica"] * 10}), letters, {}, [])
+    return References(pa.table({"key": keys, "species": ["Musca domestica"] * 10}), letters, {}, [], {})
 
 
 @pytest.mark.parametrize("before", [None, OLD])

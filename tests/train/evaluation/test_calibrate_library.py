@@ -17,7 +17,8 @@ from train.reference import Library, nearest_labels
 def specimens(split: int) -> tuple[pa.Table, list[str]]:
     """Return 2 orders of 4 families of 3 genera of 3 species of 8 specimens; the same species in every split."""
     shared, own = np.random.default_rng(0), np.random.default_rng(100 + split)
-    rows, barcodes = [], []
+    rows: list[dict[str, str]] = []
+    barcodes: list[str] = []
     orders = [random_barcode(shared, 300) for _ in range(2)]
     for family in range(8):
         far = mutate(orders[family // 4], shared, 0.10)

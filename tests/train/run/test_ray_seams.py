@@ -51,13 +51,13 @@ def contract_backend(_: Path) -> None:
             return []
 
     backend = ray_seams.torch_setup(signal.default_int_handler).backend_cls()
-    base = type(backend).__mro__[1]
+    base: Any = type(backend).__mro__[1]
     started = base.on_start
-    base.on_start = lambda *_: None  # type: ignore[method-assign, assignment]
+    base.on_start = lambda *_: None
     try:
         backend.on_start(Group(), None)
     finally:
-        base.on_start = started  # type: ignore[method-assign]
+        base.on_start = started
     assert asked == [signal.default_int_handler]
     assert "on_start(" in inspect.getsource(importlib.import_module("ray.train.v2._internal.callbacks.backend_setup"))
 
