@@ -16,7 +16,8 @@ OURS = ("engine", "train", "tune", "serve", "infra")
 
 def found() -> list[Finding]:
     """Return the findings; nothing is changed, nothing is waited for longer than 5 s."""
-    checks: dict[str, Callable[[], Finding | list[Finding]]] = {
+    checks: dict[str, Callable[[], Finding | list[Finding]]]
+    checks = {"temporary folder": folders, "home": home, "CPUs": cpus, "other Rays": rays}
         "temporary folder": folders,
         "home": home,
         "CPUs": cpus,

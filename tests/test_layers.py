@@ -47,8 +47,8 @@ MAY_IMPORT = {  # room or file -> the others that it may import; a package's own
     "serve.bulk": "engine engine.specimens engine.store engine.formats train.models train.reference train.inference "
     "serve.answers "
     "serve.models",
-    "serve.http": "engine engine.specimens engine.signals engine.formats train.models train.reference serve.answers "
-    "serve.models",
+    "serve.http": "engine engine.specimens engine.signals engine.store engine.formats train.models train.reference "
+    "serve.answers serve.models",
     "serve": "engine engine.specimens engine.store engine.formats train train.models train.reference train.inference "
     "train.run train.evaluation serve.answers serve.models serve.bulk serve.http",
     "infra": "engine engine.store engine.batches train train.run",

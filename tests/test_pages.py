@@ -89,6 +89,7 @@ def _shown_commands() -> list[str]:
     return sorted({line for line in lines if line.startswith("taxafuse ")})
 
 
+@pytest.mark.middle  # some imports ask the machine through a process
 @pytest.mark.parametrize("line", _shown_commands())
 def test_commands_that_pages_show_are_understood(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     _, word, *words = shlex.split(line)

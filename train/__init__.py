@@ -1,0 +1,1 @@
+"""From batches to a model and its tables: losses, towers, training, evaluation, reference libraries."""

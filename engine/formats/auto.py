@@ -143,10 +143,21 @@ def detect(paths: list[Path]) -> tuple[str, list[Path]]:
         return found.popitem()
     folders = [path for path in paths if path.is_dir()]
     photo = next((folder / place for folder in folders for place in image_folders.photos_below(folder)), None)
-    if photo and len(folders) == len(paths):
+    deeper = next((file for folder in folders for file in _tables_below(folder)), None)
+    if photo and len(folders) == len(paths) and not deeper:
         return "images", [photo]
     known = ", ".join(sorted(set(FORMATS) - {"auto", "simulated"}))
-    raise ValueError(f"auto: got {_what_was_seen(paths)}; allowed: files of {known}{_hint(paths)}")
+    hint = f"; {deeper.parent} holds some: name that folder" if deeper else _hint(paths)
+    raise ValueError(f"auto: got {_what_was_seen(paths)}; allowed: files of {known}{hint}")
+
+
+def _tables_below(folder: Path) -> Iterator[Path]:
+    """Yield the files anywhere below a folder that have a format: beside them photos alone would lose names."""
+    suffixes = (*TABLE_SUFFIXES, *PARQUET_SUFFIXES, *fasta.SUFFIXES, ".xlsx")
+    for place, _, names in os.walk(folder):
+        for name in sorted(names):
+            if inner_name(Path(name)).endswith(suffixes) and format_of_file(Path(place) / name):
+                yield Path(place) / name
 
 
 def _files(path: Path) -> Iterator[Path]:

@@ -142,6 +142,9 @@ def _read_pairs(pairs: dict[str, str]) -> dict[str, str]:
     return said | ({"marker": gene} if gene else {})
 
 
+_KINDS_OF_UNITE = ("reps", "refs", "reps_singleton", "refs_singleton")  # how a sequence was chosen; no name
+
+
 def _read_fields(parts: Sequence[str]) -> dict[str, str]:
     """Read fields between "|": id, and in any order names, BIN, marker, accession, country, sample id, a lineage."""
     key, *rest = parts
@@ -154,7 +157,7 @@ def _read_fields(parts: Sequence[str]) -> dict[str, str]:
     for part in rest:
         if field := _field_of(part):
             found |= {} if field[0] == "marker" and "marker" in found and not is_coi(part) else field[1]
-        elif not (_ACCESSION.fullmatch(part) or part.lower() in COUNTRIES):
+        elif not (_ACCESSION.fullmatch(part) or part.lower() in COUNTRIES or part in _KINDS_OF_UNITE):
             is_code = _CODE.fullmatch(part) and not read_name(part, any_case=False)
             if not is_code:
                 names.append(part)

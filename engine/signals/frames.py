@@ -116,7 +116,7 @@ def _decode_lab(data: bytes) -> np.ndarray | None:
     stored = image[..., 2::-1]
     colours = stored[..., 1:]
     scale = np.float32(1 / step)  # a power of two: exact
-    readings = colours.view(signed) * scale, colours * scale - 128
+    readings = colours.view(signed).astype(np.float32) * scale, colours.astype(np.float32) * scale - 128
     chroma = min(readings, key=lambda reading: float(np.abs(reading).mean()))
     return lab_to_srgb(np.concatenate([stored[..., :1].astype(np.float32) * (100 / whole), chroma], axis=-1))
 
