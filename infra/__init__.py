@@ -1,1 +1,1 @@
-"""Clusters, images and services. Nothing here yet."""
+"""Machines and clusters: what a run needs, whether it is there, and one word for every command."""

@@ -16,14 +16,15 @@ OURS = ("engine", "train", "tune", "serve", "infra")
 
 def found() -> list[Finding]:
     """Return the findings; nothing is changed, nothing is waited for longer than 5 s."""
-    checks: dict[str, Callable[[], Finding | list[Finding]]]
-    checks = {"temporary folder": folders, "home": home, "CPUs": cpus, "other Rays": rays}
+    checks: dict[str, Callable[[], Finding | list[Finding]]] = {
         "temporary folder": folders,
         "home": home,
         "CPUs": cpus,
         "other Rays": rays,
+        "git": git,
+        "names": names,
+        "environment": environment,
     }
-    checks |= {"git": git, "names": names, "environment": environment}
     return [one for name, check in checks.items() for one in guarded(name, check)]
 
 

@@ -1,1 +1,1 @@
-"""The predictor as a service. Nothing here yet."""
+"""A model answers: in bulk, over HTTP, from a notebook."""
