@@ -20,6 +20,9 @@ POLL_S = 0.005  # Ray's executor waits 0.1 s for all running tasks before it sta
 IDLE_S = 0.05  # between two looks while nobody waits for a task
 LIMITS_S = 0.1  # it believes in 0 CPUs, so runs one task at a time, until it asks again what the cluster has: after 1 s
 
+# A data task would take over its train worker's environment, nice 0: it stays below, and far above Ray's own 15.
+DATA_TASK = {"env_vars": {"RAY_worker_niceness": "1"}}
+
 NODE = {"RAY_idle_worker_killing_time_threshold_ms": "60000"}
 """Environment of every node, before its Ray starts. A Ray that does not know it goes back to its default.
 

@@ -28,7 +28,7 @@ from engine.batches.sampling import EpochPlan
 from engine.batches.stream import Columns, ProblemLog, ahead, rebatched
 from engine.config import DataConfig
 from engine.errors import UserError
-from engine.ray_seams import numbered_tasks, started_blocks, unhurried
+from engine.ray_seams import DATA_TASK, numbered_tasks, started_blocks, unhurried
 from engine.specimens.taxonomy import RANKS, Taxonomy
 from engine.store.shards import check_files, read_index
 from engine.store.storage import Location
@@ -198,6 +198,7 @@ def _started(make: _Make, shared: Any, span: _Span, budget: CpuBudget) -> Iterat
         batch_size=1,
         fn_kwargs={"shared": shared, "span": ray.put(span.packed()), "make": make},
         num_cpus=budget.task_cpus,
+        runtime_env=DATA_TASK,
     )
     options = dataset.context.execution_options
     options.preserve_order = True
