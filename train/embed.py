@@ -125,8 +125,8 @@ def open_photos(paths: Sequence[str], form: str = "", split: str = "") -> Photos
 class PartWriter:
     """Encodes photos part by part into files of a folder; built once per process, in Ray Data's actors too."""
 
-    def __init__(self, photos: Photos, encoder: Callable[[], PhotoEncoder], out: Path) -> None:
-        self.photos, self.encoder, self.out = photos, encoder(), out
+    def __init__(self, photos: Photos, encoder: Callable[[], PhotoEncoder], out: Path, part: int) -> None:
+        self.photos, self.encoder, self.out, self.part = photos, encoder(), out, part
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[Any]]:
         """Write the parts {"item": [numbers]}; return their names, sha256 and unreadable photos (JSON)."""
@@ -135,8 +135,8 @@ class PartWriter:
 
         written: dict[str, list[Any]] = {"name": [], "sha256": [], "skipped": []}
         for number in batch["item"]:
-            first = int(number) * PART
-            array, reasons = self._encode(range(first, min(first + PART, len(self.photos.records))))
+            first = int(number) * self.part
+            array, reasons = self._encode(range(first, min(first + self.part, len(self.photos.records))))
             name = _part_name(int(number))
             with Location.parse(self.out / name).writing() as file:
                 np.save(file, array, allow_pickle=False)
@@ -214,7 +214,7 @@ def _written(
     if not workers:
         from tqdm import tqdm
 
-        writer = PartWriter(photos, lambda: encoder, out)
+        writer = PartWriter(photos, lambda: encoder, out, PART)
         for number in tqdm(missing, desc="photos", unit=f" x {PART}", disable=None, leave=False):
             written = writer({"item": [number]})
             yield written["name"][0], written["sha256"][0], written["skipped"][0]
@@ -228,7 +228,7 @@ def _written(
     rows = ray.data.from_items([{"item": number} for number in missing], override_num_blocks=max(1, len(missing)))
     done = rows.map_batches(
         PartWriter,
-        fn_constructor_args=(photos, again, out.resolve()),
+        fn_constructor_args=(photos, again, out.resolve(), PART),
         batch_size=1,
         concurrency=min(workers, max(1, len(missing))),
         num_cpus=1,

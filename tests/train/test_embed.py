@@ -26,7 +26,9 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "photos"
 
 
-def test_photos_to_answers(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch) -> None:  # type: ignore[no-untyped-def]
+def test_photos_to_answers(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(embed, "PART", 5)
     out, library = tmp_path / "features", tmp_path / "library"
     command = [str(folder), "--format", "images", *MODEL, "--out", str(out)]
@@ -50,6 +52,20 @@ def test_photos_to_answers(folder: Path, tmp_path: Path, capsys: pytest.CaptureF
     assert answers[0]["species"]["name"] == answers[0]["nearest"][0]["species"]
     key = records["key"][0].as_py()
     assert photos.main(["remove", str(library), key]) == 0
+
+
+@pytest.mark.slow
+def test_actors_give_the_features_of_one_process(
+    simulated_shards: Path, tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embed, "PART", 100)
+    for workers in (0, 2):
+        out = tmp_path / str(workers)
+        assert embed.main([str(simulated_shards), *MODEL, "--workers", str(workers), "--out", str(out)]) == 0
+        assert len(list(out.glob("part-*.npy"))) == 4
+    (records, views, trunk), (other_records, other_views, other_trunk) = (embed.read(tmp_path / n) for n in "02")
+    assert records.equals(other_records) and trunk == other_trunk
+    np.testing.assert_allclose(views, other_views, atol=2e-3, rtol=0)
 
 
 @pytest.mark.parametrize(

@@ -94,10 +94,14 @@ def resolve(name: str, weights: str = "") -> TrunkSource:
 def build(source: TrunkSource, *, load_weights: bool = True) -> nn.Module:
     """Build a trunk in evaluation mode, folded: pixels [B, 3, S, S] -> [B, F], float32 on the CPU.
 
+    Weights that are not loaded are random, and the same each time: features are made in parts, by several processes.
+
     Raises UserError for weights of another architecture and for batch normalisation that cannot be folded.
     """
     try:
-        trunk = _BUILDERS[source.kind](source)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            trunk = _BUILDERS[source.kind](source)
     except (TypeError, RuntimeError, OSError, KeyError, AssertionError) as error:
         raise UserError(WHAT, f"{source.name}, which cannot be built ({_reason(error)})", "another trunk") from None
     if load_weights and source.weights:
