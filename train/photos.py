@@ -47,6 +47,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     build.add_argument("--licence", default="not stated", metavar="TEXT", help="of the photos; answers name it")
     remove.add_argument("keys", nargs="+", metavar="KEY")
     identify.add_argument("photos", nargs="+", metavar="PHOTO", help="a file, or several of one specimen: a.jpg,b.jpg")
+    identify.add_argument(
+        "--weights", default="", metavar="FILE", help="of the trunk, where `train.embed` was given it"
+    )
     return parser.parse_args(arguments)
 
 
@@ -64,7 +67,7 @@ def run(options: argparse.Namespace) -> str:
     else:
         library, place = PhotoLibrary.load(options.library), options.library
         if options.command == "identify":
-            return "\n".join(json.dumps(answer) for answer in identify(library, options.photos))
+            return "\n".join(json.dumps(answer) for answer in identify(library, options.photos, options.weights))
         if options.command == "add":
             library = library.add(*_embedded(options.features, options.split))
         else:
@@ -89,16 +92,16 @@ def _embedded(folder: Path, split: str) -> tuple[Any, np.ndarray, dict[str, Any]
     return records, views, trunk
 
 
-def identify(library: Any, photos: Sequence[str]) -> list[dict[str, Any]]:
+def identify(library: Any, photos: Sequence[str], weights: str = "") -> list[dict[str, Any]]:
     """Answer specimens, each one or several photo files, with the library's own trunk.
 
-    Raises ValueError for a photo that cannot be read and for a trunk that is not here.
+    Raises ValueError for a photo that cannot be read and for a trunk or weights that are not the library's.
     """
     from engine.specimens.taxonomy import RANKS
     from train.embed import PhotoEncoder
 
-    name = library.trunk["name"]
-    encoder = PhotoEncoder(name, "" if library.trunk["weights_sha256"] != "random" else "random", library.trunk["side"])
+    weights = "random" if library.trunk["weights_sha256"] == "random" else weights
+    encoder = PhotoEncoder(library.trunk["name"], weights, library.trunk["side"])
     features = []
     for group in photos:
         views = [encoder.view(Path(file).read_bytes()) for file in group.split(",")]

@@ -6,7 +6,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import timm
 from PIL import Image
+from safetensors.torch import save_file
 
 from train import embed, photos
 
@@ -52,6 +54,22 @@ def test_photos_to_answers(
     assert answers[0]["species"]["name"] == answers[0]["nearest"][0]["species"]
     key = records["key"][0].as_py()
     assert photos.main(["remove", str(library), key]) == 0
+
+
+def test_weights_of_a_file_are_asked_for_again(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = [tmp_path / name for name in ("one.safetensors", "other.safetensors")]
+    for file in files:
+        save_file(timm.create_model("test_resnet", num_classes=0).state_dict(), file)
+    command = [str(folder), "--format", "images", "--model", "timm:test_resnet", "--side", "64"]
+    assert embed.main([*command, "--weights", str(files[0]), "--out", str(tmp_path / "features")]) == 0
+    assert photos.main(["build", str(tmp_path / "features"), "--out", str(tmp_path / "library")]) == 0
+    photo = str(next(folder.rglob("*.png")))
+    assert photos.main(["identify", str(tmp_path / "library"), photo, "--weights", str(files[0])]) == 0
+    capsys.readouterr()
+    assert photos.main(["identify", str(tmp_path / "library"), photo, "--weights", str(files[1])]) == 2
+    assert "got features with weights_sha256" in capsys.readouterr().err
 
 
 @pytest.mark.slow
