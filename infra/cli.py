@@ -22,6 +22,8 @@ COMMANDS = {  # word -> (module with `main`, words put before the user's, what i
     "train": ("train.main", [], "train a model by a recipe, or go on with a run"),
     "evaluate": ("train.evaluate", [], "measure a model, fit its probabilities, write the report"),
     "tune": ("tune.main", [], "search the best settings of a recipe"),
+    "embed": ("train.embed", [], "encode photos once with a pretrained trunk"),
+    "photos": ("train.photos", [], "name photos from a library of known ones, without training"),
     "library": ("serve.library", [], "build, extend or thin a reference library"),
     "bulk": ("serve.bulk.job", [], "name every specimen of a file, a folder or shards"),
     "serve": ("serve.main", [], "answer over HTTP, with a page"),

@@ -29,6 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]  # as a script, this file's folder st
 sys.path[:] = [str(ROOT)] + [p for p in sys.path if p and Path(p).resolve() not in (ROOT, ROOT / "train")]
 
 from engine.commandline import Parser, guarded  # noqa: E402
+from engine.errors import UserError  # noqa: E402
 
 FORMAT_VERSION = 1
 MANIFEST, RECORDS = "manifest.json", "records.parquet"
@@ -41,14 +42,14 @@ class PhotoEncoder:
     """Photos -> a trunk's features of their views; built once per process."""
 
     def __init__(self, model: str, weights: str = "", side: int = 0, device: str = "cpu") -> None:
-        """Find and build the trunk; `side` 0 = its own. Raises ValueError as `trunks.resolve` and `trunks.build`."""
+        """Find and build the trunk; `side` 0 = its own. Raises UserError as `trunks.resolve` and `trunks.build`."""
         from engine.store.shards import file_sha256
         from train.models import trunks
 
         self.again = functools.partial(PhotoEncoder, model, weights, side, device)  # in another process
         self.source = trunks.resolve(model, weights)
         if side and self.source.fixed and side != self.source.side:
-            raise ValueError(f"--side: {self.source.name} takes {self.source.side}, got {side}")
+            raise UserError("--side", side, f"{self.source.side}, which {self.source.name} takes")
         self.side = side or self.source.side
         self.trunk = trunks.build(self.source).to(device)
         sha256 = file_sha256(self.source.weights) if self.source.weights else "random"
@@ -90,7 +91,7 @@ class Photos:
 
 
 def open_photos(paths: Sequence[str], form: str = "", split: str = "") -> Photos:
-    """Open the photos of shards or of a source of `engine.formats`. Raises ValueError when there is none."""
+    """Open the photos of shards or of a source of `engine.formats`. Raises UserError when there is none."""
     import pyarrow.compute as pc
 
     from engine.batches.pipeline import load_index, select_split
@@ -117,15 +118,15 @@ def open_photos(paths: Sequence[str], form: str = "", split: str = "") -> Photos
         names = records["image"].to_pylist()
         photos = Photos(records, lambda row: source.load_image(names[row]))
     if not len(photos.records):
-        raise ValueError(f"photos: got {', '.join(map(str, paths))}, which has none; allowed: some with photos")
+        raise UserError("photos", f"{', '.join(map(str, paths))}, which has none", "some with photos")
     return photos
 
 
 class PartWriter:
     """Encodes photos part by part into files of a folder; built once per process, in Ray Data's actors too."""
 
-    def __init__(self, photos: Photos, encoder: Callable[[], PhotoEncoder], out: Path) -> None:
-        self.photos, self.encoder, self.out = photos, encoder(), out
+    def __init__(self, photos: Photos, encoder: Callable[[], PhotoEncoder], out: Path, part: int) -> None:
+        self.photos, self.encoder, self.out, self.part = photos, encoder(), out, part
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[Any]]:
         """Write the parts {"item": [numbers]}; return their names, sha256 and unreadable photos (JSON)."""
@@ -134,8 +135,8 @@ class PartWriter:
 
         written: dict[str, list[Any]] = {"name": [], "sha256": [], "skipped": []}
         for number in batch["item"]:
-            first = int(number) * PART
-            array, reasons = self._encode(range(first, min(first + PART, len(self.photos.records))))
+            first = int(number) * self.part
+            array, reasons = self._encode(range(first, min(first + self.part, len(self.photos.records))))
             name = _part_name(int(number))
             with Location.parse(self.out / name).writing() as file:
                 np.save(file, array, allow_pickle=False)
@@ -174,7 +175,7 @@ def embed(photos: Photos, encoder: PhotoEncoder, out: Path, workers: int = 0, gp
         gpus: of each actor.
 
     Raises:
-        ValueError: the folder holds features of another trunk or of other photos.
+        UserError: the folder holds features of another trunk or of other photos.
     """
     from engine.specimens.taxonomy import RANKS
     from engine.store.shards import file_sha256
@@ -213,7 +214,7 @@ def _written(
     if not workers:
         from tqdm import tqdm
 
-        writer = PartWriter(photos, lambda: encoder, out)
+        writer = PartWriter(photos, lambda: encoder, out, PART)
         for number in tqdm(missing, desc="photos", unit=f" x {PART}", disable=None, leave=False):
             written = writer({"item": [number]})
             yield written["name"][0], written["sha256"][0], written["skipped"][0]
@@ -227,7 +228,7 @@ def _written(
     rows = ray.data.from_items([{"item": number} for number in missing], override_num_blocks=max(1, len(missing)))
     done = rows.map_batches(
         PartWriter,
-        fn_constructor_args=(photos, again, out.resolve()),
+        fn_constructor_args=(photos, again, out.resolve(), PART),
         batch_size=1,
         concurrency=min(workers, max(1, len(missing))),
         num_cpus=1,
@@ -244,14 +245,14 @@ def _begun(out: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
     there = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
     for key, value in wanted.items():
         if there.get(key) != value:
-            raise ValueError(f"--out: {out} holds features with another {key}; allowed: a new folder")
+            raise UserError("--out", f"{out}, which holds features with another {key}", "a new folder")
     return there
 
 
 def read(folder: str | Path) -> tuple[Any, np.ndarray, dict[str, Any]]:
     """Read a folder of `embed`: records (pa.Table) and features float16 [n, V, F] of the photos encoded, the trunk.
 
-    Raises ValueError when a file is missing or not the one that was written.
+    Raises UserError when a file is missing or not the one that was written.
     """
     import pyarrow.parquet as pq
 
@@ -259,11 +260,11 @@ def read(folder: str | Path) -> tuple[Any, np.ndarray, dict[str, Any]]:
 
     place = Path(folder)
     if not (place / RECORDS).is_file():
-        raise ValueError(f"features: got {place}, allowed a folder that `python -m train.embed` has finished")
+        raise UserError("features", place, "a folder that `python -m train.embed` has finished")
     manifest = json.loads((place / MANIFEST).read_text(encoding="utf-8"))
     for name, digest in {**manifest["files"], RECORDS: manifest["records_sha256"]}.items():
         if not (place / name).is_file() or file_sha256(place / name) != digest:
-            raise ValueError(f"features: {place / name} is not the file that was written; allowed: embed it again")
+            raise UserError("features", f"{place / name}, not the file that was written", "photos embedded again")
     records = pq.read_table(place / RECORDS)
     features = np.concatenate([np.load(place / name, allow_pickle=False) for name in sorted(manifest["files"])])
     good = np.asarray(records["encoded"])
@@ -303,11 +304,11 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def run(options: argparse.Namespace) -> str:
-    """Encode and return what to print. Raises ValueError for what the user can mend."""
+    """Encode and return what to print. Raises UserError for what the user can mend."""
     if options.one_file and options.one_file.suffix not in (".npy", ".parquet"):
-        raise ValueError(f"--one-file: got {options.one_file}, allowed a name that ends in .npy or .parquet")
+        raise UserError("--one-file", options.one_file, "a name that ends in .npy or .parquet")
     if options.workers < 0 or options.side < 0:
-        raise ValueError(f"--workers, --side: got {options.workers}, {options.side}, allowed 0 or more")
+        raise UserError("--workers, --side", f"{options.workers}, {options.side}", "0 or more")
     photos = open_photos(options.paths, options.format, options.split)
     encoder = PhotoEncoder(options.model, options.weights, options.side, "cuda" if options.gpu else "cpu")
     manifest = embed(photos, encoder, options.out, options.workers, float(options.gpu))

@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]  # as a script, this file's folder st
 sys.path[:] = [str(ROOT)] + [p for p in sys.path if p and Path(p).resolve() not in (ROOT, ROOT / "train")]
 
 from engine.commandline import Parser, guarded  # noqa: E402
+from engine.errors import UserError  # noqa: E402
 
 NEAREST = 5
 
@@ -46,24 +47,27 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     build.add_argument("--licence", default="not stated", metavar="TEXT", help="of the photos; answers name it")
     remove.add_argument("keys", nargs="+", metavar="KEY")
     identify.add_argument("photos", nargs="+", metavar="PHOTO", help="a file, or several of one specimen: a.jpg,b.jpg")
+    identify.add_argument(
+        "--weights", default="", metavar="FILE", help="of the trunk, where `train.embed` was given it"
+    )
     return parser.parse_args(arguments)
 
 
 def run(options: argparse.Namespace) -> str:
-    """Run one command and return what to print. Raises ValueError for what the user can mend."""
+    """Run one command and return what to print. Raises UserError for what the user can mend."""
     import dataclasses
 
     from train.photo_head import PhotoLibrary
 
     if options.command == "build":
         if options.out.exists() and any(options.out.iterdir()):
-            raise ValueError(f"--out: got {options.out}, which is not empty; allowed: a new or empty folder")
+            raise UserError("--out", f"{options.out}, which is not empty", "a new or empty folder")
         library = PhotoLibrary.build(*_embedded(options.features, options.split))
         library, place = dataclasses.replace(library, licence=options.licence), options.out
     else:
         library, place = PhotoLibrary.load(options.library), options.library
         if options.command == "identify":
-            return "\n".join(json.dumps(answer) for answer in identify(library, options.photos))
+            return "\n".join(json.dumps(answer) for answer in identify(library, options.photos, options.weights))
         if options.command == "add":
             library = library.add(*_embedded(options.features, options.split))
         else:
@@ -84,20 +88,20 @@ def _embedded(folder: Path, split: str) -> tuple[Any, np.ndarray, dict[str, Any]
         chosen = pc.equal(records["split"], split) if "split" in records.column_names else pc.is_null(records["key"])
         records, views = records.filter(chosen), views[np.asarray(pc.fill_null(chosen, False))]
         if not len(records):
-            raise ValueError(f"--split: got {split!r}, of which {folder} has no photo")
+            raise UserError("--split", f"{split!r}, of which {folder} has no photo", "a split that it has, or none")
     return records, views, trunk
 
 
-def identify(library: Any, photos: Sequence[str]) -> list[dict[str, Any]]:
+def identify(library: Any, photos: Sequence[str], weights: str = "") -> list[dict[str, Any]]:
     """Answer specimens, each one or several photo files, with the library's own trunk.
 
-    Raises ValueError for a photo that cannot be read and for a trunk that is not here.
+    Raises ValueError for a photo that cannot be read and for a trunk or weights that are not the library's.
     """
     from engine.specimens.taxonomy import RANKS
     from train.embed import PhotoEncoder
 
-    name = library.trunk["name"]
-    encoder = PhotoEncoder(name, "" if library.trunk["weights_sha256"] != "random" else "random", library.trunk["side"])
+    weights = "random" if library.trunk["weights_sha256"] == "random" else weights
+    encoder = PhotoEncoder(library.trunk["name"], weights, library.trunk["side"])
     features = []
     for group in photos:
         views = [encoder.view(Path(file).read_bytes()) for file in group.split(",")]

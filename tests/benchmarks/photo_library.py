@@ -1,9 +1,10 @@
 """Accuracy, calibration and speed of a photo library on one set of embedded photos.
 
     python -m train.embed shards/moths --out features/moths
-    python -m tests.benchmarks.photo_library features/moths [--blurred features/moths-k15 ...]
+    python -m tests.benchmarks.photo_library features/moths [--shards shards/moths --blur 7 15 31]
 
 The library is built from the train split, its settings chosen there by cross-validation; the split --split is measured.
+--blur also measures it with every view blurred by a box of k pixels (`engine.signals.degrade`), embedded anew.
 """
 
 import argparse
@@ -16,8 +17,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from sklearn.metrics import roc_auc_score
 
+from engine.signals import degrade
 from engine.specimens.taxonomy import RANKS
-from train.embed import read
+from train.embed import PhotoEncoder, open_photos, read
 from train.evaluation.reliability import calibration_error
 from train.photo_head import PhotoLibrary
 from train.photo_head.discriminant import UNIT, normalise, quantise, unit
@@ -61,6 +63,16 @@ def measure(library: PhotoLibrary, records: pa.Table, views: np.ndarray, name: s
             line += f" at 0.9: {right[high_ones].mean():.1%} ({low:.1%}-{high:.1%})"
             line += f" of {high_ones.mean():.1%}"
         print(line, flush=True)
+
+
+def measure_blurred(library: PhotoLibrary, shards: str, split: str, kernels: list[int]) -> None:
+    """Embed a split's photos blurred, and print as `measure`."""
+    photos = open_photos([shards], split=split)
+    encoder = PhotoEncoder(library.trunk["name"])
+    library._check_trunk(encoder.description)
+    views = [encoder.view(photos.load(row)) for row in range(len(photos.records))]
+    for k in kernels:
+        measure(library, photos.records, encoder.encode([degrade.blur(view, k) for view in views]), f"k={k}")
 
 
 def curve(library: PhotoLibrary, records: pa.Table, views: np.ndarray, given: np.ndarray) -> None:
@@ -109,7 +121,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("features", type=Path)
     parser.add_argument("--split", default="test")
-    parser.add_argument("--blurred", nargs="*", type=Path, default=[])
+    parser.add_argument("--shards", default="")
+    parser.add_argument("--blur", nargs="*", type=int, default=[])
+    parser.add_argument("--only-blur", action="store_true", help="leave out what needs no new features")
     options = parser.parse_args()
     records, views, trunk = read(options.features)
     train = np.asarray(pc.equal(records["split"], "train"))
@@ -120,10 +134,16 @@ def main() -> None:
     print(f"built from {len(known):,} photos in {time.perf_counter() - start:.1f} s: {library.settings}", flush=True)
     queries, seen = records.filter(pa.array(asked)), views[asked]
     measure(library, queries, seen, options.split)
-    for folder in options.blurred:
-        others, blurred, other_trunk = read(folder)
-        library._check_trunk(other_trunk)
-        measure(library, others, blurred, folder.name)
+    if options.blur:
+        measure_blurred(library, options.shards, options.split, options.blur)
+    if not options.only_blur:
+        extend(known, given, queries, seen, trunk)
+        curve(library, queries, seen, given)
+        open_set(queries, seen, known, given, trunk)
+
+
+def extend(known: pa.Table, given: np.ndarray, queries: pa.Table, seen: np.ndarray, trunk: Any) -> None:
+    """Print what adding five species' photos to a library without them costs and moves, and removing them leaves."""
     species = np.array([name or "" for name in known["species"].to_pylist()])
     new = np.isin(species, np.unique(species[species != ""])[:5])
     before = PhotoLibrary.build(known.filter(pa.array(~new)), given[~new], trunk)
@@ -144,8 +164,6 @@ def main() -> None:
         f"{new.sum()} photos of 5 new species added and answered in {seconds:.1f} s: {hit:.1%} of theirs right, "
         f"{moved:.1%} of other answers moved; removed again: the same library {same}"
     )
-    curve(library, queries, seen, given)
-    open_set(queries, seen, known, given, trunk)
 
 
 if __name__ == "__main__":

