@@ -105,6 +105,8 @@ def search(
 
     Args:
         queries: N clean barcodes on either strand; "" finds nothing.
+        targets: the references.
+        options: what the search may cost.
         threads: numpy and edlib let others run while they work.
         without: a group for each query, as if there were no reference of it; -1 = none.
     """
@@ -173,9 +175,7 @@ def _one_strand(query: str, without: int, targets: Targets, options: SearchOptio
 
 
 def _chosen(found: Candidates, group: np.ndarray, options: SearchOptions) -> tuple[np.ndarray, np.ndarray]:
-    """Places of the candidates to align: the first ones, and apart from them the first of each of a few species that
-    are not the first candidate's.
-    """
+    """Choose the candidates to align: the first ones, and apart from them the first of a few other species."""
     kinds = group[found.reference]
     names, first = np.unique(kinds, return_index=True)
     far = np.sort(first[(names >= 0) & (names != kinds[0])])[: options.others]
