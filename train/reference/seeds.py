@@ -42,7 +42,7 @@ class Candidates:
 
 
 def kmer_codes(letters: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Number every window of k letters (uint32, 2 bits a base) and say which are free of other letters (bool).
+    """Write every window of k letters as a number (uint32, 2 bits a base), and whether it is free of others (bool).
 
     Args:
         letters: uint8 [n], ASCII.
@@ -97,7 +97,7 @@ class SeedIndex:
         return cls(k, offsets.astype(np.uint32) if len(postings) < 1 << 32 else offsets, postings)
 
     def lookup(self, query: str, budget: Budget) -> Candidates:
-        """Find the references that share the most of the query's rarest k-mers; none where it shares no k-mer at all."""
+        """Find the references that share the most of the query's rarest k-mers; none where it shares no k-mer."""
         number, good = kmer_codes(np.frombuffer(query[:MAX_LENGTH].encode("ascii"), dtype=np.uint8), self.k)
         place = np.flatnonzero(good)
         number = number[place].astype(np.int64)
