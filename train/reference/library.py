@@ -27,7 +27,7 @@ from engine.specimens.names import is_species
 from engine.specimens.taxonomy import RANKS, Taxonomy
 from engine.store.shards import file_sha256
 from train.reference.features import nearest_features
-from train.reference.search import Hits, SearchOptions, Targets, search
+from train.reference.search import ROUNDS, Hits, SearchOptions, Targets, search
 from train.reference.seeds import SeedIndex
 
 FORMAT_VERSION = 1
@@ -159,7 +159,7 @@ class Library:
         `without` names for each query a species of `taxonomy` whose references are passed over, -1 = none.
         """
         targets = Targets(self.index, self.barcode, self._first_species)
-        return search(barcodes, targets, options or SearchOptions(), threads, without)
+        return search(barcodes, targets, ROUNDS if options is None else (options,), threads, without)
 
     def search_features(self, modality: str, queries: np.ndarray, k: int = 5) -> tuple[np.ndarray, np.ndarray]:
         """Find the records of highest cosine to unit features [N, D]: rows int64 [N, k] (-1 = none), cosines [N, k].
