@@ -180,8 +180,8 @@ def _both_strands(
 
 def _one_strand(query: str, without: int, targets: Targets, options: SearchOptions) -> _Aligned:
     found = targets.candidates(query, options.budget, without)
-    if not len(found.reference):
-        return _NONE
+    if not len(found.reference):  # where seeds were read, all that they found is of the group left out
+        return replace(_NONE, doubtful=found.seeds > 0)
     near, far = _chosen(found, targets.group, options)
     parts = []
     for rows, slack in ((near, options.slack), (far, options.other_slack)):
