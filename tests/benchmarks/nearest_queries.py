@@ -4,7 +4,6 @@ Conditions: `whole`; `2x` (`degrade_barcode` at that severity); `100` (a fragmen
 strand); `100+2%` (the same with wrong letters). Damage is a function of the seed and of the query's key.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from engine.signals.degrade import BarcodePreset, degrade_barcode, fragment
 from engine.specimens.names import is_species
 from engine.specimens.schema import rng_for
 from engine.specimens.taxonomy import RANKS
-from train.reference import Library, nearest_labels
+from train.reference import Library
 
 CONDITIONS = ("whole", "1x", "2x", "4x", "300", "200", "150", "100", "75", "100+2%", "150+2%")
 
@@ -78,8 +77,3 @@ def right_labels(library: Library, some: Barcodes, found: np.ndarray) -> np.ndar
         truth = np.array([place.get(taxon, -2) for taxon in some.records[name].to_pylist()])
         right[:, rank] = found[:, rank] == truth
     return right
-
-
-def right_names(library: Library, some: Barcodes, queries: Sequence[str], threads: int) -> np.ndarray:
-    """Search and say which names are right, bool [N, R]."""
-    return right_labels(library, some, nearest_labels(library, library.search(queries, threads=threads)))
