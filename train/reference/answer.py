@@ -34,7 +34,7 @@ class RankScores:
     hit: np.ndarray  # int64 [P], that reference's hit
 
     def best(self, num_queries: int) -> np.ndarray:
-        """The first taxon of each query, int64 [N]; -1 = none."""
+        """Return the first taxon of each query, int64 [N]; -1 = none."""
         answer = np.full(num_queries, -1)
         answer[self.query[::-1]] = self.taxon[::-1]
         return answer
@@ -77,13 +77,13 @@ def rank_scores(
 
 
 def nearest_labels(library: Library, hits: Hits, labels: np.ndarray | None = None) -> np.ndarray:
-    """The taxon of the nearest labelled reference at every rank, int64 [N, R]; -1 = none. `labels` as above."""
+    """Name the taxon of the nearest labelled reference at every rank, int64 [N, R]; -1 = none. `labels` as above."""
     ranks = (rank_scores(library, hits, rank, labels) for rank in range(len(RANKS)))
     return np.column_stack([one.best(len(hits.length)) for one in ranks])
 
 
 def answers(library: Library, hits: Hits) -> list[dict[str, Any]]:
-    """Every query's answer as JSON values.
+    """Return every query's answer as JSON values.
 
     Keys: `names` (rank -> name, down to where the answer stops), `rank` (that rank, None = no answer), `tied` (rank ->
     names, where several taxa are equally near), `strand`; `identity`, `overlap`, `bin_uri` of the nearest reference;
@@ -138,7 +138,7 @@ def _other(library: Library, hits: Hits, scores: RankScores, span: slice, specie
 
 
 def _evidence(library: Library, hits: Hits) -> list[list[dict[str, Any]]]:
-    """The nearest references of every query, each by the first of its specimens."""
+    """Describe the nearest references of every query, each by the first of its specimens."""
     rows, begin = library.rows_of
     near = [np.arange(low, min(high, low + _EVIDENCE)) for low, high in pairwise(hits.start.tolist())]
     chosen = np.concatenate([*near, np.empty(0, dtype=np.int64)]).astype(np.int64)

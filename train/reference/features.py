@@ -25,17 +25,17 @@ class Encoder:
         self._tokenizer = barcodes.make_tokenizer(data)
 
     def view(self, photo: bytes) -> np.ndarray:
-        """A photo's file as the model sees it, uint8 [S, S, 3]. Raises ValueError for what is no photo."""
+        """Show a photo's file as the model sees it, uint8 [S, S, 3]. Raises ValueError for what is no photo."""
         return images.evaluation_view(images.decode(photo, self.data.image_size), self.data.image_size)
 
     def images(self, views: Sequence[np.ndarray | None]) -> np.ndarray:
-        """What `view` returns, None = no photo -> float32 [n, D], zeros there."""
+        """Encode what `view` returns, None = no photo: float32 [n, D], zeros there."""
         return self._encode(
             views, lambda batch: self.model.encode_image(torch.from_numpy(np.stack(batch)).to(self.device))
         )
 
     def dna(self, sequences: Sequence[str]) -> np.ndarray:
-        """Clean barcodes, "" = none -> float32 [n, D], zeros there."""
+        """Encode clean barcodes, "" = none: float32 [n, D], zeros there."""
 
         def encode(batch: list[str]) -> torch.Tensor:
             tokens = self._tokenizer.encode(barcodes.orient_batch(batch) if self.data.orient else batch)
@@ -55,11 +55,12 @@ class Encoder:
 
 
 def nearest_features(queries: np.ndarray, references: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The K references of highest cosine, compared with all of them in chunks.
+    """Find the K references of highest cosine, comparing with all of them in chunks.
 
     Args:
         queries: unit rows [N, D].
         references: unit rows [M, D] of any float type, memory-mapped or not; rows of zeros are no references.
+        k: neighbours of each query.
 
     Returns:
         places int64 [N, K], best first, -1 where there are fewer references; cosines float32 [N, K], -inf there.

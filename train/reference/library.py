@@ -27,7 +27,7 @@ from engine.specimens.names import is_species
 from engine.specimens.taxonomy import RANKS, Taxonomy
 from engine.store.shards import file_sha256
 from train.reference.features import nearest_features
-from train.reference.search import Hits, SearchOptions, Targets, search
+from train.reference.search import ROUNDS, Hits, SearchOptions, Targets, search
 from train.reference.seeds import SeedIndex
 
 FORMAT_VERSION = 1
@@ -76,7 +76,7 @@ class Library:
     def extend(
         self, records: pa.Table, barcodes: Sequence[str], features: Mapping[str, np.ndarray] | None = None
     ) -> "Library":
-        """A library with more references, arguments as of `build`; nothing is trained, the index is written anew.
+        """Return a library with more references, arguments as of `build`; only the index is made anew.
 
         Raises ValueError as `build`, and for features of another width or modality than those there are.
         """
@@ -94,10 +94,11 @@ class Library:
 
     @property
     def num_haplotypes(self) -> int:
+        """The different barcodes, H."""
         return len(self.starts) - 1
 
     def barcode(self, number: int) -> str:
-        """One haplotype's letters, on its coding strand."""
+        """Return one haplotype's letters, on its coding strand."""
         return self.letters[self.starts[number] : self.starts[number + 1]].tobytes().decode("ascii")
 
     @cached_property
@@ -137,8 +138,9 @@ class Library:
 
     @cached_property
     def rows_of(self) -> tuple[np.ndarray, np.ndarray]:
-        """Records by haplotype, the most finely labelled first: rows int64 [M, those without a barcode in front], and
-        where each haplotype's begin, int64 [H + 1].
+        """Records by haplotype, the most finely labelled first, and where each haplotype's begin.
+
+        Rows are int64 [M], those without a barcode in front; the beginnings int64 [H + 1].
         """
         haplotype = self.records["haplotype"].to_numpy()
         depth = np.where(self.labels >= 0, np.arange(len(RANKS)), -1).max(axis=1, initial=-1)
@@ -152,15 +154,15 @@ class Library:
         threads: int = 1,
         without: Sequence[int] | None = None,
     ) -> Hits:
-        """The nearest haplotypes of clean barcodes on either strand, aligned; "" finds nothing.
+        """Find the nearest haplotypes of clean barcodes on either strand; "" finds nothing.
 
         `without` names for each query a species of `taxonomy` whose references are passed over, -1 = none.
         """
         targets = Targets(self.index, self.barcode, self._first_species)
-        return search(barcodes, targets, options or SearchOptions(), threads, without)
+        return search(barcodes, targets, ROUNDS if options is None else (options,), threads, without)
 
     def search_features(self, modality: str, queries: np.ndarray, k: int = 5) -> tuple[np.ndarray, np.ndarray]:
-        """The records of highest cosine to unit features [N, D]: rows int64 [N, k] (-1 = none) and cosines [N, k].
+        """Find the records of highest cosine to unit features [N, D]: rows int64 [N, k] (-1 = none), cosines [N, k].
 
         Raises ValueError when the library holds no such features, or those of another width.
         """
@@ -207,6 +209,7 @@ class Library:
         """Read a folder written by `save`; the index stays on disk, memory-mapped.
 
         Args:
+            folder: where the library is.
             verify: compare every file's checksum, which reads all of them once.
 
         Raises:
@@ -238,7 +241,7 @@ class Library:
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any]:
-    """What a library says of itself. Raises ValueError: no library there, or one of another format version."""
+    """Read what a library says of itself. Raises ValueError: no library there, or one of another format version."""
     place = Path(folder) / MANIFEST
     try:
         manifest = json.loads(place.read_text(encoding="utf-8"))
@@ -266,7 +269,7 @@ def _assemble(
     version: int,
     before: pa.Table | None = None,
 ) -> Library:
-    """New records behind those of before, whose haplotypes and features (old and new) are given."""
+    """Put new records behind those of before, whose haplotypes and features (old and new) are given."""
     if len(records) != len(barcodes):
         raise ValueError(f"reference library: got {len(records)} records and {len(barcodes)} barcodes, allowed as many")
     places = {sequence: number for number, sequence in enumerate(haplotypes)}

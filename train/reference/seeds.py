@@ -39,10 +39,11 @@ class Candidates:
     reference: np.ndarray  # int64 [C]
     shared: np.ndarray  # int64 [C], seeds in common
     shift: np.ndarray  # int64 [C], where the query begins on the reference, nucleotides, to about one bin
+    seeds: int  # k-mers of the query that were read
 
 
 def kmer_codes(letters: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Number (uint32, 2 bits a base) of every window of k letters, and whether it is free of other letters (bool).
+    """Write every window of k letters as a number (uint32, 2 bits a base), and whether it is free of others (bool).
 
     Args:
         letters: uint8 [n], ASCII.
@@ -97,7 +98,7 @@ class SeedIndex:
         return cls(k, offsets.astype(np.uint32) if len(postings) < 1 << 32 else offsets, postings)
 
     def lookup(self, query: str, budget: Budget) -> Candidates:
-        """The references that share the most of the query's rarest k-mers; none where it shares no k-mer at all."""
+        """Find the references that share the most of the query's rarest k-mers; none where it shares no k-mer."""
         number, good = kmer_codes(np.frombuffer(query[:MAX_LENGTH].encode("ascii"), dtype=np.uint8), self.k)
         place = np.flatnonzero(good)
         number = number[place].astype(np.int64)
@@ -109,11 +110,11 @@ class SeedIndex:
         rarest = rarest[:taken]
         if not len(rarest):
             nothing = np.empty(0, dtype=np.int64)
-            return Candidates(nothing, nothing, nothing)
+            return Candidates(nothing, nothing, nothing, 0)
         spans = zip(start[rarest].tolist(), end[rarest].tolist(), strict=True)
         entry = np.concatenate([self.postings[one:other] for one, other in spans])
         on_query = np.repeat((place[rarest] >> _SHIFT).astype(np.uint32), held[rarest])
-        return _most_shared(entry, on_query, budget.candidates, len(query) >> _SHIFT)
+        return Candidates(*_most_shared(entry, on_query, budget.candidates, len(query) >> _SHIFT), len(rarest))
 
 
 def _chunks(sequences: Sequence[str]) -> list[tuple[int, int]]:
@@ -136,12 +137,19 @@ def _entries(sequences: Sequence[str], first: int, last: int, k: int) -> tuple[n
     return number[at], (owner + first).astype(np.uint64) << np.uint64(8) | bins.astype(np.uint64)
 
 
-def _most_shared(entry: np.ndarray, on_query: np.ndarray, wanted: int, query_bins: int) -> Candidates:
+def _most_shared(
+    entry: np.ndarray, on_query: np.ndarray, wanted: int, query_bins: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Count entries per reference; the middle one of their shifts is where the query lies.
 
     Args:
-        entry: uint32 [n] of the index; on_query: uint32 [n], bin of the seed on the query.
-        wanted: references; query_bins: length of the query.
+        entry: uint32 [n] of the index.
+        on_query: uint32 [n], bin of the seed on the query.
+        wanted: references returned at most.
+        query_bins: length of the query.
+
+    Returns:
+        references, entries of each, shifts: the first three fields of `Candidates`.
     """
     shift = (entry - on_query) & np.uint32(255)  # modulo 256 bins
     keys = np.sort(entry & np.uint32(0xFFFFFF00) | (shift + np.uint32(query_bins) & np.uint32(255)))
@@ -154,4 +162,4 @@ def _most_shared(entry: np.ndarray, on_query: np.ndarray, wanted: int, query_bin
     best = len(shared) - 1 - (np.sort(rank)[::-1] & 0xFFFFFFFF)
     middle = keys[begin[best] + shared[best] // 2]
     bins = (middle & np.uint32(255)).astype(np.int64) - query_bins
-    return Candidates(reference[begin[best]].astype(np.int64), shared[best], bins << _SHIFT)
+    return reference[begin[best]].astype(np.int64), shared[best], bins << _SHIFT

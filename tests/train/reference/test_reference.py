@@ -11,9 +11,10 @@ import pytest
 from engine.signals import degrade
 from engine.signals.nucleotides import reverse_complement
 from train.evaluation.peers import library_peer
-from train.reference import Library, answers, nearest_labels
+from train.reference import Hits, Library, SearchOptions, answers, nearest_labels
 from train.reference.align import align
 from train.reference.library import MANIFEST, POSTINGS, RECORDS
+from train.reference.search import FIRST, Targets, search
 from train.reference.seeds import Budget, SeedIndex, kmer_codes
 
 
@@ -144,6 +145,31 @@ def test_nearest_species_is_found_from_wholes_and_fragments_on_either_strand(
             for piece in pieces
         ]
         assert hits.distance[hits.start[:-1]].tolist() == expected
+
+
+def test_a_search_goes_on_while_a_nearer_reference_may_have_been_passed_over(planted: Planted) -> None:
+    rng = np.random.default_rng(9)
+    whole, damaged = planted.barcodes, [mutate(sequence, rng, 0.08) for sequence in planted.barcodes]
+    targets = Targets(planted.library.index, planted.library.barcode, np.full(planted.library.num_haplotypes, -1))
+    narrow = SearchOptions(budget=Budget(postings=1, least=12, candidates=3), nearest=2)
+    first, both, second = (
+        search([*whole, *damaged, ""], targets, rounds) for rounds in ((narrow,), (narrow, FIRST), (FIRST,))
+    )
+
+    def nearest(hits: Hits) -> np.ndarray:
+        return hits.difference[hits.start[:-2][np.diff(hits.start)[:-1] > 0]]
+
+    assert (both.rounds[: len(whole)] == 1).all() and both.rounds[-1] == 1, "nothing is nearer than an equal barcode"
+    assert (both.rounds[len(whole) : -1] == 2).mean() > 0.9
+    assert nearest(first).sum() > nearest(both).sum() or len(nearest(first)) < len(nearest(both))
+    np.testing.assert_array_equal(nearest(both), nearest(second))
+
+
+def test_wider_rounds_leave_the_names_of_a_small_library_alone(planted: Planted) -> None:
+    rng = np.random.default_rng(10)
+    queries = [degrade.degrade_barcode(sequence, rng, severity) for sequence in planted.barcodes for severity in (1, 4)]
+    names = [nearest_labels(planted.library, planted.library.search(queries, options)) for options in (None, FIRST)]
+    np.testing.assert_array_equal(*names)
 
 
 def test_answers_do_not_depend_on_threads_or_on_company(planted: Planted) -> None:
