@@ -1,15 +1,17 @@
 """How good are the probabilities of a barcode library alone? Fitted on train, measured on test and test_unseen.
 
-    python -m tests.benchmarks.library_alone SHARDS [--lengths 658 313 205 157 100] [--unknown 0.2]
+    python -m tests.benchmarks.library_alone SHARDS [--lengths 658 313 205 157 100] [--unknown 0.2] [--outsiders SHARDS]
 
 References: the train split, nothing else is read to fit. Per length: accuracy, that of the nearest reference,
 calibration error, share answered at 0.95 and how many of these are right, AUROC of novelty, end of the bias-accuracy
 curve (sum of the probabilities of the best outcome of each specimen, "unknown species" included, minus the share of
-right ones; PROTAX's figure), misclassified / over-classified / under-classified at 0.95.
+right ones; PROTAX's figure), misclassified / over-classified / under-classified at 0.95. Of outsiders (barcodes of other
+shards whose order the library does not know), the share named at 0.95, every one of them wrongly.
 """
 
 import argparse
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,15 +24,16 @@ from engine.signals.degrade import fragment
 from engine.specimens.schema import rng_for
 from engine.specimens.taxonomy import RANKS
 from train.evaluation import reliability
-from train.evaluation.calibrate_library import cases_of, fit_library
+from train.evaluation.calibrate_library import answers_of, cases_of, fit_library
 from train.evaluation.known_questions import SPECIES
 from train.evaluation.subsets import read_barcodes, without_provisional
-from train.inference.calibration import back_off
+from train.inference.calibration import Calibrator, back_off
 from train.inference.evidence import Answers
 from train.inference.library_alone import QUERY, LibraryScorer
 from train.reference import Library, nearest_labels
 
 THRESHOLD = 0.95
+OUTSIDERS = 500  # asked
 
 
 def questions(index: pa.Table, split: str, unknown: float) -> tuple[pa.Table, list[str]]:
@@ -42,12 +45,27 @@ def questions(index: pa.Table, split: str, unknown: float) -> tuple[pa.Table, li
     return rows, orient_batch(read_barcodes(rows))
 
 
+def ask_outsiders(index: pa.Table, scorer: LibraryScorer, rules: Calibrator) -> None:
+    """Print how many specimens of orders that the library does not know are named at THRESHOLD, rank by rank."""
+    known = set(scorer.library.taxonomy.names[0])
+    orders = index["order"].to_pylist()
+    rows = np.flatnonzero([bool(order) and order not in known for order in orders])
+    rows = np.sort(np.random.default_rng(0).permutation(rows)[:OUTSIDERS])
+    chosen = index.take(pa.array(rows))
+    evidence = answers_of(scorer, orient_batch(read_barcodes(chosen))).evidence
+    for name, one in (("capped", rules), ("not capped", replace(rules, caps=()))):
+        sure = one.probabilities(evidence) >= THRESHOLD
+        shares = ", ".join(f"{rank} {share:.2%}" for rank, share in zip(RANKS, sure.mean(axis=0), strict=True))
+        print(f"{len(rows)} outsiders of {len(set(chosen['order'].to_pylist()))} orders, {name}: named at {shares}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("shards", type=Path)
     parser.add_argument("--split", default="test")
     parser.add_argument("--unknown", type=float, default=0.2, help="share of specimens of the split's _unseen")
     parser.add_argument("--lengths", nargs="+", type=int, default=[658, 313, 205, 157, 100])
+    parser.add_argument("--outsiders", type=Path, help="shards whose specimens of other orders are asked about")
     options = parser.parse_args()
     index = load_index([options.shards])
     train = select_split(index, "train")
@@ -60,6 +78,8 @@ def main() -> None:
     labels = library.taxonomy.encode(columns)
     named = np.column_stack([[bool(name) for name in columns[rank]] for rank in RANKS])
     scorer = LibraryScorer(library)
+    if options.outsiders:
+        ask_outsiders(load_index([options.outsiders]), scorer, rules)
     for length in options.lengths:
         keys = rows["key"].to_pylist()
         cut = (

@@ -1,9 +1,12 @@
 """Fits the probabilities of a barcode library alone, by asking it about its own specimens.
 
 Some specimens are taken out of the library and asked about. Of most of them the species stays, as far as others of it
-are there; of the rest the whole species, genus or family is taken out too, so that the library meets what it does not
-know. Barcodes changed at so many sites that they are of no family of the library stand for what is out of its scope.
-The mixture is that of `train.evaluation.calibrate`: 60% clean, 20% damaged, 20% unknown.
+are there; of the rest the whole species, genus, family or order is taken out too, so that the library meets what it
+does not know. Barcodes of no taxon at all (shuffled, or changed at 14 to 40% of their sites) stand for what is out of
+its scope. A library that is small is asked several times, and loses little each time.
+
+The mixture that the probabilities are for: 80% of known species (three quarters clean, a quarter damaged), 20% of
+unknown ones, these in the shares UNKNOWN and OUTSIDE. A specimen whose species had no other reference counts as unknown.
 
 Legend: M records, N questions, R ranks, H haplotypes.
 """
@@ -14,27 +17,31 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from sklearn.isotonic import IsotonicRegression
 
 from engine.signals.damage import measured_barcodes
 from engine.signals.degrade import BarcodePreset, degrade_barcode
 from engine.specimens.schema import rng_for
 from engine.specimens.taxonomy import RANKS
-from train.evaluation.calibrate import CLEAN, DAMAGED, fit_query
+from train.evaluation.calibrate import CLEAN, DAMAGED, WITHHELD, fit_query
 from train.evaluation.known_questions import DAMAGE, GENUS, SPECIES, Cases
-from train.inference.calibration import FILE, Calibration, Calibrator, FittedLibrary
+from train.inference.calibration import FILE, Calibration, Cap, FittedLibrary
 from train.inference.evidence import Answers
-from train.inference.library_alone import INPUTS, QUERY, LibraryScorer
+from train.inference.library_alone import FARTHEST, INPUTS, QUERY, LibraryScorer
 from train.reference import Library
 from train.reference.library import read_manifest
 
-ASKED = 2000  # specimens whose species stays, at most a quarter of the library
-FEWEST = 5  # known specimens that can be asked
-DAMAGED_ASKED = 500  # of these, in each kind of damage
-UNKNOWN_ASKED = {SPECIES: 500, GENUS: 250, 1: 150}  # specimens of taxa that are taken out whole: rank -> how many
-OUTSIDE_ASKED = 150
-UNKNOWN = {SPECIES: 0.09, GENUS: 0.05, 1: 0.03}  # shares of the mixture
-OUTSIDE = 0.03
-_CHANGED = (0.14, 0.30)  # share of sites: COI of different insect orders differs at 15 to 25%
+ASKED = 2000  # specimens whose species stays, at most SHARE of the library
+SHARE = 1 / 8  # of the library that is asked at once; also the most that taxa taken out at one rank hold
+TIMES = 8  # that a library is asked at most, until ASKED are
+FEWEST = 20  # barcodes named to species
+DAMAGED_ASKED = 500  # of ASKED, in each kind of damage
+UNKNOWN_ASKED = {0: 150, 1: 150, GENUS: 250, SPECIES: 500}  # specimens of taxa taken out whole: rank -> how many
+OUTSIDE_ASKED = 300
+UNKNOWN = {0: 0.02, 1: 0.03, GENUS: 0.05, SPECIES: 0.08}  # shares of the mixture
+OUTSIDE = 0.02
+_CHANGED = (0.14, 0.40)  # share of sites: COI of different insect orders differs at 15 to 25%
+_KNOTS = (0.0, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.08, 0.12, 0.16, 0.2, 0.3, FARTHEST)  # of a cap, edits per letter
 
 
 @dataclass(frozen=True)
@@ -66,12 +73,40 @@ def fit_library(library: Library, *, seed: int = 0, threads: int = 1) -> Calibra
     Raises:
         ValueError: when too few specimens are named at some rank.
     """
-    held = hold_out(library, seed)
-    scorer = LibraryScorer(held.library)
-    cases = [ask(scorer, question, library, threads) for question in held.questions if len(question.rows)]
-    calibrator: Calibrator = fit_query(Cases.concatenate(cases), INPUTS)
-    fitted = FittedLibrary(QUERY, len(held.library.records))
+    cases = collect(library, seed, threads)
+    calibrator = replace(fit_query(cases, INPUTS), caps=fit_caps(cases))
+    fitted = FittedLibrary(QUERY, len(library.records))
     return Calibration(library.taxonomy.fingerprint, {QUERY: calibrator}, library=fitted)
+
+
+def collect(library: Library, seed: int = 0, threads: int = 1) -> Cases:
+    """Ask a library about its own specimens, as often as its size needs; weights are those of the mixture."""
+    cases: list[Cases] = []
+    asked = 0
+    for time in range(TIMES):
+        held = hold_out(library, seed + time)
+        scorer = LibraryScorer(held.library)
+        cases += [ask(scorer, question, library, threads) for question in held.questions if len(question.rows)]
+        asked += len(held.questions[0].rows)
+        if asked >= ASKED:
+            break
+    whole = Cases.concatenate(cases)
+    weight = whole.weight.copy()
+    for rows, share in ((whole.withheld, WITHHELD), (~whole.withheld, 1 - WITHHELD)):
+        weight[rows] *= share / max(weight[rows].sum(), 1e-12)
+    return replace(whole, weight=weight)
+
+
+def fit_caps(cases: Cases) -> tuple[Cap, ...]:
+    """Fit, per rank, the share of members among members and specimens of unknown taxa, by edits per letter."""
+    caps = []
+    for rank in range(len(RANKS)):
+        rows = cases.scored[:, rank] & (cases.right[:, rank] | cases.unknown[:, rank])
+        rate = cases.answers.evidence["rate"][rows, rank]
+        curve = IsotonicRegression(increasing=False, y_min=0.0, y_max=1.0, out_of_bounds="clip")
+        curve.fit(rate, cases.right[rows, rank].astype(float), cases.weight[rows])
+        caps.append(Cap(_KNOTS, tuple(curve.predict(np.array(_KNOTS)).tolist())))
+    return tuple(caps)
 
 
 def fit_folder(folder: Path | str, *, seed: int = 0, threads: int = 1) -> Calibration:
@@ -100,14 +135,14 @@ def hold_out(library: Library, seed: int = 0) -> Held:
     haplotype = library.records["haplotype"].to_numpy()
     free = (haplotype >= 0) & (library.labels[:, SPECIES] >= 0)
     gone = np.zeros(len(haplotype), dtype=bool)
-    limit = int(free.sum()) // 4
-    if limit < FEWEST:
+    if free.sum() < FEWEST:
         raise ValueError(
-            f"calibration of a library: got {int(free.sum())} barcodes named to species, allowed {4 * FEWEST} or more"
+            f"calibration of a library: got {int(free.sum())} barcodes named to species, allowed {FEWEST} or more"
         )
+    limit = max(2, int(free.sum() * SHARE))
     unknown: list[tuple[np.ndarray, float]] = []
     for rank in sorted(UNKNOWN_ASKED):
-        rows = _of_whole_taxa(library.labels[:, rank], free & ~gone, min(UNKNOWN_ASKED[rank], limit // 4), rng)
+        rows = _of_whole_taxa(library.labels[:, rank], free & ~gone, min(UNKNOWN_ASKED[rank], limit // 2), rng)
         gone |= np.isin(library.labels[:, rank], np.unique(library.labels[rows, rank]))
         unknown.append((rows, UNKNOWN[rank]))
     there = np.flatnonzero(free & ~gone)
@@ -117,14 +152,16 @@ def hold_out(library: Library, seed: int = 0) -> Held:
 
 
 def _of_whole_taxa(labels: np.ndarray, free: np.ndarray, most: int, rng: np.random.Generator) -> np.ndarray:
-    """Return specimens int64 [n], up to ten of each of random taxa: about `most`, of half of the taxa at most."""
-    taxa = rng.permutation(np.unique(labels[free & (labels >= 0)]))
+    """Return specimens int64 [n], up to ten of each of random taxa that hold at most SHARE of all: about `most`."""
+    taxa, sizes = np.unique(labels[free & (labels >= 0)], return_counts=True)
     chosen: list[int] = []
-    for taxon in taxa[: len(taxa) // 2].tolist():
-        rows = np.flatnonzero(free & (labels == taxon))
-        chosen += rng.permutation(rows)[:10].tolist()
+    left = SHARE * sizes.sum()
+    for place in rng.permutation(len(taxa)).tolist():
         if len(chosen) >= most:
             break
+        if sizes[place] <= left:
+            left -= sizes[place]
+            chosen += rng.permutation(np.flatnonzero(free & (labels == taxa[place])))[:10].tolist()
     return np.sort(np.array(chosen, dtype=np.int64))
 
 
@@ -149,12 +186,20 @@ def _questions(
         result.append(Question(rows, given, DAMAGED / len(DAMAGE)))
     result += [Question(rows, _barcodes(library, rows), weight) for rows, weight in unknown]
     rows = np.sort(rng.choice(known, min(OUTSIDE_ASKED, len(known)), replace=False))
-    rates = rng.uniform(*_CHANGED, len(rows)).tolist()
-    changed = [
-        degrade_barcode(barcode, rng_for(0, 0, str(keys[row]), "outside"), 1.0, BarcodePreset.only(substitution=rate))
-        for barcode, row, rate in zip(_barcodes(library, rows), rows.tolist(), rates, strict=True)
-    ]
-    return [*result, Question(rows, changed, OUTSIDE, inside=False)]
+    given = zip(_barcodes(library, rows), rows.tolist(), strict=True)
+    outside = [_outsider(barcode, str(keys[row]), number % 4) for number, (barcode, row) in enumerate(given)]
+    return [*result, Question(rows, outside, OUTSIDE, inside=False)]
+
+
+def _outsider(barcode: str, key: str, kind: int) -> str:
+    """Return a barcode of no taxon: 0 = letters shuffled, 1 = codons shuffled, others = changed at many sites."""
+    rng = rng_for(0, 0, key, "outside")
+    if kind < 2:
+        size = (1, 3)[kind]
+        pieces = [barcode[first : first + size] for first in range(0, len(barcode), size)]
+        return "".join([pieces[place] for place in rng.permutation(len(pieces)).tolist()])
+    rate = float(rng.uniform(*_CHANGED))
+    return degrade_barcode(barcode, rng, 1.0, BarcodePreset.only(substitution=rate))
 
 
 def ask(scorer: LibraryScorer, question: Question, named: Library, threads: int = 1) -> Cases:

@@ -69,6 +69,18 @@ def columns_of(evidence: Evidence, inputs: tuple[str, ...], rank: int | None) ->
 
 
 @dataclass(frozen=True)
+class Cap:
+    """The share of true members of a taxon among specimens as far from it, by edits per letter; straight between."""
+
+    rate: tuple[float, ...]  # rising
+    share: tuple[float, ...]  # never rising
+
+    def __call__(self, rate: np.ndarray) -> np.ndarray:
+        """Return the highest probability that a rank may have, float64 [N]."""
+        return np.interp(rate, self.rate, self.share)
+
+
+@dataclass(frozen=True)
 class Combination:
     """How much a library's references count beside the model's scores, see `train.inference.combination`."""
 
@@ -85,11 +97,16 @@ class Calibrator:
     novel_from: float  # score 1 - known from which a query is flagged
     unknown: tuple[Rule, ...]  # where the taxon above is right and the answer is not: is the true one unknown?
     combination: Combination | None = None  # of queries WITH_LIBRARY
+    caps: tuple[Cap, ...] = ()  # of a library alone: how probable a rank may be so far from its nearest reference
 
     def probabilities(self, evidence: Evidence) -> np.ndarray:
         """Return whether the answer is right at each rank, float64 [N, R]; never rising from a rank to a finer one."""
         found = [rule(columns_of(evidence, rule.inputs, rank)) for rank, rule in enumerate(self.ranks)]
-        return np.maximum.accumulate(np.column_stack(found)[:, ::-1], axis=1)[:, ::-1]
+        rising = np.maximum.accumulate(np.column_stack(found)[:, ::-1], axis=1)[:, ::-1]
+        if not self.caps:
+            return rising
+        most = [cap(columns_of(evidence, ("rate",), rank)[:, 0]) for rank, cap in enumerate(self.caps)]
+        return np.minimum.accumulate(np.minimum(rising, np.column_stack(most)), axis=1)
 
     def unknown_taxa(self, evidence: Evidence, probabilities: np.ndarray | None = None) -> np.ndarray:
         """Return the probability of an unknown taxon of each rank inside the answered one above, float64 [N, R].
@@ -174,6 +191,7 @@ class Calibration:
                 novel_from=one["novel_from"],
                 unknown=tuple(map(_rule, one["unknown"])),
                 combination=_combination(one),
+                caps=tuple(Cap(tuple(cap["rate"]), tuple(cap["share"])) for cap in one.get("caps", ())),
             )
             for name, one in value["queries"].items()
         }

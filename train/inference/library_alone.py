@@ -28,10 +28,10 @@ INPUTS = (
     "rate_above",
     "gap",
     "share_of_gap",
-    "siblings",
     "records",
 )
 PER_EDIT = 2.0  # log score
+FARTHEST = 0.5  # edits per letter: counts as nothing found
 _GAP = 10.0  # edits by which another taxon is farther: more says no more
 
 
@@ -42,16 +42,6 @@ class LibraryScorer:
         self.library = library
         self.combiner = Combiner(library, library.taxonomy)
         self.scorer = Scorer(None, library.taxonomy, lambda captions: torch.zeros(0))
-
-    @cached_property
-    def _siblings(self) -> list[np.ndarray]:
-        """Known taxa inside the taxon above, log1p, per taxon of each rank."""
-        found = []
-        for rank, lineages in enumerate(self.library.taxonomy.lineages):
-            above = lineages[:, rank - 1] if rank else np.zeros(len(lineages), dtype=np.int64)
-            counts = np.bincount(above + 1, minlength=1)
-            found.append(np.log1p(np.where(above >= 0, counts[above + 1], 0)))
-        return found
 
     @cached_property
     def _records(self) -> list[np.ndarray]:
@@ -85,13 +75,9 @@ class LibraryScorer:
         found = nearest.evidence(path, first)
         own, other = np.expm1(found["edits"]), np.expm1(found["edits_to_other"])
         length = np.maximum(np.exp(found["length"]), 1.0)[:, None]
-        rate = own / length
+        rate = np.where(path >= 0, np.minimum(own / length, FARTHEST), FARTHEST)
         gap = np.clip(other - own, -_GAP, _GAP)
-        tables = (("siblings", self._siblings), ("records", self._records))
-        rows = {
-            name: np.stack([_of(one, path[:, rank]) for rank, one in enumerate(table)], axis=1)
-            for name, table in tables
-        }
+        records = [_of(table, path[:, rank]) for rank, table in enumerate(self._records)]
         return {
             "probability": logit(share, CERTAIN),
             **found,
@@ -99,7 +85,7 @@ class LibraryScorer:
             "rate_above": np.maximum(rate - 0.02, 0.0),
             "gap": gap,
             "share_of_gap": (other - own) / np.maximum(other + own, 1.0),
-            **rows,
+            "records": np.stack(records, axis=1),
         }
 
 
