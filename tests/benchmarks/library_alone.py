@@ -5,8 +5,8 @@
 References: the train split, nothing else is read to fit. Per length: accuracy, that of the nearest reference,
 calibration error, share answered at 0.95 and how many of these are right, AUROC of novelty, end of the bias-accuracy
 curve (sum of the probabilities of the best outcome of each specimen, "unknown species" included, minus the share of
-right ones; PROTAX's figure), misclassified / over-classified / under-classified at 0.95. Of outsiders (barcodes of other
-shards whose order the library does not know), the share named at 0.95, every one of them wrongly.
+right ones; PROTAX's figure), misclassified / over-classified / under-classified at 0.95. Of outsiders (barcodes of
+other shards whose order the library does not know), the share named at 0.95, every one of them wrongly.
 """
 
 import argparse

@@ -6,7 +6,8 @@ does not know. Barcodes of no taxon at all (shuffled, or changed at 14 to 40% of
 its scope. A library that is small is asked several times, and loses little each time.
 
 The mixture that the probabilities are for: 80% of known species (three quarters clean, a quarter damaged), 20% of
-unknown ones, these in the shares UNKNOWN and OUTSIDE. A specimen whose species had no other reference counts as unknown.
+unknown ones, these in the shares UNKNOWN and OUTSIDE. A species that
+had no other reference is unknown, too.
 
 Legend: M records, N questions, R ranks, H haplotypes.
 """

@@ -137,6 +137,16 @@ def test_parent_is_never_below_its_child_whatever_the_rules_say() -> None:
         one.probabilities({"cosine": np.zeros(1)})
 
 
+def test_a_rank_is_never_more_probable_than_members_so_far_away(tmp_path: Path) -> None:
+    sure = Rule(("rate",), (0.0,), (1.0,), (0.0,), 9.0)
+    far, near = calibration.Cap((0.1, 0.3), (1.0, 0.0)), calibration.Cap((0.0, 0.1), (1.0, 0.5))
+    one = calibration.Calibrator((sure,) * 4, sure, 0.5, (sure,) * 4, caps=(far, near, far, far))
+    told = one.probabilities({"rate": np.array([[0.0] * 4, [0.2] * 4, [0.9] * 4])})
+    np.testing.assert_allclose(told, [[calibration.sigmoid(9.0)] * 4, [0.5] * 4, [0.0] * 4])
+    Calibration("print", {"library": one}).save(tmp_path / "c.json")
+    assert Calibration.load(tmp_path / "c.json").queries["library"] == one
+
+
 def test_unknown_taxa_are_shares_of_what_a_rank_loses() -> None:
     calibrator = calibrate.fit_query(simulated_cases(4000, 0), ("probability", "hint"))
     fresh = simulated_cases(4000, 1)
