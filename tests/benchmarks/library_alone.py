@@ -63,7 +63,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("shards", type=Path)
     parser.add_argument("--split", default="test")
-    parser.add_argument("--unknown", type=float, default=0.2, help="share of specimens of the split's _unseen")
+    parser.add_argument("--unknown", nargs="+", type=float, default=[0.2], help="shares of the split's _unseen")
     parser.add_argument("--lengths", nargs="+", type=int, default=[658, 313, 205, 157, 100])
     parser.add_argument("--outsiders", type=Path, help="shards whose specimens of other orders are asked about")
     options = parser.parse_args()
@@ -72,48 +72,50 @@ def main() -> None:
     library = Library.build(train, read_barcodes(train))
     began = time.process_time()
     rules = fit_library(library).queries[QUERY]
-    print(f"{len(train):,} references, rules fitted in {time.process_time() - began:.0f} s of CPU")
-    rows, barcodes = questions(index, options.split, options.unknown)
-    columns = label_columns(rows)
-    labels = library.taxonomy.encode(columns)
-    named = np.column_stack([[bool(name) for name in columns[rank]] for rank in RANKS])
+    print(f"{len(train):,} references, rules fitted in {time.process_time() - began:.0f} s of CPU", flush=True)
     scorer = LibraryScorer(library)
     if options.outsiders:
         ask_outsiders(load_index([options.outsiders]), scorer, rules)
     for length in options.lengths:
+        for unknown in options.unknown:
+            measure(scorer, rules, *questions(index, options.split, unknown), length)
+
+
+def measure(scorer: LibraryScorer, rules: Calibrator, rows: pa.Table, barcodes: list[str], length: int) -> None:
+    """Print how good the answers to barcodes are that are cut to some length (658 = whole)."""
+    library, columns = scorer.library, label_columns(rows)
+    labels = library.taxonomy.encode(columns)
+    named = np.column_stack([[bool(name) for name in columns[rank]] for rank in RANKS])
+    if length < 658:
         keys = rows["key"].to_pylist()
-        cut = (
-            barcodes
-            if length >= 658
-            else [fragment(b, rng_for(0, 0, k, "fragment"), length) for b, k in zip(barcodes, keys, strict=True)]
-        )
-        hits = library.search(cut)
-        parts = [chunk.answers for chunk in scorer.scored(scorer.combiner.of(hits))]
-        cases, nearest = cases_of(Answers.concatenate(parts), labels, named), nearest_labels(library, hits)
-        told = rules.probabilities(cases.answers.evidence)
-        unknown = rules.unknown_taxa(cases.answers.evidence, told)
-        novel = rules.novelty(cases.answers.evidence)
-        print(flush=True)
-        print(f"{length} nt, {len(rows)} questions, {cases.withheld.mean():.1%} of unknown species")
-        for rank, name in enumerate(RANKS):
-            rows_named = named[:, rank]
-            p, right = told[rows_named, rank], cases.right[rows_named, rank]
-            sure = p >= THRESHOLD
-            near = ((nearest[:, rank] == labels[:, rank]) & (labels[:, rank] >= 0))[rows_named]
-            there = right[sure].mean() if sure.any() else float("nan")
-            error = reliability.calibration_error(p, right)
-            print(
-                f"| {name} | right {right.mean():.1%} | nearest {near.mean():.1%} | ECE {error:.4f} | "
-                f"mean p {p.mean():.3f} | answered {sure.mean():.1%} | right there {there:.2%} |"
-            )
-        outcome = np.column_stack([told[:, SPECIES], unknown.sum(axis=1)])
-        best = outcome.argmax(axis=1)
-        good = np.where(best == 0, cases.right[:, SPECIES], cases.withheld)
-        area = roc_auc_score(cases.withheld, novel)
+        barcodes = [fragment(b, rng_for(0, 0, k, "fragment"), length) for b, k in zip(barcodes, keys, strict=True)]
+    hits = library.search(barcodes)
+    parts = [chunk.answers for chunk in scorer.scored(scorer.combiner.of(hits))]
+    cases, nearest = cases_of(Answers.concatenate(parts), labels, named), nearest_labels(library, hits)
+    told = rules.probabilities(cases.answers.evidence)
+    unknown = rules.unknown_taxa(cases.answers.evidence, told)
+    novel = rules.novelty(cases.answers.evidence)
+    print(flush=True)
+    print(f"{length} nt, {len(rows)} questions, {cases.withheld.mean():.1%} of unknown species")
+    for rank, name in enumerate(RANKS):
+        rows_named = named[:, rank]
+        p, right = told[rows_named, rank], cases.right[rows_named, rank]
+        sure = p >= THRESHOLD
+        near = ((nearest[:, rank] == labels[:, rank]) & (labels[:, rank] >= 0))[rows_named]
+        there = right[sure].mean() if sure.any() else float("nan")
+        error = reliability.calibration_error(p, right)
         print(
-            f"AUROC of novelty {area:.4f}; with unknown as an answer right {good.mean():.1%}, curve ends at "
-            f"{outcome.max(axis=1).mean() - good.mean():+.3f}; {_ends(told, cases.right, labels)}"
+            f"| {name} | right {right.mean():.1%} | nearest {near.mean():.1%} | ECE {error:.4f} | "
+            f"mean p {p.mean():.3f} | answered {sure.mean():.1%} | right there {there:.2%} |"
         )
+    outcome = np.column_stack([told[:, SPECIES], unknown.sum(axis=1)])
+    best = outcome.argmax(axis=1)
+    good = np.where(best == 0, cases.right[:, SPECIES], cases.withheld)
+    area = roc_auc_score(cases.withheld, novel)
+    print(
+        f"AUROC of novelty {area:.4f}; with unknown as an answer right {good.mean():.1%}, curve ends at "
+        f"{outcome.max(axis=1).mean() - good.mean():+.3f}; {_ends(told, cases.right, labels)}"
+    )
 
 
 def _ends(told: np.ndarray, right: np.ndarray, labels: np.ndarray) -> str:
