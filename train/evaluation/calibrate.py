@@ -147,10 +147,10 @@ def fit_query(cases: Cases, inputs: tuple[str, ...] = INPUTS) -> Calibrator:
     seen = named & ~cases.withheld
     share = flagged_share(len(np.unique(cases.group[seen])))
     novel_from = weighted_quantile(score[seen], cases.weight[seen], 1 - share)
-    return Calibrator(tuple(rules), known, novel_from, _unknown_rules(cases, inputs))
+    return Calibrator(tuple(rules), known, novel_from, fit_unknown(cases, inputs))
 
 
-def _unknown_rules(cases: Cases, inputs: tuple[str, ...]) -> tuple[Rule, ...]:
+def fit_unknown(cases: Cases, inputs: tuple[str, ...]) -> tuple[Rule, ...]:
     """Fit, on the answers whose last right rank is the one above, whether the true taxon of a rank is unknown."""
     rules = []
     for rank in range(len(RANKS)):

@@ -24,7 +24,7 @@ from engine.signals.damage import measured_barcodes
 from engine.signals.degrade import BarcodePreset, degrade_barcode
 from engine.specimens.schema import rng_for
 from engine.specimens.taxonomy import RANKS
-from train.evaluation.calibrate import CLEAN, DAMAGED, WITHHELD, fit_query
+from train.evaluation.calibrate import CLEAN, DAMAGED, WITHHELD, fit_query, fit_unknown
 from train.evaluation.known_questions import DAMAGE, GENUS, SPECIES, Cases
 from train.inference.calibration import FILE, Calibration, Cap, FittedLibrary
 from train.inference.evidence import Answers
@@ -41,6 +41,7 @@ UNKNOWN_ASKED = {0: 150, 1: 150, GENUS: 250, SPECIES: 500}  # specimens of taxa 
 OUTSIDE_ASKED = 300
 UNKNOWN = {0: 0.02, 1: 0.03, GENUS: 0.05, SPECIES: 0.08}  # shares of the mixture
 OUTSIDE = 0.02
+NEARNESS = ("rate", "length")  # all that says whether a taxon is unknown: the rest differs once a species is taken out
 _CHANGED = (0.14, 0.40)  # share of sites: COI of different insect orders differs at 15 to 25%
 _KNOTS = (0.0, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.08, 0.12, 0.16, 0.2, 0.3, FARTHEST)  # of a cap, edits per letter
 
@@ -75,7 +76,7 @@ def fit_library(library: Library, *, seed: int = 0, threads: int = 1) -> Calibra
         ValueError: when too few specimens are named at some rank.
     """
     cases = collect(library, seed, threads)
-    calibrator = replace(fit_query(cases, INPUTS), caps=fit_caps(cases))
+    calibrator = replace(fit_query(cases, INPUTS), unknown=fit_unknown(cases, NEARNESS), caps=fit_caps(cases))
     fitted = FittedLibrary(QUERY, len(library.records))
     return Calibration(library.taxonomy.fingerprint, {QUERY: calibrator}, library=fitted)
 
