@@ -136,7 +136,7 @@ def test_embeddings_taxa_models_health_and_metrics(client: TestClient, predictor
         (422, {"json": {"images": [""]}}),
         (422, {"content": b"{", "headers": {"content-type": "application/json"}}),
         (422, {"content": b'{"key": "\\ud800"}', "headers": {"content-type": "application/json"}}),
-        (422, {"content": b"[" * 100_000, "headers": {"content-type": "application/json"}}),
+        (413, {"content": b"[" * 100_000, "headers": {"content-type": "application/json"}}),
         (422, {"content": b"", "headers": {"content-type": "application/json"}}),
         (404, {"json": {"dna": "ACGT" * 50, "model": "another"}}),
         (415, {"content": b"dna=ACGT", "headers": {"content-type": "application/x-www-form-urlencoded"}}),
@@ -176,7 +176,7 @@ def test_other_paths_methods_and_parameters(client: TestClient) -> None:
 def test_the_page_is_there_and_loads_nothing_from_elsewhere(client: TestClient) -> None:
     page = client.get("/")
     assert page.status_code == 200 and page.headers["content-type"].startswith("text/html")
-    assert "default-src 'self'" in page.headers["content-security-policy"]
+    assert "default-src 'none'; script-src 'self'" in page.headers["content-security-policy"]
     examples = client.get("/v1/examples").json()["examples"]
     for example in examples:
         assert client.post("/v1/identify", json={"dna": example["dna"], "images": []}).status_code == 200
