@@ -1,18 +1,21 @@
 """Exact alignment of a query with a few references: semi-global, so that fragments and overlapping ends cost nothing.
 
 The reference is cut to where the query lies on it and, where the query reaches beyond an end, lengthened by N. N (in
-either) matches every letter at no cost, so what overhangs and what is masked neither helps nor harms. The distance is
-the least number of substitutions, insertions and deletions (edlib: Myers' bit-parallel algorithm, infix mode).
+either) matches every letter at no cost, so what overhangs and what is masked neither helps nor harms; letters known in
+both are the overlap. The distance is the least number of substitutions, insertions and deletions (edlib: Myers'
+bit-parallel algorithm, infix mode).
 
 Legend: C references of one query.
 """
 
+import re
 from collections.abc import Sequence
 
 import edlib
 import numpy as np
 
 _MARGIN = 48  # nucleotides by which the place on the reference may be wrong: three bins
+_STEPS = re.compile(r"(\d+)([=XIDM])")
 _ANY = [(letter, "N") for letter in "ACGT"]
 
 
@@ -26,7 +29,8 @@ def align(query: str, references: Sequence[str], shift: Sequence[int], slack: in
         slack: a reference that is farther than the nearest so far by more edits is given up.
 
     Returns:
-        distance int64 [C], edits, -1 = given up; overlap int64 [C], letters of the reference beside the query.
+        distance int64 [C], edits, -1 = given up; overlap int64 [C], letters of the reference beside the query, both of
+        them known.
     """
     distance = np.full(len(references), -1)
     overlap = np.zeros(len(references), dtype=np.int64)
@@ -40,6 +44,26 @@ def align(query: str, references: Sequence[str], shift: Sequence[int], slack: in
             continue
         distance[number] = found["editDistance"]
         first, last = found["locations"][0]
-        overlap[number] = max(0, min(last + 1 + left, len(reference)) - max(first + left, 0))
+        if "N" in query or "N" in window[first : last + 1].strip("N"):
+            overlap[number] = _known(query, window)
+        else:
+            overlap[number] = max(0, min(last + 1 + left, len(reference)) - max(first + left, 0))
         bound = distance[number] + slack if bound < 0 else min(bound, int(distance[number]) + slack)
     return distance, overlap
+
+
+def _known(query: str, window: str) -> int:
+    """Letters of a window that stand beside the query in its best alignment, both of them known or one left out."""
+    found = edlib.align(query, window, mode="HW", task="path", additionalEqualities=_ANY)
+    place, at, count = 0, found["locations"][0][0], 0
+    for length, kind in ((int(size), kind) for size, kind in _STEPS.findall(found["cigar"])):
+        here, there = query[place : place + length], window[at : at + length]
+        if kind == "I":  # a letter of the query only
+            place += length
+        elif kind == "D":
+            at += length
+            count += length - there.count("N")
+        else:
+            count += sum(one != "N" and other != "N" for one, other in zip(here, there, strict=True))
+            place, at = place + length, at + length
+    return count

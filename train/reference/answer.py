@@ -86,7 +86,7 @@ def answers(library: Library, hits: Hits) -> list[dict[str, Any]]:
     """Every query's answer as JSON values.
 
     Keys: `names` (rank -> name, down to where the answer stops), `rank` (that rank, None = no answer), `tied` (rank ->
-    names, where several taxa are equally near), `strand`; `identity`, `overlap`, `bin_uri` of the nearest reference;
+    names, where several taxa are equally near), `strand`; `exact` (no reference can be nearer); `identity`, `overlap`, `bin_uri` of the nearest reference;
     `records_of_species` (specimens of the answered species in the library), `other_species` (nearest reference of
     another species: name, identity, overlap; None = not among the candidates), `evidence` (the nearest references: key,
     names, BIN, country, identity, overlap, number of specimens with this very barcode).
@@ -98,7 +98,8 @@ def answers(library: Library, hits: Hits) -> list[dict[str, Any]]:
     for number, told in enumerate(evidence):
         mine = [slice(span[number], span[number + 1]) for span in spans]
         names, rank, tied, species = _lineage(library, scores, mine)
-        answer: dict[str, Any] = {"names": names, "rank": rank, "tied": tied, "strand": int(hits.strand[number])}
+        answer: dict[str, Any] = {"names": names, "rank": rank, "tied": tied, "strand": int(hits.strand[number]),
+                                  "exact": bool(hits.exact[number])}  # fmt: skip
         answer |= {key: told[0][key] if told else None for key in ("identity", "overlap", "bin_uri")}
         answer["records_of_species"] = int(library.records_per_species[species]) if species >= 0 else None
         answer["other_species"] = _other(library, hits, scores[_SPECIES], mine[_SPECIES], species)

@@ -3,7 +3,8 @@
 manifest.json        format version, version of the library, counts, licence, sha256 of every other file
 records.parquet      one row per specimen: COLUMNS, and `haplotype`, its place among the different barcodes (-1 = none)
 letters.npy          the different barcodes (haplotypes) on their coding strand, one after another; starts.npy: where
-offsets.npy, postings.npy   the inverted index of their k-mers (`train.reference.seeds`)
+planes_NAME.npy      those that stand on COI's columns, as bit planes (`train.reference.planes`)
+offsets.npy, postings.npy   the inverted index of the k-mers of the others (`train.reference.seeds`)
 features_MODALITY.npy       float16 [M, D], unit rows, zeros where a specimen has none; optional
 
 Legend: M records (specimens), H haplotypes, N queries, R ranks, D dimensions.
@@ -14,8 +15,9 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -30,15 +32,14 @@ from train.reference.features import nearest_features
 from train.reference.search import Hits, SearchOptions, Targets, search
 from train.reference.seeds import SeedIndex
 
-FORMAT_VERSION = 1
+if TYPE_CHECKING:
+    from train.reference.planes import Planes
+
+FORMAT_VERSION = 2
 MANIFEST, RECORDS, LETTERS, STARTS, OFFSETS, POSTINGS = (
-    "manifest.json",
-    "records.parquet",
-    "letters.npy",
-    "starts.npy",
-    "offsets.npy",
-    "postings.npy",
-)
+    "manifest.json", "records.parquet", "letters.npy", "starts.npy", "offsets.npy", "postings.npy",
+)  # fmt: skip
+_PLANES = "planes_"
 COLUMNS = ("key", *RANKS, "bin_uri", "country")
 KMER = 11  # 17 MB of offsets; looking up with 10 or 12 takes as long
 _SCHEMA = pa.schema([*((name, pa.string()) for name in COLUMNS), ("haplotype", pa.int32())])
@@ -52,15 +53,15 @@ class Library:
     records: pa.Table  # M rows of _SCHEMA
     letters: np.ndarray  # uint8, ASCII
     starts: np.ndarray  # int64 [H + 1]
-    index: SeedIndex
+    planes: "Planes"
+    index: SeedIndex  # of the references that `planes` leaves to it
     features: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)  # modality -> float16 [M, D]
     version: int = 1  # one more with every extension
     licence: str = "not stated"  # of the records; answers name it
 
     @classmethod
-    def build(
-        cls, records: pa.Table, barcodes: Sequence[str], features: Mapping[str, np.ndarray] | None = None
-    ) -> "Library":
+    def build(cls, records: pa.Table, barcodes: Sequence[str],
+              features: Mapping[str, np.ndarray] | None = None) -> "Library":  # fmt: skip
         """Make a library.
 
         Args:
@@ -73,9 +74,8 @@ class Library:
         """
         return _assemble(records, barcodes, [], features or {}, 1)
 
-    def extend(
-        self, records: pa.Table, barcodes: Sequence[str], features: Mapping[str, np.ndarray] | None = None
-    ) -> "Library":
+    def extend(self, records: pa.Table, barcodes: Sequence[str],
+               features: Mapping[str, np.ndarray] | None = None) -> "Library":  # fmt: skip
         """A library with more references, arguments as of `build`; nothing is trained, the index is written anew.
 
         Raises ValueError as `build`, and for features of another width or modality than those there are.
@@ -144,19 +144,18 @@ class Library:
         rows = np.lexsort((-depth, haplotype))
         return rows, np.searchsorted(haplotype[rows], np.arange(self.num_haplotypes + 1))
 
-    def search(
-        self,
-        barcodes: Sequence[str],
-        options: SearchOptions | None = None,
-        threads: int = 1,
-        without: Sequence[int] | None = None,
-    ) -> Hits:
-        """The nearest haplotypes of clean barcodes on either strand, aligned; "" finds nothing.
+    def search(self, barcodes: Sequence[str], options: SearchOptions | None = None, threads: int = 1,
+               without: Sequence[int] | None = None) -> Hits:  # fmt: skip
+        """The nearest haplotypes of clean barcodes on either strand; "" finds nothing.
 
         `without` names for each query a species of `taxonomy` whose references are passed over, -1 = none.
         """
-        targets = Targets(self.index, self.barcode, self._first_species)
-        return search(barcodes, targets, options or SearchOptions(), threads, without)
+        return search(barcodes, self._targets, options or SearchOptions(), threads, without)
+
+    @cached_property
+    def _targets(self) -> Targets:
+        group = self._first_species
+        return Targets(self.planes, self.letters, self.starts, self.index, group, group[self.planes.reference])
 
     def search_features(self, modality: str, queries: np.ndarray, k: int = 5) -> tuple[np.ndarray, np.ndarray]:
         """The records of highest cosine to unit features [N, D]: rows int64 [N, k] (-1 = none) and cosines [N, k].
@@ -183,21 +182,16 @@ class Library:
             OFFSETS: self.index.offsets,
             POSTINGS: self.index.postings,
         }
+        arrays |= {f"{_PLANES}{name}.npy": part for name, part in self.planes.arrays().items()}
         arrays |= {f"features_{name}.npy": part for name, part in self.features.items()}
         for name, array in arrays.items():
             np.save(place / name, array, allow_pickle=False)
         files = {name: file_sha256(place / name) for name in (RECORDS, *arrays)}
         manifest = {
-            "format_version": FORMAT_VERSION,
-            "version": self.version,
-            "kmer": self.index.k,
-            "records": len(self.records),
-            "haplotypes": self.num_haplotypes,
-            "features": sorted(self.features),
-            "licence": self.licence,
-            "files": files,
-            "checksum": _checksum(files),
-        }
+            "format_version": FORMAT_VERSION, "version": self.version, "kmer": self.index.k,
+            "records": len(self.records), "haplotypes": self.num_haplotypes, "features": sorted(self.features),
+            "licence": self.licence, "files": files, "checksum": _checksum(files),
+        }  # fmt: skip
         (place / MANIFEST).write_text(json.dumps(manifest, indent=1))
         return str(manifest["checksum"])
 
@@ -222,21 +216,39 @@ class Library:
                 )
         arrays = {
             name: np.load(place / name, mmap_mode="r", allow_pickle=False).view(np.ndarray)  # memmap's own slices cost
-            for name in manifest["files"]
-            if name.endswith(".npy")  # a fifth of a search
-        }
+            for name in manifest["files"] if name.endswith(".npy")  # a fifth of a search
+        }  # fmt: skip
+        from train.reference.planes import Planes
+
+        planes = {name.removeprefix(_PLANES)[:-4]: part for name, part in arrays.items() if name.startswith(_PLANES)}
         return cls(
-            records=pq.read_table(place / RECORDS, schema=_SCHEMA),
-            letters=arrays[LETTERS],
-            starts=arrays[STARTS],
-            index=SeedIndex(int(manifest["kmer"]), arrays[OFFSETS], arrays[POSTINGS]),
+            records=pq.read_table(place / RECORDS, schema=_SCHEMA), letters=arrays[LETTERS], starts=arrays[STARTS],
+            planes=Planes(**planes), index=SeedIndex(int(manifest["kmer"]), arrays[OFFSETS], arrays[POSTINGS]),
             features={name: arrays[f"features_{name}.npy"] for name in manifest["features"]},
-            version=int(manifest["version"]),
-            licence=str(manifest.get("licence", cls.licence)),
-        )
+            version=int(manifest["version"]), licence=str(manifest.get("licence", cls.licence)),
+        )  # fmt: skip
 
 
-def read_manifest(folder: str | Path) -> dict[str, Any]:
+def rebuilt(folder: str | Path) -> Library:
+    """Build a library anew from the records and barcodes of a folder of any format version; its version stays.
+
+    Raises ValueError as `Library.load` does, but not for another format version.
+    """
+    place = Path(folder)
+    manifest = read_manifest(place, any_format=True)
+    for name in (RECORDS, LETTERS, STARTS):
+        if file_sha256(place / name) != manifest["files"].get(name):
+            raise ValueError(f"reference library: {place / name} is not the file that was saved (its sha256 differs)")
+    records = pq.read_table(place / RECORDS, schema=_SCHEMA)
+    text, starts = np.load(place / LETTERS).tobytes().decode("ascii"), np.load(place / STARTS)
+    haplotypes = [text[low:high] for low, high in pairwise(starts.tolist())]
+    features = {name: np.load(place / f"features_{name}.npy") for name in manifest["features"]}
+    licence = str(manifest.get("licence", Library.licence))
+    built = _assemble(records.slice(0, 0), [], haplotypes, features, int(manifest["version"]), records)
+    return dataclasses.replace(built, licence=licence)
+
+
+def read_manifest(folder: str | Path, *, any_format: bool = False) -> dict[str, Any]:
     """What a library says of itself. Raises ValueError: no library there, or one of another format version."""
     place = Path(folder) / MANIFEST
     try:
@@ -244,8 +256,11 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
         version = manifest["format_version"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"reference library: {place} cannot be read ({error!r}); allowed: a folder of save") from None
-    if version != FORMAT_VERSION:
-        raise ValueError(f"reference library: {place} has format version {version!r}, allowed: {FORMAT_VERSION}")
+    if version != FORMAT_VERSION and not any_format:
+        raise ValueError(
+            f"reference library: {place} has format version {version!r}, allowed: {FORMAT_VERSION}; to bring it up to "
+            f"date: python -m serve.library rebuild {place.parent}"
+        )
     if absent := {"version", "kmer", "features", "files", "checksum"} - manifest.keys():
         raise ValueError(f"reference library: {place} lacks {', '.join(sorted(absent))}; allowed: a folder of save")
     if _checksum(manifest["files"]) != manifest["checksum"] or any(Path(n).name != n for n in manifest["files"]):
@@ -257,23 +272,15 @@ def _checksum(files: Mapping[str, str]) -> str:
     return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
 
 
-def _assemble(
-    records: pa.Table,
-    barcodes: Sequence[str],
-    haplotypes: Sequence[str],
-    features: Mapping[str, np.ndarray],
-    version: int,
-    before: pa.Table | None = None,
-) -> Library:
+def _assemble(records: pa.Table, barcodes: Sequence[str], haplotypes: Sequence[str], features: Mapping[str, np.ndarray],
+              version: int, before: pa.Table | None = None) -> Library:  # fmt: skip
     """New records behind those of before, whose haplotypes and features (old and new) are given."""
     if len(records) != len(barcodes):
         raise ValueError(f"reference library: got {len(records)} records and {len(barcodes)} barcodes, allowed as many")
     places = {sequence: number for number, sequence in enumerate(haplotypes)}
     haplotype = [places.setdefault(sequence, len(places)) if sequence else -1 for sequence in orient_batch(barcodes)]
-    columns = [
-        records[name].cast(pa.string()) if name in records.column_names else pa.nulls(len(records), pa.string())
-        for name in COLUMNS
-    ]
+    columns = [records[name].cast(pa.string()) if name in records.column_names else pa.nulls(len(records), pa.string())
+               for name in COLUMNS]  # fmt: skip
     table = pa.Table.from_arrays([*columns, pa.array(haplotype, pa.int32())], schema=_SCHEMA)
     table = pa.concat_tables([before, table]) if before is not None else table
     for name, part in features.items():
@@ -281,12 +288,17 @@ def _assemble(
             raise ValueError(f"reference library: got {len(part)} {name} features, allowed one of {len(table)} records")
     if not places and not features:
         raise ValueError("reference library: got no barcode and no features, allowed: at least one to search in")
-    lengths = np.array([len(sequence) for sequence in places], dtype=np.int64)
+    from train.reference.planes import Planes
+
+    different = list(places)
+    lengths = np.array([len(sequence) for sequence in different], dtype=np.int64)
+    planes = Planes.build(different)
     return Library(
         records=table.combine_chunks(),
-        letters=np.frombuffer("".join(places).encode("ascii"), dtype=np.uint8),
+        letters=np.frombuffer("".join(different).encode("ascii"), dtype=np.uint8),
         starts=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-        index=SeedIndex.build(list(places), KMER),
+        planes=planes,
+        index=SeedIndex.build([different[number] for number in planes.rest.tolist()], KMER),
         features={name: np.asarray(part, dtype=np.float16) for name, part in features.items()},
         version=version,
     )

@@ -1,55 +1,60 @@
-"""From queries to aligned references: seeds choose candidates, exact alignment ranks them, on whichever strand fits.
+"""From queries to references, nearest first: every reference on COI's columns is compared, or shown to be farther.
 
-Candidates are those that share the most of the query's rarest k-mers, and the first of each of a few other species, so
-that the nearest other species is known. What a reference does not cover of a query is neither right nor wrong; it is
+A query that stands on columns is compared with all references that do (`train.reference.scan`). Other queries, and
+those to which the few other references may be nearest, are searched by seeds and aligned (`train.reference.general`).
+Letters that both know count as overlap. What a reference does not know of a query is neither right nor wrong; it is
 counted as differing as often as the query differs from its nearest reference, and `UNCOVERED` more: `difference` is in
 edits and ranks references of any overlap. (bold val, species top-1 in %, whole / 100 nt: plain edits 99.28 / 97.92,
 this 99.34 / 97.98; on damaged barcodes plain edits lose 4 points to references that hide the damage by being short.)
 
-Legend: N queries, T hits of all queries, C candidates of one, H references (different barcodes).
+Legend: N queries, T hits of all queries, K hits of one, H references (different barcodes), S slots (`planes`).
 """
 
+from __future__ import annotations
+
+import itertools
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from engine.signals.barcodes import orient_batch, reverse_complement
-from train.reference.align import align
-from train.reference.seeds import Budget, Candidates, SeedIndex
+from train.reference.seeds import Budget, SeedIndex
 
-UNCOVERED = 0.05  # differences per nucleotide of the query that a reference does not cover, beyond the query's own
-MIN_OVERLAP = 60  # nucleotides, or a third of a shorter query
-_WIDE = 0.9  # of the greatest overlap: references that say how much the query differs
-_SUSPECT = 0.12  # share of differences from which the other strand is tried too
-_UNRELATED = 0.3  # differences per uncovered nucleotide when strands are compared: unrelated ones align at about that
-_BATCH = 64  # queries a thread takes at a time
+if TYPE_CHECKING:  # importing numba takes as long as all the rest of a command
+    from train.reference.planes import Planes
+
+UNCOVERED = 0.05  # differences per nucleotide of the query that a reference does not know, beyond the query's own
+MIN_OVERLAP = 60  # nucleotides that both know,
+MIN_SHARE = 0.8  # or as much of a shorter query
+BATCH = 64  # queries a thread takes at a time
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchOptions:
     """What a search may cost and how far it looks."""
 
-    budget: Budget = field(default_factory=Budget)
-    nearest: int = 64  # candidates aligned
+    budget: Budget = field(default_factory=Budget)  # of what is searched by seeds
+    nearest: int = 64  # references told
     share: float = 0.5  # of the first candidate's seeds: with fewer a candidate is not aligned as near
-    others: int = 2  # of other species than the first candidate's, aligned beside them
-    slack: float = 0.04  # differences per nucleotide beyond the nearest's up to which candidates are told
+    others: int = 2  # of other species than the nearest's, told beside them
+    slack: float = 0.04  # differences per nucleotide beyond the nearest's up to which references are told
     other_slack: float = 0.15  # the same for those of other species
 
 
 @dataclass(frozen=True)
 class Hits:
-    """Aligned references of N queries, the hits of query i in start[i] .. start[i + 1], nearest first."""
+    """Compared references of N queries, the hits of query i in start[i] .. start[i + 1], nearest first."""
 
     start: np.ndarray  # int64 [N + 1]
     reference: np.ndarray  # int64 [T], one of H
     distance: np.ndarray  # int64 [T], edits in the overlap
-    overlap: np.ndarray  # int64 [T], aligned columns, letters of the reference
+    overlap: np.ndarray  # int64 [T], nucleotides that both know
     difference: np.ndarray  # float64 [T], edits that rank, the uncovered part included
     length: np.ndarray  # int64 [N], nucleotides of the query
     strand: np.ndarray  # int64 [N], +1 as given, -1 the other one
+    exact: np.ndarray  # bool [N], no reference can be nearer than the first
 
     @property
     def query(self) -> np.ndarray:
@@ -58,125 +63,87 @@ class Hits:
 
     @property
     def identity(self) -> np.ndarray:
-        """Share of aligned columns that agree, float64 [T]."""
+        """Share of the overlap that agrees, float64 [T]."""
         return 1.0 - self.distance / np.maximum(self.overlap, 1)
 
 
 @dataclass(frozen=True)
-class _Aligned:
-    """What one query found on one strand."""
+class Found:
+    """What one query found."""
 
-    reference: np.ndarray
-    distance: np.ndarray
-    overlap: np.ndarray
-    difference: np.ndarray
-    cost: float  # of the nearest, for choosing the strand: differences per nucleotide of the query
+    reference: np.ndarray  # int64 [K]
+    distance: np.ndarray  # int64 [K]
+    overlap: np.ndarray  # int64 [K]
+    difference: np.ndarray  # float64 [K], ascending
+    strand: int = 1
+    exact: bool = False
+
+    @property
+    def least(self) -> float:
+        return float(self.difference[0]) if len(self.difference) else np.inf
 
 
 _NOTHING = np.empty(0, dtype=np.int64)
-_NONE = _Aligned(_NOTHING, _NOTHING, _NOTHING, np.empty(0), np.inf)
+NONE = Found(_NOTHING, _NOTHING, _NOTHING, np.empty(0))
 
 
 @dataclass(frozen=True)
 class Targets:
     """H references as a search sees them."""
 
-    index: SeedIndex
-    barcode: Callable[[int], str]  # reference -> its letters
+    planes: Planes
+    letters: np.ndarray  # uint8, ASCII
+    starts: np.ndarray  # int64 [H + 1]
+    index: SeedIndex  # of `planes.rest`: numbers of the index are places there
     group: np.ndarray  # int64 [H], references of one species are equal; -1 = unknown
+    slot_group: np.ndarray  # int64 [S], the same of slots
 
-    def candidates(self, query: str, budget: Budget, without: int) -> Candidates:
-        """Of one query, those of the group `without` left out."""
-        found = self.index.lookup(query, budget)
-        if without < 0:
-            return found
-        kept = self.group[found.reference] != without
-        return Candidates(found.reference[kept], found.shared[kept], found.shift[kept])
+    def barcode(self, number: int) -> str:
+        """A reference's letters."""
+        return self.letters[self.starts[number] : self.starts[number + 1]].tobytes().decode("ascii")
 
 
-def search(
-    queries: Sequence[str],
-    targets: Targets,
-    options: SearchOptions,
-    threads: int = 1,
-    without: Sequence[int] | None = None,
-) -> Hits:
+def search(queries: Sequence[str], targets: Targets, options: SearchOptions, threads: int = 1,
+           without: Sequence[int] | None = None) -> Hits:  # fmt: skip
     """Find the nearest references of clean barcodes.
 
     Args:
         queries: N clean barcodes on either strand; "" finds nothing.
-        threads: numpy and edlib let others run while they work.
+        threads: of compiled code that lets others run.
         without: a group for each query, as if there were no reference of it; -1 = none.
     """
-    apart = [-1] * len(queries) if without is None else without
-
-    def work(first: int) -> list[tuple[_Aligned, int]]:
-        batch = slice(first, first + _BATCH)
-        given = queries[batch]
-        return [
-            _both_strands(*one, targets, options) for one in zip(given, orient_batch(given), apart[batch], strict=True)
-        ]
-
-    starts = range(0, len(queries), _BATCH)
-    if threads > 1:
+    apart = np.full(len(queries), -1) if without is None else np.asarray(without, dtype=np.int64)
+    work = _work(targets, options)
+    parts = [(queries[first : first + BATCH], apart[first : first + BATCH]) for first in range(0, len(queries), BATCH)]
+    if threads > 1 and len(parts) > 1:
         with ThreadPoolExecutor(threads) as pool:
-            found = [one for batch in pool.map(work, starts) for one in batch]
+            found = list(itertools.chain.from_iterable(pool.map(work, parts)))
     else:
-        found = [one for first in starts for one in work(first)]
-    parts = [one for one, _ in found] or [_NONE]
+        found = list(itertools.chain.from_iterable(map(work, parts)))
+    joined = found or [NONE]
     return Hits(
-        start=np.cumsum([0, *(len(one.reference) for one, _ in found)]),
-        reference=np.concatenate([one.reference for one in parts]),
-        distance=np.concatenate([one.distance for one in parts]),
-        overlap=np.concatenate([one.overlap for one in parts]),
-        difference=np.concatenate([one.difference for one in parts]),
+        start=np.cumsum([0, *(len(one.reference) for one in found)]),
+        reference=np.concatenate([one.reference for one in joined]),
+        distance=np.concatenate([one.distance for one in joined]),
+        overlap=np.concatenate([one.overlap for one in joined]),
+        difference=np.concatenate([one.difference for one in joined]),
         length=np.array([len(query) for query in queries], dtype=np.int64),
-        strand=np.array([strand for _, strand in found], dtype=np.int64),
+        strand=np.array([one.strand for one in found], dtype=np.int64),
+        exact=np.array([one.exact for one in found], dtype=bool),
     )
 
 
-def _both_strands(
-    given: str, oriented: str, without: int, targets: Targets, options: SearchOptions
-) -> tuple[_Aligned, int]:
-    """Search the coding strand, and the other one where that finds nothing near."""
-    strand = 1 if oriented == given else -1
-    best = _one_strand(oriented, without, targets, options)
-    if given and best.cost > _SUSPECT:
-        other = _one_strand(reverse_complement(oriented), without, targets, options)
-        if other.cost < best.cost:
-            return other, -strand
-    return best, strand
+def _work(targets: Targets, options: SearchOptions) -> Callable[[tuple[Sequence[str], np.ndarray]], list[Found]]:
+    """What a thread does with a batch."""
+    from train.reference import by_columns, general
 
+    def work(part: tuple[Sequence[str], np.ndarray]) -> list[Found]:
+        queries, without = part
+        placed = by_columns.find(queries, targets, options, without)
+        for row, (query, one) in enumerate(zip(queries, placed, strict=True)):
+            if one.open and query:
+                other = general.find(query, targets, options, int(without[row]))
+                placed[row] = by_columns.joined(one, other)
+        return [one.found for one in placed]
 
-def _one_strand(query: str, without: int, targets: Targets, options: SearchOptions) -> _Aligned:
-    found = targets.candidates(query, options.budget, without)
-    if not len(found.reference):
-        return _NONE
-    near, far = _chosen(found, targets.group, options)
-    parts = []
-    for rows, slack in ((near, options.slack), (far, options.other_slack)):
-        references = [targets.barcode(number) for number in found.reference[rows].tolist()]
-        parts.append(align(query, references, found.shift[rows].tolist(), max(8, int(slack * len(query)))))
-    distance, overlap = (np.concatenate(columns) for columns in zip(*parts, strict=True))
-    reference = found.reference[np.concatenate([near, far])]
-    told = (distance >= 0) & (overlap >= min(MIN_OVERLAP, len(query) // 3))
-    if not told.any():
-        return _NONE
-    reference, distance, overlap = reference[told], distance[told], overlap[told]
-    uncovered = np.maximum(0, len(query) - overlap)
-    wide = overlap >= _WIDE * overlap.max()
-    rate = (distance[wide] / np.maximum(overlap[wide], 1)).min()
-    difference = distance + (UNCOVERED + rate) * uncovered
-    order = np.lexsort((reference, difference))
-    cost = float((distance + _UNRELATED * uncovered).min()) / len(query)
-    return _Aligned(reference[order], distance[order], overlap[order], difference[order], cost)
-
-
-def _chosen(found: Candidates, group: np.ndarray, options: SearchOptions) -> tuple[np.ndarray, np.ndarray]:
-    """Places of the candidates to align: the first ones, and apart from them the first of each of a few species that
-    are not the first candidate's."""
-    kinds = group[found.reference]
-    names, first = np.unique(kinds, return_index=True)
-    far = np.sort(first[(names >= 0) & (names != kinds[0])])[: options.others]
-    near = np.flatnonzero(found.shared[: options.nearest] >= options.share * found.shared[0])
-    return near[~np.isin(near, far)], far
+    return work

@@ -9,7 +9,7 @@ Legend: H references (different barcodes), K k-mer length, P entries, C candidat
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -39,6 +39,7 @@ class Candidates:
     reference: np.ndarray  # int64 [C]
     shared: np.ndarray  # int64 [C], seeds in common
     shift: np.ndarray  # int64 [C], where the query begins on the reference, nucleotides, to about one bin
+    passed_over: int = 0  # seeds that a reference which is not among these may share at most
 
 
 def kmer_codes(letters: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -107,13 +108,16 @@ class SeedIndex:
         rarest = rarest[np.searchsorted(held[rarest], 1) :]
         taken = max(budget.least, int(np.searchsorted(np.cumsum(held[rarest]), budget.postings, side="right")))
         rarest = rarest[:taken]
+        taken_seeds = len(rarest)
         if not len(rarest):
             nothing = np.empty(0, dtype=np.int64)
-            return Candidates(nothing, nothing, nothing)
+            return Candidates(nothing, nothing, nothing, len(number) - len(rarest))
         spans = zip(start[rarest].tolist(), end[rarest].tolist(), strict=True)
         entry = np.concatenate([self.postings[one:other] for one, other in spans])
         on_query = np.repeat((place[rarest] >> _SHIFT).astype(np.uint32), held[rarest])
-        return _most_shared(entry, on_query, budget.candidates, len(query) >> _SHIFT)
+        found = _most_shared(entry, on_query, budget.candidates, len(query) >> _SHIFT)
+        last = int(found.shared[-1]) if len(found.shared) == budget.candidates else 0
+        return replace(found, passed_over=last + int((held > 0).sum()) - taken_seeds)
 
 
 def _chunks(sequences: Sequence[str]) -> list[tuple[int, int]]:

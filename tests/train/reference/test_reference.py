@@ -207,8 +207,8 @@ def test_damaged_and_foreign_folders_are_refused(planted: Planted, tmp_path: Pat
         Library.load(tmp_path / "nowhere")
     planted.library.save(tmp_path)
     manifest = json.loads((tmp_path / MANIFEST).read_text())
-    (tmp_path / MANIFEST).write_text(json.dumps(manifest | {"format_version": 2}))
-    with pytest.raises(ValueError, match="format version 2, allowed: 1"):
+    (tmp_path / MANIFEST).write_text(json.dumps(manifest | {"format_version": 1}))
+    with pytest.raises(ValueError, match=r"format version 1, allowed: 2; .* serve.library rebuild"):
         Library.load(tmp_path)
     changed = manifest | {"files": manifest["files"] | {RECORDS: "0" * 64}}
     (tmp_path / MANIFEST).write_text(json.dumps(changed))
