@@ -45,15 +45,15 @@ def align(query: str, references: Sequence[str], shift: Sequence[int], slack: in
         distance[number] = found["editDistance"]
         first, last = found["locations"][0]
         if "N" in query or "N" in window[first : last + 1].strip("N"):
-            overlap[number] = _known(query, window)
+            overlap[number] = known_in_both(query, window)
         else:
             overlap[number] = max(0, min(last + 1 + left, len(reference)) - max(first + left, 0))
         bound = distance[number] + slack if bound < 0 else min(bound, int(distance[number]) + slack)
     return distance, overlap
 
 
-def _known(query: str, window: str) -> int:
-    """Letters of a window that stand beside the query in its best alignment, both of them known or one left out."""
+def known_in_both(query: str, window: str) -> int:
+    """Count letters of a window that stand beside the query in its best alignment, both of them known or one left out."""
     found = edlib.align(query, window, mode="HW", task="path", additionalEqualities=_ANY)
     place, at, count = 0, found["locations"][0][0], 0
     for length, kind in ((int(size), kind) for size, kind in _STEPS.findall(found["cigar"])):

@@ -98,8 +98,13 @@ def answers(library: Library, hits: Hits) -> list[dict[str, Any]]:
     for number, told in enumerate(evidence):
         mine = [slice(span[number], span[number + 1]) for span in spans]
         names, rank, tied, species = _lineage(library, scores, mine)
-        answer: dict[str, Any] = {"names": names, "rank": rank, "tied": tied, "strand": int(hits.strand[number]),
-                                  "exact": bool(hits.exact[number])}  # fmt: skip
+        answer: dict[str, Any] = {
+            "names": names,
+            "rank": rank,
+            "tied": tied,
+            "strand": int(hits.strand[number]),
+            "exact": bool(hits.exact[number]),
+        }
         answer |= {key: told[0][key] if told else None for key in ("identity", "overlap", "bin_uri")}
         answer["records_of_species"] = int(library.records_per_species[species]) if species >= 0 else None
         answer["other_species"] = _other(library, hits, scores[_SPECIES], mine[_SPECIES], species)

@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from engine.signals.columns import KMER, MIN_SHARE_OF_VOTES, MIN_VOTES, WORDS, encode
+from engine.signals.columns import WORDS, encode
+from engine.signals.placing import KMER, MIN_SHARE_OF_VOTES, MIN_VOTES
 from train.reference import search
 from train.reference.finish import finish
 from train.reference.scan import CANDIDATES, EDIT, STEP, packed_words, scan, survey
@@ -47,28 +48,57 @@ def find(queries: Sequence[str], targets: Targets, options: SearchOptions, witho
     kept = (np.empty((number, CANDIDATES, 3), dtype=np.int32), np.zeros(number, np.int64), np.zeros(number, np.int64))
     least = np.minimum(search.MIN_OVERLAP, np.ceil(search.MIN_SHARE * known)).astype(np.int64)
     margin = np.where(placed.gaps > 0, _GAPPED, 0)
-    scan((packed, count), (planes.planes, planes.begin, targets.slot_group), surveyed,
-         (known, np.maximum(least, 1), margin, without, _FIRST, _NAMED), kept)  # fmt: skip
+    scan(
+        (packed, count),
+        (planes.planes, planes.begin, targets.slot_group),
+        surveyed,
+        (known, np.maximum(least, 1), margin, without, _FIRST, _NAMED),
+        kept,
+    )
     width = options.nearest + options.others
-    out = (np.empty((number, width), np.int64), np.empty((number, width), np.int64),
-           np.empty((number, width), np.int64), np.empty((number, width)), np.zeros(number, np.int64))  # fmt: skip
+    out = (
+        np.empty((number, width), np.int64),
+        np.empty((number, width), np.int64),
+        np.empty((number, width), np.int64),
+        np.empty((number, width)),
+        np.zeros(number, np.int64),
+    )
     finish(
-        kept, (codes, starts, placed.strand, placed.first, placed.gaps, known),
-        (targets.letters, targets.starts, planes.reference, planes.first, planes.turned, planes.gaps,
-         targets.slot_group),
-        (options.nearest, options.others, options.slack, options.other_slack, search.UNCOVERED), out,
-    )  # fmt: skip
+        kept,
+        (codes, starts, placed.strand, placed.first, placed.gaps, known),
+        (
+            targets.letters,
+            targets.starts,
+            planes.reference,
+            planes.first,
+            planes.turned,
+            planes.gaps,
+            targets.slot_group,
+        ),
+        (options.nearest, options.others, options.slack, options.other_slack, search.UNCOVERED),
+        out,
+    )
     fits = (placed.beyond <= (1 - _MOSTLY) * (known + placed.beyond)) | (known >= _ENOUGH)
     proven = fits & (placed.strand != 0) & (placed.gaps == 0) & (placed.beyond == 0)
     return [
-        _compared(out, kept[2], row, (int(strand), bool(fits[row]), bool(proven[row]), int(placed.votes[row])),
-                  (int(known[row]), len(planes.rest) > 0))
+        _compared(
+            out,
+            kept[2],
+            row,
+            (int(strand), bool(fits[row]), bool(proven[row]), int(placed.votes[row])),
+            (int(known[row]), len(planes.rest) > 0),
+        )
         for row, strand in enumerate(placed.strand.tolist())
-    ]  # fmt: skip
+    ]
 
 
-def _compared(out: tuple[np.ndarray, ...], limit: np.ndarray, row: int, place: tuple[int, bool, bool, int],
-              others: tuple[int, bool]) -> Compared:  # fmt: skip
+def _compared(
+    out: tuple[np.ndarray, ...],
+    limit: np.ndarray,
+    row: int,
+    place: tuple[int, bool, bool, int],
+    others: tuple[int, bool],
+) -> Compared:
     """One query's hits, and what they prove."""
     (strand, fits, proven, votes), (known, rest) = place, others
     count = int(out[4][row])
@@ -94,8 +124,14 @@ def joined(own: Compared, other: Found) -> Compared:
         return Compared(replace(nearer, exact=False), own.open)
     reference = np.concatenate([one.reference, other.reference])
     _, first = np.unique(reference, return_index=True)
-    parts = [np.concatenate(pair)[first] for pair in (
-        (one.reference, other.reference), (one.distance, other.distance), (one.overlap, other.overlap),
-        (one.difference, other.difference))]  # fmt: skip
+    parts = [
+        np.concatenate(pair)[first]
+        for pair in (
+            (one.reference, other.reference),
+            (one.distance, other.distance),
+            (one.overlap, other.overlap),
+            (one.difference, other.difference),
+        )
+    ]
     order = np.lexsort((parts[0], parts[3]))
     return Compared(Found(*(part[order] for part in parts), one.strand, one.exact), own.open)

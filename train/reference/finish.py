@@ -173,8 +173,8 @@ def finish(kept, queries, references, sizes, out):  # type: ignore[no-untyped-de
             edits[one], overlap[one] = mine[rows[one], 1], mine[rows[one], 2]
             if gaps[query] or ref_gaps[slot]:
                 row = reference[slot]
-                edits[one] = banded_edits(code, letters[begins[row] : begins[row + 1]], turned[slot],
-                                          first[query] - ref_first[slot], words)  # fmt: skip
+                text = letters[begins[row] : begins[row + 1]]
+                edits[one] = banded_edits(code, text, turned[slot], first[query] - ref_first[slot], words)
         final = np.empty(count, dtype=np.float64)
         differences(edits, overlap, known[query], uncovered, final)
         names = np.empty(count, dtype=np.int64)

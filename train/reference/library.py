@@ -37,8 +37,13 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = 2
 MANIFEST, RECORDS, LETTERS, STARTS, OFFSETS, POSTINGS = (
-    "manifest.json", "records.parquet", "letters.npy", "starts.npy", "offsets.npy", "postings.npy",
-)  # fmt: skip
+    "manifest.json",
+    "records.parquet",
+    "letters.npy",
+    "starts.npy",
+    "offsets.npy",
+    "postings.npy",
+)
 _PLANES = "planes_"
 COLUMNS = ("key", *RANKS, "bin_uri", "country")
 KMER = 11  # 17 MB of offsets; looking up with 10 or 12 takes as long
@@ -60,8 +65,9 @@ class Library:
     licence: str = "not stated"  # of the records; answers name it
 
     @classmethod
-    def build(cls, records: pa.Table, barcodes: Sequence[str],
-              features: Mapping[str, np.ndarray] | None = None) -> "Library":  # fmt: skip
+    def build(
+        cls, records: pa.Table, barcodes: Sequence[str], features: Mapping[str, np.ndarray] | None = None
+    ) -> "Library":
         """Make a library.
 
         Args:
@@ -74,8 +80,9 @@ class Library:
         """
         return _assemble(records, barcodes, [], features or {}, 1)
 
-    def extend(self, records: pa.Table, barcodes: Sequence[str],
-               features: Mapping[str, np.ndarray] | None = None) -> "Library":  # fmt: skip
+    def extend(
+        self, records: pa.Table, barcodes: Sequence[str], features: Mapping[str, np.ndarray] | None = None
+    ) -> "Library":
         """A library with more references, arguments as of `build`; nothing is trained, the index is written anew.
 
         Raises ValueError as `build`, and for features of another width or modality than those there are.
@@ -144,8 +151,13 @@ class Library:
         rows = np.lexsort((-depth, haplotype))
         return rows, np.searchsorted(haplotype[rows], np.arange(self.num_haplotypes + 1))
 
-    def search(self, barcodes: Sequence[str], options: SearchOptions | None = None, threads: int = 1,
-               without: Sequence[int] | None = None) -> Hits:  # fmt: skip
+    def search(
+        self,
+        barcodes: Sequence[str],
+        options: SearchOptions | None = None,
+        threads: int = 1,
+        without: Sequence[int] | None = None,
+    ) -> Hits:
         """The nearest haplotypes of clean barcodes on either strand; "" finds nothing.
 
         `without` names for each query a species of `taxonomy` whose references are passed over, -1 = none.
@@ -188,10 +200,16 @@ class Library:
             np.save(place / name, array, allow_pickle=False)
         files = {name: file_sha256(place / name) for name in (RECORDS, *arrays)}
         manifest = {
-            "format_version": FORMAT_VERSION, "version": self.version, "kmer": self.index.k,
-            "records": len(self.records), "haplotypes": self.num_haplotypes, "features": sorted(self.features),
-            "licence": self.licence, "files": files, "checksum": _checksum(files),
-        }  # fmt: skip
+            "format_version": FORMAT_VERSION,
+            "version": self.version,
+            "kmer": self.index.k,
+            "records": len(self.records),
+            "haplotypes": self.num_haplotypes,
+            "features": sorted(self.features),
+            "licence": self.licence,
+            "files": files,
+            "checksum": _checksum(files),
+        }
         (place / MANIFEST).write_text(json.dumps(manifest, indent=1))
         return str(manifest["checksum"])
 
@@ -216,17 +234,22 @@ class Library:
                 )
         arrays = {
             name: np.load(place / name, mmap_mode="r", allow_pickle=False).view(np.ndarray)  # memmap's own slices cost
-            for name in manifest["files"] if name.endswith(".npy")  # a fifth of a search
-        }  # fmt: skip
+            for name in manifest["files"]
+            if name.endswith(".npy")  # a fifth of a search
+        }
         from train.reference.planes import Planes
 
         planes = {name.removeprefix(_PLANES)[:-4]: part for name, part in arrays.items() if name.startswith(_PLANES)}
         return cls(
-            records=pq.read_table(place / RECORDS, schema=_SCHEMA), letters=arrays[LETTERS], starts=arrays[STARTS],
-            planes=Planes(**planes), index=SeedIndex(int(manifest["kmer"]), arrays[OFFSETS], arrays[POSTINGS]),
+            records=pq.read_table(place / RECORDS, schema=_SCHEMA),
+            letters=arrays[LETTERS],
+            starts=arrays[STARTS],
+            planes=Planes(**planes),
+            index=SeedIndex(int(manifest["kmer"]), arrays[OFFSETS], arrays[POSTINGS]),
             features={name: arrays[f"features_{name}.npy"] for name in manifest["features"]},
-            version=int(manifest["version"]), licence=str(manifest.get("licence", cls.licence)),
-        )  # fmt: skip
+            version=int(manifest["version"]),
+            licence=str(manifest.get("licence", cls.licence)),
+        )
 
 
 def rebuilt(folder: str | Path) -> Library:
@@ -272,15 +295,23 @@ def _checksum(files: Mapping[str, str]) -> str:
     return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
 
 
-def _assemble(records: pa.Table, barcodes: Sequence[str], haplotypes: Sequence[str], features: Mapping[str, np.ndarray],
-              version: int, before: pa.Table | None = None) -> Library:  # fmt: skip
+def _assemble(
+    records: pa.Table,
+    barcodes: Sequence[str],
+    haplotypes: Sequence[str],
+    features: Mapping[str, np.ndarray],
+    version: int,
+    before: pa.Table | None = None,
+) -> Library:
     """New records behind those of before, whose haplotypes and features (old and new) are given."""
     if len(records) != len(barcodes):
         raise ValueError(f"reference library: got {len(records)} records and {len(barcodes)} barcodes, allowed as many")
     places = {sequence: number for number, sequence in enumerate(haplotypes)}
     haplotype = [places.setdefault(sequence, len(places)) if sequence else -1 for sequence in orient_batch(barcodes)]
-    columns = [records[name].cast(pa.string()) if name in records.column_names else pa.nulls(len(records), pa.string())
-               for name in COLUMNS]  # fmt: skip
+    columns = [
+        records[name].cast(pa.string()) if name in records.column_names else pa.nulls(len(records), pa.string())
+        for name in COLUMNS
+    ]
     table = pa.Table.from_arrays([*columns, pa.array(haplotype, pa.int32())], schema=_SCHEMA)
     table = pa.concat_tables([before, table]) if before is not None else table
     for name, part in features.items():

@@ -15,7 +15,8 @@ import numpy as np
 from numba import njit, types
 from numba.extending import intrinsic
 
-from engine.signals.columns import HIGH, KNOWN, LOW, MARGIN, WORDS, Placer
+from engine.signals.columns import Placer
+from engine.signals.placing import HIGH, KNOWN, LOW, MARGIN
 
 SAMPLE = 10_000  # barcodes that the places of k-mers are learned from without gaps,
 TAUGHT = 60_000  # and all in all
@@ -59,8 +60,18 @@ class Planes:
         shared = np.zeros((SURVEYED, 3, len(begin) - 1), dtype=np.uint64)
         _share(planes, begin, shared)
         rest = np.flatnonzero((strand == 0) | (beyond > MARGIN)).astype(np.int32)
-        return cls(planes, shared, begin, slots, first[slots], strand[slots] < 0, gaps[slots], rest,
-                   placer.table, placer.profile)  # fmt: skip
+        return cls(
+            planes,
+            shared,
+            begin,
+            slots,
+            first[slots],
+            strand[slots] < 0,
+            gaps[slots],
+            rest,
+            placer.table,
+            placer.profile,
+        )
 
     @property
     def placer(self) -> Placer:
@@ -74,7 +85,9 @@ class Planes:
 
 def _learn(barcodes: Sequence[str]) -> Placer:
     """Learn places of k-mers from barcodes drawn at even distances: a few without gaps, more by k-mers."""
-    drawn = [barcodes[row] for row in np.linspace(0, len(barcodes) - 1, min(len(barcodes), TAUGHT)).astype(int).tolist()]
+    drawn = [
+        barcodes[row] for row in np.linspace(0, len(barcodes) - 1, min(len(barcodes), TAUGHT)).astype(int).tolist()
+    ]
     return Placer.learn(drawn[:: max(1, len(drawn) // SAMPLE)]).taught(drawn)
 
 
@@ -164,5 +177,7 @@ def _share(planes, begin, shared):  # type: ignore[no-untyped-def]
         for word in range(SURVEYED):
             low, high, same = one[word, LOW], one[word, HIGH], one[word, KNOWN]
             for slot in range(begin[cluster] + 1, begin[cluster + 1]):
-                same &= planes[slot, word, KNOWN] & ~((planes[slot, word, LOW] ^ low) | (planes[slot, word, HIGH] ^ high))
+                same &= planes[slot, word, KNOWN] & ~(
+                    (planes[slot, word, LOW] ^ low) | (planes[slot, word, HIGH] ^ high)
+                )
             shared[word, LOW, cluster], shared[word, HIGH, cluster], shared[word, KNOWN, cluster] = low, high, same

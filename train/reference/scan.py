@@ -12,7 +12,8 @@ Legend: Q queries, S slots, C clusters, W words, K candidates of a query.
 import numpy as np
 from numba import njit
 
-from engine.signals.columns import COLUMNS, HIGH, KNOWN, LOW, WORDS
+from engine.signals.columns import WORDS
+from engine.signals.placing import COLUMNS, HIGH, KNOWN, LOW
 from train.reference.planes import SURVEYED, ones
 
 EDIT = 20  # of a score: one difference
@@ -105,18 +106,20 @@ def first_clusters(rank, least, wanted, chosen):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True)
-def score(query, clusters, limit, begin, planes, group, without, asked, found, number):  # type: ignore[no-untyped-def]
+def score(query, clusters, limit, library, asking, kept):  # type: ignore[no-untyped-def]
     """Score the members of clusters; return how many candidates there are then.
 
     Args:
         query: its words with letters, uint64 [n, 4]: LOW, HIGH, KNOWN, number of the word.
-        clusters: int64; begin: int64 [C + 1].
+        clusters: int64, some of C.
         limit: score that candidates do not exceed.
-        planes: uint64 [S, W, 3]; group: int64 [S], without: the group to pass over.
-        asked: columns that the query knows, and how many of them a reference must know.
-        found: int32 [K, 3]: slot, differences, columns known by both; number: how many there are.
+        library: (planes uint64 [S, W, 3], begin int64 [C + 1], group int64 [S]).
+        asking: (columns that the query knows, how many of them a reference must know, the group to pass over).
+        kept: (candidates int32 [K, 3]: slot, differences, columns known by both; how many there are).
     """
-    known, least = asked
+    planes, begin, group = library
+    known, least, without = asking
+    found, number = kept
     top, spare = np.uint64(min(limit // EDIT, COLUMNS)), np.uint64(min(limit, known - least))
     for cluster in clusters:
         for slot in range(begin[cluster], begin[cluster + 1]):
@@ -197,24 +200,23 @@ def scan(words, library, surveyed, asking, kept):  # type: ignore[no-untyped-def
     bounds, ranks, least_bounds, least_ranks = surveyed
     known, least, margin, without, first, named = asking
     found, number, limit = kept
-    total = len(begins) - 1
-    chosen = np.empty(total, dtype=np.int64)
+    chosen = np.empty(len(begins) - 1, dtype=np.int64)
     for query in range(len(packed)):
+        mine, bound = packed[query, : count[query]], bounds[query]
+        asked = (known[query], least[query], without[query])
         some = chosen[: first_clusters(ranks[query], least_ranks[query], first, chosen)]
-        number[query] = score(packed[query, : count[query]], some, _FAR, begins, planes, group, without[query],
-                              (known[query], least[query]), found[query], 0)  # fmt: skip
-        bound = bounds[query]
+        total = score(mine, some, _FAR, library, asked, (found[query], 0))
         bound[some] = 255
-        limit[query] = limit_of(found[query], number[query], known[query], group, named) + margin[query]
+        most = limit_of(found[query], total, known[query], group, named) + margin[query]
         for step in range(len(least_bounds[query])):
-            top, some_more = min(254, limit[query] // EDIT), 0
+            top, more = min(254, most // EDIT), 0
             if least_bounds[query, step] > top:
                 continue
-            for cluster in range(step * STEP, min((step + 1) * STEP, total)):
+            for cluster in range(step * STEP, min((step + 1) * STEP, len(bound))):
                 if bound[cluster] <= top:
-                    chosen[some_more] = cluster
-                    some_more += 1
-            number[query] = score(packed[query, : count[query]], chosen[:some_more], limit[query], begins, planes,
-                                  group, without[query], (known[query], least[query]), found[query], number[query])  # fmt: skip
-            if number[query] > len(found[query]) // 2:
-                number[query], limit[query] = _thinned(found[query], number[query], known[query], limit[query])
+                    chosen[more] = cluster
+                    more += 1
+            total = score(mine, chosen[:more], most, library, asked, (found[query], total))
+            if total > len(found[query]) // 2:
+                total, most = _thinned(found[query], total, known[query], most)
+        number[query], limit[query] = total, most

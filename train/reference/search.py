@@ -103,8 +103,13 @@ class Targets:
         return self.letters[self.starts[number] : self.starts[number + 1]].tobytes().decode("ascii")
 
 
-def search(queries: Sequence[str], targets: Targets, options: SearchOptions, threads: int = 1,
-           without: Sequence[int] | None = None) -> Hits:  # fmt: skip
+def search(
+    queries: Sequence[str],
+    targets: Targets,
+    options: SearchOptions,
+    threads: int = 1,
+    without: Sequence[int] | None = None,
+) -> Hits:
     """Find the nearest references of clean barcodes.
 
     Args:
