@@ -4,6 +4,7 @@
     python -m serve.library build downloads/ --format bold --out libraries/downloads
     python -m serve.library add libraries/bold new.fasta
     python -m serve.library inspect libraries/bold
+    python -m serve.library rebuild libraries/bold     # of an older format
 
 A library is one folder (`train.reference`): records, the index of their barcodes, checksums; nothing is trained. A
 service or a job that has it open goes on with what it opened; `add` puts the next version in its place.
@@ -26,7 +27,7 @@ from engine.specimens.taxonomy import RANKS
 from engine.store.shards import file_sha256
 from serve.bulk.sources import NAMES, SHARDS, format_of, open_source
 from train.reference import Encoder, Library, References, read_shards, read_source
-from train.reference.library import MANIFEST, read_manifest
+from train.reference.library import MANIFEST, read_manifest, rebuilt
 
 _SHOWN = 5  # of what was left out
 
@@ -34,7 +35,7 @@ _SHOWN = 5  # of what was left out
 def _parser() -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
     parser = Parser(prog="python -m serve.library", description=__doc__, formatter_class=raw)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="build | add | inspect")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="build | add | inspect | rebuild")
     build = commands.add_parser("build", help="make a library of known specimens")
     add = commands.add_parser("add", help="put further specimens into a library, as its next version")
     add.add_argument("library", metavar="LIBRARY", type=Path, help="folder of a library")
@@ -47,7 +48,9 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--licence", metavar="TEXT", help="of the records, e.g. CC-BY-4.0; answers name it")
     build.add_argument("--out", required=True, type=Path, metavar="DIR", help="new or empty folder")
     inspect = commands.add_parser("inspect", help="what a library holds; exit code 1 if its files were changed")
-    inspect.add_argument("library", metavar="LIBRARY", type=Path)
+    rebuild = commands.add_parser("rebuild", help="bring a library of an older format up to date")
+    for command in (inspect, rebuild):
+        command.add_argument("library", metavar="LIBRARY", type=Path)
     return parser
 
 
@@ -149,6 +152,11 @@ def run(arguments: argparse.Namespace) -> int:
         told, changed = describe(arguments.library)
         print(told)
         return 1 if changed else 0
+    if arguments.command == "rebuild":
+        library = rebuilt(arguments.library)
+        _put(library, arguments.library)
+        print(f"{arguments.library}: version {library.version}, {library.num_haplotypes:,} different barcodes, rebuilt")
+        return 0
     if arguments.command == "add":
         read_manifest(arguments.library)  # before minutes of reading
     found = read(arguments)

@@ -76,8 +76,7 @@ class Placer:
         return cls(table, np.maximum(100 * np.log(share), -700).astype(np.int16))
 
     def taught(self, barcodes: Sequence[str]) -> "Placer":
-        """Learn more k-mers from barcodes on their coding strands that this places: also those with gaps and those that
-        are not like the consensus."""
+        """Learn more k-mers from barcodes on their coding strands that this places, also with gaps."""
         codes, starts = encode(barcodes)
         columns = np.full(len(codes), UNPLACED, dtype=np.int16)
         self.place_codes(codes, starts, columns)
@@ -89,8 +88,11 @@ class Placer:
         return self.place_codes(*encode(barcodes))
 
     def place_codes(self, codes: np.ndarray, starts: np.ndarray, columns: np.ndarray | None = None) -> Placed:
-        """Place barcodes given as `encode` returns them. `columns` int16 [sum of L] receives the column of every letter
-        of barcodes that are given on their coding strand; the others' stay."""
+        """Place barcodes given as `encode` returns them.
+
+        `columns` int16 [sum of L] receives the column of every letter of barcodes that are given on their coding
+        strand; the others' stay.
+        """
         count = len(starts) - 1
         planes = np.zeros((count, 3, WORDS), dtype=np.uint64)
         numbers = np.zeros((count, 5), dtype=np.int32)
@@ -102,15 +104,14 @@ class Placer:
 
 
 def encode(barcodes: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the letters of barcodes as numbers, uint8 [sum of L] (A, C, G, T = 0..3, others 4), and where each
-    begins, int64 [B + 1]."""
+    """Return barcodes as numbers uint8 [sum of L] (A, C, G, T = 0..3, others 4) and where each begins, int64 [B + 1]."""
     starts = np.zeros(len(barcodes) + 1, dtype=np.int64)
     np.cumsum([len(barcode) for barcode in barcodes], out=starts[1:])
     return _CODES[np.frombuffer("".join(barcodes).encode("ascii"), dtype=np.uint8)], starts
 
 
 def _counted(codes: np.ndarray, starts: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The column of each k-mer, by the majority of where it stands, and how often each column has each letter."""
+    """Return the column on which each k-mer stands most often, and how often each column has each letter."""
     table = np.full(4**KMER, UNPLACED, dtype=np.int16)
     letters = np.ones((COLUMNS, 4), dtype=np.int64)
     count_kmers(codes, starts, columns, table, np.zeros(4**KMER, dtype=np.int16), letters)

@@ -88,9 +88,11 @@ def place_all(codes, starts, tables, planes, numbers, into):  # type: ignore[no-
     """Place every barcode.
 
     Args:
-        codes, starts: of B barcodes.
+        codes: of B barcodes.
+        starts: where each begins.
         tables: (table, profile, consensus, word of each column, bit of each column).
-        planes: uint64 [B, 3, words], zero, and numbers: int32 [B, 5] (strand, first, gaps, votes, beyond), zero.
+        planes: uint64 [B, 3, words], zero, to be written.
+        numbers: int32 [B, 5] (strand, first, gaps, votes, beyond), zero, to be written.
         into: int16 [sum of L], receives the columns of what is on its coding strand, or [0].
     """
     longest = 1

@@ -59,8 +59,20 @@ def vsearch_labels(references: Path, queries: Sequence[str], rows: np.ndarray, t
     with tempfile.TemporaryDirectory() as place:
         asked, out = Path(place) / "asked", Path(place) / "out"
         write_fasta(asked, [str(row) for row in range(len(queries))], queries)
-        command = ["vsearch", "--usearch_global", str(asked), "--db", str(references), *VSEARCH.split(),
-                   "--userfields", "query+target+id", "--userout", str(out), "--threads", str(threads)]  # fmt: skip
+        command = [
+            "vsearch",
+            "--usearch_global",
+            str(asked),
+            "--db",
+            str(references),
+            *VSEARCH.split(),
+            "--userfields",
+            "query+target+id",
+            "--userout",
+            str(out),
+            "--threads",
+            str(threads),
+        ]
         subprocess.run(command, check=True, capture_output=True)
         best = np.full(len(queries), -1.0)
         for line in out.read_text().splitlines():
@@ -106,8 +118,10 @@ def main() -> None:
             asked = damaged(queries, condition, options.seed)
             start, cpu = time.perf_counter(), time.process_time()
             hits = library.search(asked, threads=options.threads)
-            each = [1000 * (end - begin) / len(asked) for end, begin in
-                    ((time.perf_counter(), start), (time.process_time(), cpu))]  # fmt: skip
+            each = [
+                1000 * (end - begin) / len(asked)
+                for end, begin in ((time.perf_counter(), start), (time.process_time(), cpu))
+            ]
             right = right_labels(library, queries, nearest_labels(library, hits))
             cells = [interval(right[:, rank], groups) for rank in ranks]
             beside = ""
@@ -115,8 +129,8 @@ def main() -> None:
                 some = queries.take(np.arange(min(options.vsearch, len(asked))))
                 theirs = right_labels(library, some, vsearch_labels(fasta, asked[: len(some.barcodes)], rows, 2))
                 beside = " / ".join(f"{100 * theirs[:, rank].mean():.1f}" for rank in ranks)
-            print(f"| {condition} | {' | '.join(cells)} | {100 * hits.exact.mean():.1f} | {each[0]:.2f} ({each[1]:.2f}) |"
-                  f" {beside} |", flush=True)  # fmt: skip
+            cells += [f"{100 * hits.exact.mean():.1f}", f"{each[0]:.2f} ({each[1]:.2f})", beside]
+            print(f"| {condition} | {' | '.join(cells)} |", flush=True)
     print(f"peak resident memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:,.0f} MiB")
 
 

@@ -103,8 +103,11 @@ def main() -> None:
             own, least = np.array(list(pool.map(judged, given, chunksize=4))).T
         same, close = own <= least + 0.0005, own <= least + 0.5
         sure = f"{100 * same[exact].mean():.1f}" if exact.any() else ""
-        print(f"| {condition} | {len(given)} | {100 * same.mean():.1f} | {100 * close.mean():.1f} | "
-              f"{100 * exact.mean():.1f} | {sure} |", flush=True)  # fmt: skip
+        print(
+            f"| {condition} | {len(given)} | {100 * same.mean():.1f} | {100 * close.mean():.1f} | "
+            f"{100 * exact.mean():.1f} | {sure} |",
+            flush=True,
+        )
         for row in np.flatnonzero(~close)[:5]:
             print(f"  query {row}: {own[row]:.2f}, oracle {least[row]:.2f}, exact {exact[row]}", flush=True)
 

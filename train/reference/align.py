@@ -53,10 +53,11 @@ def align(query: str, references: Sequence[str], shift: Sequence[int], slack: in
 
 
 def known_in_both(query: str, window: str) -> int:
-    """Count letters of a window that stand beside the query in its best alignment, both of them known or one left out."""
+    """Count letters of a window that stand beside the query in its best alignment, both are known or one has a gap."""
     found = edlib.align(query, window, mode="HW", task="path", additionalEqualities=_ANY)
     place, at, count = 0, found["locations"][0][0], 0
-    for length, kind in ((int(size), kind) for size, kind in _STEPS.findall(found["cigar"])):
+    for size, kind in _STEPS.findall(found["cigar"]):
+        length = int(size)
         here, there = query[place : place + length], window[at : at + length]
         if kind == "I":  # a letter of the query only
             place += length

@@ -34,7 +34,7 @@ class RankScores:
     hit: np.ndarray  # int64 [P], that reference's hit
 
     def best(self, num_queries: int) -> np.ndarray:
-        """The first taxon of each query, int64 [N]; -1 = none."""
+        """Return the first taxon of each query, int64 [N]; -1 = none."""
         answer = np.full(num_queries, -1)
         answer[self.query[::-1]] = self.taxon[::-1]
         return answer
@@ -77,7 +77,7 @@ def rank_scores(
 
 
 def nearest_labels(library: Library, hits: Hits, labels: np.ndarray | None = None) -> np.ndarray:
-    """The taxon of the nearest labelled reference at every rank, int64 [N, R]; -1 = none. `labels` as above."""
+    """Return the taxon of the nearest labelled reference at every rank, int64 [N, R]; -1 = none. `labels` as above."""
     ranks = (rank_scores(library, hits, rank, labels) for rank in range(len(RANKS)))
     return np.column_stack([one.best(len(hits.length)) for one in ranks])
 
@@ -86,10 +86,11 @@ def answers(library: Library, hits: Hits) -> list[dict[str, Any]]:
     """Every query's answer as JSON values.
 
     Keys: `names` (rank -> name, down to where the answer stops), `rank` (that rank, None = no answer), `tied` (rank ->
-    names, where several taxa are equally near), `strand`; `exact` (no reference can be nearer); `identity`, `overlap`, `bin_uri` of the nearest reference;
-    `records_of_species` (specimens of the answered species in the library), `other_species` (nearest reference of
-    another species: name, identity, overlap; None = not among the candidates), `evidence` (the nearest references: key,
-    names, BIN, country, identity, overlap, number of specimens with this very barcode).
+    names, where several taxa are equally near), `strand`; `exact` (no reference can be nearer); `identity`, `overlap`,
+    `bin_uri` of the nearest reference; `records_of_species` (specimens of the answered species in the library),
+    `other_species` (nearest reference of another species: name, identity, overlap; None = not among the candidates),
+    `evidence` (the nearest references: key, names, BIN, country, identity, overlap, number of specimens with this very
+    barcode).
     """
     scores = [rank_scores(library, hits, rank) for rank in range(len(RANKS))]
     spans = [np.searchsorted(one.query, np.arange(len(hits.length) + 1)) for one in scores]
@@ -144,7 +145,7 @@ def _other(library: Library, hits: Hits, scores: RankScores, span: slice, specie
 
 
 def _evidence(library: Library, hits: Hits) -> list[list[dict[str, Any]]]:
-    """The nearest references of every query, each by the first of its specimens."""
+    """Return the nearest references of every query, each by the first of its specimens."""
     rows, begin = library.rows_of
     near = [np.arange(low, min(high, low + _EVIDENCE)) for low, high in pairwise(hits.start.tolist())]
     chosen = np.concatenate([*near, np.empty(0, dtype=np.int64)]).astype(np.int64)

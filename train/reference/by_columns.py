@@ -113,7 +113,7 @@ def _compared(
 
 
 def joined(own: Compared, other: Found) -> Compared:
-    """The hits of both ways, if they read the query on one strand; else the nearer ones."""
+    """Join the hits of both ways if they read the query on one strand; else take the nearer ones."""
     one = own.found
     if not len(other.reference):
         return own

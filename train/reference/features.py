@@ -25,11 +25,11 @@ class Encoder:
         self._tokenizer = barcodes.make_tokenizer(data)
 
     def view(self, photo: bytes) -> np.ndarray:
-        """A photo's file as the model sees it, uint8 [S, S, 3]. Raises ValueError for what is no photo."""
+        """Decode a photo's file as the model sees it, uint8 [S, S, 3]. Raises ValueError for what is no photo."""
         return images.evaluation_view(images.decode(photo, self.data.image_size), self.data.image_size)
 
     def images(self, views: Sequence[np.ndarray | None]) -> np.ndarray:
-        """What `view` returns, None = no photo -> float32 [n, D], zeros there."""
+        """Encode what `view` returns, None = no photo -> float32 [n, D], zeros there."""
         return self._encode(
             views, lambda batch: self.model.encode_image(torch.from_numpy(np.stack(batch)).to(self.device))
         )
@@ -55,10 +55,11 @@ class Encoder:
 
 
 def nearest_features(queries: np.ndarray, references: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The K references of highest cosine, compared with all of them in chunks.
+    """Find the K references of highest cosine, compared with all of them in chunks.
 
     Args:
         queries: unit rows [N, D].
+        k: neighbours wanted.
         references: unit rows [M, D] of any float type, memory-mapped or not; rows of zeros are no references.
 
     Returns:

@@ -22,18 +22,11 @@ def _code(letter):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True)
-def banded_edits(query, reference, turned, shift, words):  # type: ignore[no-untyped-def]
-    """Return the least edits between a whole query and a part of a reference near a place.
-
-    Args:
-        query: letters as numbers 0..3, 4 = N. reference: ASCII letters; turned: read on its other strand.
-        shift: place on the reference where the query begins, at most 32 off; may lie before its begin.
-        words: uint64 [4, at least L // 64 + 3], scratch.
-    """
-    length, other = len(query), len(reference)
-    begin = shift - _BAND
+def _letter_words(reference, turned, begin, size, words):  # type: ignore[no-untyped-def]
+    """Write for each letter, a bit a place, where `size` letters from `begin` on are it, N or beyond an end."""
+    other = len(reference)
     words[:] = 0
-    for place in range(length + 2 * _BAND):
+    for place in range(size):
         at = begin + place
         bit = _ONE << np.uint64(place & 63)
         letter = 4
@@ -46,6 +39,21 @@ def banded_edits(query, reference, turned, shift, words):  # type: ignore[no-unt
         else:
             for one in range(4):
                 words[one, place >> 6] |= bit
+
+
+@njit(nogil=True, cache=True)
+def banded_edits(query, reference, turned, shift, words):  # type: ignore[no-untyped-def]
+    """Return the least edits between a whole query and a part of a reference near a place.
+
+    Args:
+        query: letters as numbers 0..3, 4 = N.
+        reference: ASCII letters.
+        turned: the reference is read on its other strand.
+        shift: place on the reference where the query begins, at most 32 off; may lie before its begin.
+        words: uint64 [4, at least L // 64 + 3], scratch.
+    """
+    length = len(query)
+    _letter_words(reference, turned, shift - _BAND, length + 2 * _BAND, words)
     up, down = np.uint64(0), np.uint64(0)
     edits = 0
     for place in range(length):
@@ -75,8 +83,11 @@ def banded_edits(query, reference, turned, shift, words):  # type: ignore[no-unt
 
 @njit(nogil=True, cache=True)
 def differences(edits, overlap, asked, uncovered, out):  # type: ignore[no-untyped-def]
-    """Write what ranks candidates: edits, and for every letter that a reference does not know as many as the query has
-    in one letter of its nearest wide reference, and `uncovered` more. -1 edits = no candidate: infinite."""
+    """Write `difference` of candidates, infinite for -1 edits.
+
+    That is edits, and for every letter that a reference does not know as many as the query has in one letter of its
+    nearest wide reference, and `uncovered` more.
+    """
     widest, rate = 0, 1.0
     for one in range(len(edits)):
         if edits[one] >= 0:
@@ -107,26 +118,25 @@ def _chosen(found, ranked, group, sizes, rows):  # type: ignore[no-untyped-def]
     kinds = np.full(others + 1, -1, dtype=np.int64)
     kinds[others] = group[found[first, 0]]
     for turn in range(others):
-        best, row = np.inf, -1
-        for one in range(number):
-            kind = group[found[one, 0]]
-            if kind < 0 or ranked[one] >= best or found[one, 1] > least + other_slack:
-                continue
-            known = False
-            for other in kinds:
-                known |= other == kind
-            if not known:
-                best, row = ranked[one], one
+        row = _nearest_other(found, ranked, group, kinds, least + other_slack)
         if row < 0:
             break
         kinds[turn] = group[found[row, 0]]
-        told = False
-        for one in range(near):
-            told |= rows[one] == row
-        if not told:
+        if row not in rows[:near]:
             rows[count] = row
             count += 1
     return count
+
+
+@njit(nogil=True, cache=True)
+def _nearest_other(found, ranked, group, kinds, most):  # type: ignore[no-untyped-def]
+    """Return the row of the nearest candidate that is of none of `kinds`, with at most so many edits; -1 = none."""
+    best, row = np.inf, -1
+    for one in range(len(ranked)):
+        kind = group[found[one, 0]]
+        if kind >= 0 and ranked[one] < best and found[one, 1] <= most and kind not in kinds:
+            best, row = ranked[one], one
+    return row
 
 
 @njit(nogil=True, cache=True)

@@ -63,8 +63,7 @@ def _one_strand(query: str, strand: int, targets: Targets, options: SearchOption
 
 
 def _chosen(shared: np.ndarray, kinds: np.ndarray, options: SearchOptions) -> tuple[np.ndarray, np.ndarray]:
-    """Places of the candidates to align: the first ones, and apart from them the first of each of a few species that
-    are not the first candidate's."""
+    """Choose candidates to align, by their places: the first ones, and the first of a few species unlike the first's."""
     names, first = np.unique(kinds, return_index=True)
     far = np.sort(first[(names >= 0) & (names != kinds[0])])[: options.others]
     near = np.flatnonzero(shared[: options.nearest] >= options.share * shared[0])

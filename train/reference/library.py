@@ -83,7 +83,7 @@ class Library:
     def extend(
         self, records: pa.Table, barcodes: Sequence[str], features: Mapping[str, np.ndarray] | None = None
     ) -> "Library":
-        """A library with more references, arguments as of `build`; nothing is trained, the index is written anew.
+        """Return a library with more references, arguments as of `build`; nothing is trained.
 
         Raises ValueError as `build`, and for features of another width or modality than those there are.
         """
@@ -101,6 +101,7 @@ class Library:
 
     @property
     def num_haplotypes(self) -> int:
+        """How many different barcodes there are."""
         return len(self.starts) - 1
 
     def barcode(self, number: int) -> str:
@@ -144,8 +145,10 @@ class Library:
 
     @cached_property
     def rows_of(self) -> tuple[np.ndarray, np.ndarray]:
-        """Records by haplotype, the most finely labelled first: rows int64 [M, those without a barcode in front], and
-        where each haplotype's begin, int64 [H + 1]."""
+        """Records by haplotype, the most finely labelled first.
+
+        Rows int64 [M], those without a barcode in front, and where each haplotype's begin, int64 [H + 1].
+        """
         haplotype = self.records["haplotype"].to_numpy()
         depth = np.where(self.labels >= 0, np.arange(len(RANKS)), -1).max(axis=1, initial=-1)
         rows = np.lexsort((-depth, haplotype))
@@ -158,7 +161,7 @@ class Library:
         threads: int = 1,
         without: Sequence[int] | None = None,
     ) -> Hits:
-        """The nearest haplotypes of clean barcodes on either strand; "" finds nothing.
+        """Find the nearest haplotypes of clean barcodes on either strand; "" finds nothing.
 
         `without` names for each query a species of `taxonomy` whose references are passed over, -1 = none.
         """
@@ -170,7 +173,7 @@ class Library:
         return Targets(self.planes, self.letters, self.starts, self.index, group, group[self.planes.reference])
 
     def search_features(self, modality: str, queries: np.ndarray, k: int = 5) -> tuple[np.ndarray, np.ndarray]:
-        """The records of highest cosine to unit features [N, D]: rows int64 [N, k] (-1 = none) and cosines [N, k].
+        """Find the records of highest cosine to unit features [N, D]: rows int64 [N, k] (-1 = none) and cosines [N, k].
 
         Raises ValueError when the library holds no such features, or those of another width.
         """
@@ -218,6 +221,7 @@ class Library:
         """Read a folder written by `save`; the index stays on disk, memory-mapped.
 
         Args:
+            folder: of a library.
             verify: compare every file's checksum, which reads all of them once.
 
         Raises:
@@ -272,7 +276,7 @@ def rebuilt(folder: str | Path) -> Library:
 
 
 def read_manifest(folder: str | Path, *, any_format: bool = False) -> dict[str, Any]:
-    """What a library says of itself. Raises ValueError: no library there, or one of another format version."""
+    """Read what a library says of itself. Raises ValueError: no library there, or one of another format version."""
     place = Path(folder) / MANIFEST
     try:
         manifest = json.loads(place.read_text(encoding="utf-8"))
@@ -303,7 +307,7 @@ def _assemble(
     version: int,
     before: pa.Table | None = None,
 ) -> Library:
-    """New records behind those of before, whose haplotypes and features (old and new) are given."""
+    """Put new records behind those of before, whose haplotypes and features (old and new) are given."""
     if len(records) != len(barcodes):
         raise ValueError(f"reference library: got {len(records)} records and {len(barcodes)} barcodes, allowed as many")
     places = {sequence: number for number, sequence in enumerate(haplotypes)}

@@ -26,8 +26,10 @@ _FAR = 1 << 30
 
 @njit(nogil=True, cache=True)
 def packed_words(planes, packed, count):  # type: ignore[no-untyped-def]
-    """Order the words of queries that have letters: third codon positions first, then first, then second, of each those
-    of most letters. planes uint64 [Q, 3, W] -> packed uint64 [Q, W, 4] (LOW, HIGH, KNOWN, number), count int64 [Q]."""
+    """Order the words of queries that have letters: third codon positions, first, second, of each those of most letters.
+
+    planes uint64 [Q, 3, W] -> packed uint64 [Q, W, 4] (LOW, HIGH, KNOWN, number), count int64 [Q].
+    """
     for query in range(len(planes)):
         used = 0
         for part in range(0, WORDS, 4):
@@ -85,8 +87,10 @@ def survey(planes, shared, surveyed):  # type: ignore[no-untyped-def]
 
 @njit(nogil=True, cache=True)
 def first_clusters(rank, least, wanted, chosen):  # type: ignore[no-untyped-def]
-    """Write the clusters of one query, uint8 [C], that rank as high as the best of the `wanted` best steps; return how
-    many."""
+    """Write the clusters of one query that rank as high as the best of the `wanted` best steps; return how many.
+
+    rank uint8 [C], least: of every STEP of them.
+    """
     tally = np.zeros(257, dtype=np.int64)
     for value in least:
         tally[value] += 1
@@ -143,8 +147,10 @@ def score(query, clusters, limit, library, asking, kept):  # type: ignore[no-unt
 
 @njit(nogil=True, cache=True)
 def limit_of(found, number, asked, group, named):  # type: ignore[no-untyped-def]
-    """The score beyond which nothing matters: half an edit above the nearest candidate, or above the nearest of a named
-    group where that is no more than `named` edits farther."""
+    """Return the score beyond which nothing matters, half an edit above that of the nearest candidate.
+
+    Where the nearest of a named group is no more than `named` edits farther, half an edit above that one's.
+    """
     if not number:
         return _FAR
     widest = 0
@@ -196,7 +202,7 @@ def scan(words, library, surveyed, asking, kept):  # type: ignore[no-untyped-def
         kept: (candidates int32 [Q, K, 3], number int64 [Q], limit int64 [Q]) to be written.
     """
     packed, count = words
-    planes, begins, group = library
+    _, begins, group = library
     bounds, ranks, least_bounds, least_ranks = surveyed
     known, least, margin, without, first, named = asking
     found, number, limit = kept

@@ -80,6 +80,7 @@ class Found:
 
     @property
     def least(self) -> float:
+        """The difference of the nearest, infinite where nothing was found."""
         return float(self.difference[0]) if len(self.difference) else np.inf
 
 
@@ -99,7 +100,7 @@ class Targets:
     slot_group: np.ndarray  # int64 [S], the same of slots
 
     def barcode(self, number: int) -> str:
-        """A reference's letters."""
+        """Return a reference's letters."""
         return self.letters[self.starts[number] : self.starts[number + 1]].tobytes().decode("ascii")
 
 
@@ -114,6 +115,8 @@ def search(
 
     Args:
         queries: N clean barcodes on either strand; "" finds nothing.
+        targets: what is searched.
+        options: what a search may cost.
         threads: of compiled code that lets others run.
         without: a group for each query, as if there were no reference of it; -1 = none.
     """
@@ -139,7 +142,7 @@ def search(
 
 
 def _work(targets: Targets, options: SearchOptions) -> Callable[[tuple[Sequence[str], np.ndarray]], list[Found]]:
-    """What a thread does with a batch."""
+    """Return what a thread does with a batch."""
     from train.reference import by_columns, general
 
     def work(part: tuple[Sequence[str], np.ndarray]) -> list[Found]:

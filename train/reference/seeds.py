@@ -43,7 +43,7 @@ class Candidates:
 
 
 def kmer_codes(letters: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Number (uint32, 2 bits a base) of every window of k letters, and whether it is free of other letters (bool).
+    """Number every window of k letters (uint32, 2 bits a base), and say which have no other letters (bool).
 
     Args:
         letters: uint8 [n], ASCII.
@@ -98,7 +98,7 @@ class SeedIndex:
         return cls(k, offsets.astype(np.uint32) if len(postings) < 1 << 32 else offsets, postings)
 
     def lookup(self, query: str, budget: Budget) -> Candidates:
-        """The references that share the most of the query's rarest k-mers; none where it shares no k-mer at all."""
+        """Find the references that share the most of the query's rarest k-mers."""
         number, good = kmer_codes(np.frombuffer(query[:MAX_LENGTH].encode("ascii"), dtype=np.uint8), self.k)
         place = np.flatnonzero(good)
         number = number[place].astype(np.int64)
@@ -144,8 +144,10 @@ def _most_shared(entry: np.ndarray, on_query: np.ndarray, wanted: int, query_bin
     """Count entries per reference; the middle one of their shifts is where the query lies.
 
     Args:
-        entry: uint32 [n] of the index; on_query: uint32 [n], bin of the seed on the query.
-        wanted: references; query_bins: length of the query.
+        entry: uint32 [n] of the index.
+        on_query: uint32 [n], bin of the seed on the query.
+        wanted: references.
+        query_bins: length of the query.
     """
     shift = (entry - on_query) & np.uint32(255)  # modulo 256 bins
     keys = np.sort(entry & np.uint32(0xFFFFFF00) | (shift + np.uint32(query_bins) & np.uint32(255)))

@@ -37,8 +37,16 @@ def known() -> tuple[list[str], Library]:
     barcodes[7] = barcodes[7][:300] + barcodes[7][303:]  # a codon less
     barcodes[11] = barcodes[11][:150] + "N" * 80 + barcodes[11][230:]
     barcodes += ["".join(rng.choice(list("ACGT"), 500)) for _ in range(5)]  # no COI
-    rows = [{"key": f"k{row}", "order": "Diptera", "family": "Aidae", "genus": f"Genus{chr(97 + row // 60)}",
-             "species": f"Genus{chr(97 + row // 60)} e{chr(97 + row // 6 % 10)}"} for row in range(len(barcodes))]  # fmt: skip
+    rows = [
+        {
+            "key": f"k{row}",
+            "order": "Diptera",
+            "family": "Aidae",
+            "genus": f"Genus{chr(97 + row // 60)}",
+            "species": f"Genus{chr(97 + row // 60)} e{chr(97 + row // 6 % 10)}",
+        }
+        for row in range(len(barcodes))
+    ]
     return barcodes, Library.build(pa.Table.from_pylist(rows), barcodes)
 
 
@@ -121,7 +129,9 @@ def test_references_full_of_n_do_not_win(known: tuple[list[str], Library]) -> No
     barcodes, _ = known
     masked = barcodes[100][:100] + "N" * 500 + barcodes[100][600:]
     rows = [{"key": "full", "order": "Diptera", "family": "Aidae"}, {"key": "masked", "family": "Other"}]
-    library = Library.build(pa.Table.from_pylist(rows), [substitute(barcodes[100], np.random.default_rng(6), 0.01), masked])
+    library = Library.build(
+        pa.Table.from_pylist(rows), [substitute(barcodes[100], np.random.default_rng(6), 0.01), masked]
+    )
     hits = library.search([barcodes[100]])
     assert library.records["key"][int(hits.reference[0])].as_py() == "full"
     assert hits.overlap[0] == 658 and (hits.overlap[1:] == 158).all()
