@@ -104,7 +104,7 @@ class Placer:
 
 
 def encode(barcodes: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Return barcodes as numbers uint8 [sum of L] (A, C, G, T = 0..3, others 4) and where each begins, int64 [B + 1]."""
+    """Return barcodes as numbers uint8 [sum of L] (A, C, G, T = 0..3, others 4) and where they begin, int64 [B + 1]."""
     starts = np.zeros(len(barcodes) + 1, dtype=np.int64)
     np.cumsum([len(barcode) for barcode in barcodes], out=starts[1:])
     return _CODES[np.frombuffer("".join(barcodes).encode("ascii"), dtype=np.uint8)], starts

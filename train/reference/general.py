@@ -63,7 +63,7 @@ def _one_strand(query: str, strand: int, targets: Targets, options: SearchOption
 
 
 def _chosen(shared: np.ndarray, kinds: np.ndarray, options: SearchOptions) -> tuple[np.ndarray, np.ndarray]:
-    """Choose candidates to align, by their places: the first ones, and the first of a few species unlike the first's."""
+    """Choose candidates to align, by place: the first ones, and the first of a few species unlike the first's."""
     names, first = np.unique(kinds, return_index=True)
     far = np.sort(first[(names >= 0) & (names != kinds[0])])[: options.others]
     near = np.flatnonzero(shared[: options.nearest] >= options.share * shared[0])

@@ -26,7 +26,7 @@ _FAR = 1 << 30
 
 @njit(nogil=True, cache=True)
 def packed_words(planes, packed, count):  # type: ignore[no-untyped-def]
-    """Order the words of queries that have letters: third codon positions, first, second, of each those of most letters.
+    """Order the words of queries that have letters: third codon positions, first, second, each by most letters.
 
     planes uint64 [Q, 3, W] -> packed uint64 [Q, W, 4] (LOW, HIGH, KNOWN, number), count int64 [Q].
     """
