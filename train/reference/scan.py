@@ -17,7 +17,7 @@ from engine.signals.placing import COLUMNS, HIGH, KNOWN, LOW
 from train.reference.planes import SURVEYED, ones
 
 EDIT = 20  # of a score: one difference
-CANDIDATES = 4096
+CANDIDATES = 4096  # twice the members of STEP clusters, so that none is lost
 _CHUNK = 1024  # clusters surveyed at a time
 STEP = 64  # clusters of which the least bound is kept; a divisor of _CHUNK
 _TIE = 10  # half an edit
@@ -181,9 +181,11 @@ def _thinned(found, number, asked, limit):  # type: ignore[no-untyped-def]
     while below < number // 2:
         score += 1
         below += tally[score]
-    kept = 0
+    kept, equal = 0, number // 4
     for one in range(number):
-        if EDIT * found[one, 1] + asked - found[one, 2] <= score and kept < 3 * number // 4:
+        own = EDIT * found[one, 1] + asked - found[one, 2]
+        if own < score or (own == score and equal > 0):
+            equal -= own == score
             found[kept] = found[one]
             kept += 1
     return kept, min(limit, score)
@@ -211,7 +213,11 @@ def scan(words, library, surveyed, asking, kept):  # type: ignore[no-untyped-def
         mine, bound = packed[query, : count[query]], bounds[query]
         asked = (known[query], least[query], without[query])
         some = chosen[: first_clusters(ranks[query], least_ranks[query], first, chosen)]
-        total = score(mine, some, _FAR, library, asked, (found[query], 0))
+        total = 0
+        for start in range(0, len(some), STEP):
+            total = score(mine, some[start : start + STEP], _FAR, library, asked, (found[query], total))
+            if total > len(found[query]) // 2:
+                total, _ = _thinned(found[query], total, known[query], _FAR)
         bound[some] = 255
         most = limit_of(found[query], total, known[query], group, named) + margin[query]
         for step in range(len(least_bounds[query])):
