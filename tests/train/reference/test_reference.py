@@ -1,5 +1,6 @@
 """The reference library on barcodes with planted relations: nearest references, ties, strands, files, extension."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from engine.signals.nucleotides import reverse_complement
 from train.evaluation.peers import library_peer
 from train.reference import Library, answers, nearest_labels
 from train.reference.align import align
-from train.reference.library import MANIFEST, POSTINGS, RECORDS
+from train.reference.library import MANIFEST, POSTINGS, RECORDS, rebuilt
 from train.reference.seeds import Budget, SeedIndex, kmer_codes
 
 
@@ -220,6 +221,20 @@ def test_damaged_and_foreign_folders_are_refused(planted: Planted, tmp_path: Pat
     (tmp_path / POSTINGS).write_bytes(postings)
     with pytest.raises(ValueError, match=r"postings\.npy is not the file that was saved"):
         Library.load(tmp_path)
+
+
+def test_a_library_of_an_older_format_is_rebuilt(planted: Planted, tmp_path: Path) -> None:
+    planted.library.save(tmp_path)
+    manifest = json.loads((tmp_path / MANIFEST).read_text())
+    files = {name: digest for name, digest in manifest["files"].items() if not name.startswith("planes_")}
+    digest = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+    for name in manifest["files"].keys() - files.keys():
+        (tmp_path / name).unlink()
+    (tmp_path / MANIFEST).write_text(json.dumps(manifest | {"format_version": 1, "files": files, "checksum": digest}))
+    built = rebuilt(tmp_path)
+    assert built.records.equals(planted.library.records) and built.version == planted.library.version
+    queries = [sequence[100:300] for sequence in planted.barcodes]
+    assert answers(built, built.search(queries)) == answers(planted.library, planted.library.search(queries))
 
 
 def test_what_cannot_be_a_library_is_said(planted: Planted) -> None:

@@ -10,6 +10,7 @@ from engine.signals.barcodes import reverse_complement
 from engine.signals.columns import CONSENSUS, Placer, encode
 from engine.signals.degrade import degrade_barcode, fragment, insert_and_delete, mask, substitute
 from engine.signals.placing import COLUMNS, MARGIN
+from tests.benchmarks import nearest_gpu
 from tests.benchmarks.nearest_recall import aligned, differences, nearest
 from train.reference import Library, answers, nearest_labels
 from train.reference.finish import banded_edits
@@ -143,3 +144,22 @@ def test_a_group_that_is_left_out_is_not_found(known: tuple[list[str], Library])
     kept = nearest_labels(library, library.search([barcodes[120]]))[0, 3]
     other = nearest_labels(library, library.search([barcodes[120]], without=[int(own)]))[0, 3]
     assert kept == own and other not in (own, -1)
+
+
+def test_the_matrix_product_finds_the_scores_of_the_planes(known: tuple[list[str], Library]) -> None:
+    barcodes, library = known
+    rng = np.random.default_rng(7)
+    placed = library.planes.placer.place([substitute(barcode, rng, 0.03) for barcode in barcodes[:360:60]])
+    queries = np.ascontiguousarray(placed.planes.transpose(0, 2, 1))
+    _, best, _ = nearest_gpu.nearest(queries, library.planes.planes, "cpu", 4)
+    assert best.tolist() == [nearest_gpu.by_planes(query, library.planes.planes) for query in queries]
+
+
+def test_more_candidates_than_there_is_room_for_lose_none_of_the_nearest() -> None:
+    rng = np.random.default_rng(8)
+    centre = relatives(rng, 1, 1)[0]
+    crowd = [substitute(centre, rng, 0.02) for _ in range(6000)]
+    nearest_of_all = substitute(centre, rng, 0.001)
+    library = Library.build(pa.table({"key": [str(row) for row in range(6001)]}), [*crowd, nearest_of_all])
+    hits = library.search([centre])
+    assert library.barcode(int(hits.reference[0])) == nearest_of_all and hits.exact[0]
