@@ -38,6 +38,7 @@ from train.models import checkpoint
 from train.models.checkpoint import WEIGHTS
 from train.reference import Encoder, Library
 from train.reference.library import read_manifest
+from train.reference.search import DISTANCES
 
 log = logging.getLogger(__name__)
 
@@ -333,6 +334,11 @@ def _calibration(folder: Path, taxonomy: Taxonomy) -> Calibration | None:
 def _library_card(folder: Path, fitted: FittedLibrary | None) -> dict[str, Any]:
     """What answers say of the library; warns where it is not the one that the calibration was fitted with."""
     manifest = read_manifest(folder)
+    if fitted is not None and fitted.distances != DISTANCES:
+        raise ValueError(
+            f"calibration: got one fitted on distances of version {fitted.distances}, allowed {DISTANCES}, what the search "
+            f"in a library gives now; fit it anew with train.evaluate --calibration --library {folder}"
+        )
     name, records = folder.resolve().name, manifest.get("records")
     if fitted is not None and fitted.is_other(manifest["checksum"], records):
         log.warning(

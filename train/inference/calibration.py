@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from engine.specimens.taxonomy import RANKS
+from train.reference.search import DISTANCES
 
 FORMAT_VERSION = 1
 FILE = "calibration.json"
@@ -118,6 +119,7 @@ class FittedLibrary:
     name: str
     records: int  # those that were searched: not the specimens that were asked about
     checksum: str = ""  # of its manifest; "" = made of the training split, never saved
+    distances: int = DISTANCES  # what a difference meant then
 
     def __str__(self) -> str:
         return f"{self.name} ({self.records:,} specimens{self.checksum and f', checksum {self.checksum[:12]}'})"
@@ -162,7 +164,7 @@ class Calibration:
         }
         pair, library = value["disagreement"], value.get("library")
         disagreement = pair and Disagreement(_rule(pair["rule"]), pair["flag_from"])
-        return cls(value["taxonomy"], queries, disagreement, library and FittedLibrary(**library))
+        return cls(value["taxonomy"], queries, disagreement, library and FittedLibrary(**{"distances": 1} | library))
 
 
 def _combination(value: Mapping[str, Any]) -> Combination | None:

@@ -25,6 +25,7 @@ from train.reference.seeds import Budget, SeedIndex
 if TYPE_CHECKING:  # importing numba takes as long as all the rest of a command
     from train.reference.planes import Planes
 
+DISTANCES = 2  # version of what `difference` means: rules that were fitted on another one do not hold
 UNCOVERED = 0.05  # differences per nucleotide of the query that a reference does not know, beyond the query's own
 MIN_OVERLAP = 60  # nucleotides that both know,
 MIN_SHARE = 0.8  # or as much of a shorter query
