@@ -79,7 +79,8 @@ def find(queries: Sequence[str], targets: Targets, options: SearchOptions, witho
         out,
     )
     fits = (placed.beyond <= (1 - _MOSTLY) * (known + placed.beyond)) | (known >= _ENOUGH)
-    proven = fits & (placed.strand != 0) & (placed.gaps == 0) & (placed.beyond == 0)
+    fits &= placed.strand != 0
+    proven = fits & (placed.gaps == 0) & (placed.beyond == 0)
     return [
         _compared(
             out,

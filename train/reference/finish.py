@@ -104,16 +104,16 @@ def _chosen(found, ranked, group, sizes, rows):  # type: ignore[no-untyped-def]
     """Write the rows of the nearest candidates, and of the nearest of a few other groups; return how many."""
     nearest, others, slack, other_slack = sizes
     number = len(ranked)
-    limit = np.inf
-    if number > nearest:
-        limit = np.partition(ranked, nearest)[nearest]
+    limit = np.partition(ranked, nearest)[nearest] if number > nearest else np.inf
     first = np.argmin(ranked)
     least = found[first, 1]
     count = 0
-    for one in range(number):
-        if ranked[one] <= limit and found[one, 1] <= least + slack and count < nearest:
-            rows[count] = one
-            count += 1
+    for tied in range(2):  # those at the limit only where there is room
+        for one in range(number):
+            wanted = ranked[one] == limit if tied else ranked[one] < limit
+            if wanted and found[one, 1] <= least + slack and count < nearest:
+                rows[count] = one
+                count += 1
     near = count
     kinds = np.full(others + 1, -1, dtype=np.int64)
     kinds[others] = group[found[first, 0]]

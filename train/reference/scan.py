@@ -124,6 +124,8 @@ def score(query, clusters, limit, library, asking, kept):  # type: ignore[no-unt
     planes, begin, group = library
     known, least, without = asking
     found, number = kept
+    if known < least:
+        return number  # it stands on no column
     top, spare = np.uint64(min(limit // EDIT, COLUMNS)), np.uint64(min(limit, known - least))
     for cluster in clusters:
         for slot in range(begin[cluster], begin[cluster + 1]):

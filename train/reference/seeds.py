@@ -43,7 +43,7 @@ class Candidates:
 
 
 def kmer_codes(letters: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the number of every window of k letters (uint32, 2 bits a base), and say which have no other letters (bool).
+    """Return the number of each window of k letters (uint32, 2 bits a base), and which have no other letter (bool).
 
     Args:
         letters: uint8 [n], ASCII.
