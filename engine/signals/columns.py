@@ -4,7 +4,7 @@ COI has the same reading frame in nearly all animals, so a barcode stands on COL
 Folmer region and MARGIN on each side. Two barcodes on columns differ by an XOR and a population count of bit planes.
 K-mers of known barcodes vote for the diagonal (column minus place) of a barcode; runs of votes are chained, so that
 insertions and deletions are found, and every gap is put where the letters agree best with the column profile. Where
-k-mers say too little, the consensus is laid beside the barcode without gaps.
+k-mers say too little, the barcode is laid beside the profile without gaps.
 
 A column belongs to one bit of one of WORDS words: four words hold the third codon positions, which differ most, four
 the first, four the second. A plane is uint64 [WORDS]; LOW and HIGH hold the letter's two bits, KNOWN the columns that
@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from engine.signals.placing import COLUMNS, KMER, KNOWN, MARGIN, UNPLACED, count_kmers, lay, place_all
+from engine.signals.viterbi import replace
 
 # The most frequent letter of each column, each of 15 orders of arthropods counted alike (658-letter barcodes of BOLD).
 CONSENSUS = (
@@ -49,13 +50,18 @@ class Placed:
     strand: np.ndarray  # int8 [B]: +1 as given, -1 the other one, 0 not placed
     first: np.ndarray  # int32 [B], the column of the coding strand's first letter; may lie before the columns
     gaps: np.ndarray  # int32 [B], letters inserted and columns left out
-    votes: np.ndarray  # int32 [B], k-mers that speak for the place; 0 where the consensus did
+    votes: np.ndarray  # int32 [B], k-mers that speak for the place; 0 where the profile did
     beyond: np.ndarray  # int32 [B], letters that stand on no column
 
     @property
     def known(self) -> np.ndarray:
         """The columns on which each barcode has a letter, int64 [B]."""
         return np.bitwise_count(self.planes[:, KNOWN]).sum(axis=1, dtype=np.int64)
+
+    @property
+    def moving(self) -> tuple[np.ndarray, ...]:
+        """What changes where a barcode is placed anew."""
+        return self.planes, self.first, self.gaps, self.beyond
 
 
 @dataclass(frozen=True)
@@ -97,10 +103,20 @@ class Placer:
         planes = np.zeros((count, 3, WORDS), dtype=np.uint64)
         numbers = np.zeros((count, 5), dtype=np.int32)
         into = np.empty(0, dtype=np.int16) if columns is None else columns
-        tables = (self.table, self.profile, _ON_CONSENSUS, WORD_OF, BIT_OF)
+        tables = (self.table, self.profile, WORD_OF, BIT_OF)
         place_all(codes, starts, tables, planes, numbers, into)
         strand, first, gaps, votes, beyond = np.ascontiguousarray(numbers.T)
         return Placed(planes, strand.astype(np.int8), first, gaps, votes, beyond)
+
+    def replace(
+        self, queries: tuple[np.ndarray, np.ndarray], placed: Placed, rows: np.ndarray, models: np.ndarray
+    ) -> None:
+        """Place some of `placed` anew, each along a like barcode on columns, uint64 [n, WORDS, 3]; zeros = none.
+
+        `queries` as `encode` returns them; `rows` int64 [n].
+        """
+        tables = (self.profile, WORD_OF, BIT_OF)
+        replace(rows, queries, models, tables, (placed.planes, placed.strand, *placed.moving[1:]))
 
 
 def encode(barcodes: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:

@@ -14,8 +14,10 @@ UNPLACED = -1  # column of a letter that has none
 MIN_VOTES = 6  # k-mers on one chain; fewer place nothing,
 MIN_SHARE_OF_VOTES = 0.1  # nor does a smaller share of all
 MAX_GAP = 24  # columns by which a chain may leave the diagonal of most votes
-_LIKE = 0.6  # share of letters that agree with the consensus where it alone places a barcode
-_LEAST = 40  # letters that the consensus must lie beside
+BAND = 32  # the same for a path over all letters
+EVEN = 139  # -100 ln 1/4: with it added to its profile a letter that says nothing scores 0
+_EVIDENT, _EVIDENT_EACH = 1500, 20  # scores, of a barcode and of a letter, where the profile alone places a barcode
+_LEAST = 40  # letters that the consensus or the profile must lie beside
 _SURE, _SURELY_LIKE = 300, 0.65  # the same where it teaches
 _MAX_RUNS, _BACK = 512, 32  # runs of a barcode, and how many before one are tried
 _GAP_COST = 3  # votes that a gap costs, and one more for each of its letters
@@ -90,7 +92,7 @@ def place_all(codes, starts, tables, planes, numbers, into):  # type: ignore[no-
     Args:
         codes: of B barcodes.
         starts: where each begins.
-        tables: (table, profile, consensus, word of each column, bit of each column).
+        tables: (table, profile, word of each column, bit of each column).
         planes: uint64 [B, 3, words], zero, to be written.
         numbers: int32 [B, 5] (strand, first, gaps, votes, beyond), zero, to be written.
         into: int16 [sum of L], receives the columns of what is on its coding strand, or [0].
@@ -109,7 +111,7 @@ def place_all(codes, starts, tables, planes, numbers, into):  # type: ignore[no-
         strand, gaps, votes = _place(given, turned, tables, scratch, column)
         if strand == 0:
             continue
-        beyond = _fill(turned if strand < 0 else given, column, tables[3], tables[4], planes[number])
+        beyond = fill(turned if strand < 0 else given, column, tables[2], tables[3], planes[number])
         on = 0
         while column[on] == UNPLACED:
             on += 1
@@ -123,7 +125,7 @@ def place_all(codes, starts, tables, planes, numbers, into):  # type: ignore[no-
 @njit(nogil=True, cache=True)
 def _place(given, turned, tables, scratch, column):  # type: ignore[no-untyped-def]
     """Write the columns of one barcode; return strand, gaps and votes."""
-    table, profile, consensus, _, _ = tables
+    table, profile, _, _ = tables
     diagonal, runs, tally = scratch
     enough = max(MIN_VOTES, MIN_SHARE_OF_VOTES * (len(given) - KMER))
     here, here_votes = _vote(given, table, diagonal[0], tally)
@@ -137,7 +139,7 @@ def _place(given, turned, tables, scratch, column):  # type: ignore[no-untyped-d
             votes, gaps = _chain(given, diagonal[0], here, profile, runs, column)
         if votes >= enough:
             return -1 if there_votes > here_votes else 1, gaps, votes
-    return _by_consensus(given, turned, consensus, column), 0, 0
+    return _by_profile(given, turned, profile, column), 0, 0
 
 
 @njit(nogil=True, cache=True)
@@ -243,22 +245,26 @@ def _share(code, place, diagonal, profile):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True)
-def _by_consensus(given, turned, consensus, column):  # type: ignore[no-untyped-def]
-    """Place without gaps beside the consensus; return the strand, 0 = neither is like it."""
-    here, agree, beside = _beside_consensus(given, consensus)
-    there, other_agree, other_beside = _beside_consensus(turned, consensus)
-    strand = 1
-    if other_agree > agree:
-        here, agree, beside, strand = there, other_agree, other_beside, -1
-    if beside < _LEAST or agree < _LIKE * beside:
-        return 0
-    for place in range(len(given)):
-        column[place] = place + here
+def _by_profile(given, turned, profile, column):  # type: ignore[no-untyped-def]
+    """Place without gaps where the letters agree best with the profile; return the strand, 0 = nowhere well."""
+    strand, main, most, length = 0, 0, _EVIDENT, len(given)
+    for turn in range(2):
+        code = turned if turn else given
+        for diagonal in range(MARGIN + _LEAST - length, COLUMNS - MARGIN - _LEAST + 1):
+            total, beside = 0, 0
+            for place in range(max(0, MARGIN - diagonal), min(length, COLUMNS - MARGIN - diagonal)):
+                if code[place] < 4:
+                    total += profile[place + diagonal, code[place]] + EVEN
+                    beside += 1
+            if total > most and total > _EVIDENT_EACH * beside:
+                strand, main, most = -1 if turn else 1, diagonal, total
+    for place in range(length):
+        column[place] = place + main
     return strand
 
 
 @njit(nogil=True, cache=True)
-def _fill(code, column, word_of, bit_of, planes):  # type: ignore[no-untyped-def]
+def fill(code, column, word_of, bit_of, planes):  # type: ignore[no-untyped-def]
     """Set the bits of one barcode; return how many of its known letters stand on no column."""
     beyond = 0
     for place in range(len(code)):

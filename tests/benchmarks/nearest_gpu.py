@@ -17,8 +17,8 @@ import numpy as np
 import torch
 
 from engine.signals.columns import WORDS
-from engine.signals.degrade import substitute
 from engine.signals.placing import HIGH, KNOWN, LOW
+from tests.benchmarks.nearest_queries import substitute
 from train.reference import Library
 
 _CHUNK = 1 << 16  # references multiplied at a time

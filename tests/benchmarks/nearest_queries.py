@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from engine.signals.barcodes import clean
-from engine.signals.degrade import degrade_barcode, fragment, substitute
+from engine.signals.degrade import BarcodePreset, degrade_barcode, fragment
 from engine.specimens.names import is_species
 from engine.specimens.schema import rng_for
 from engine.specimens.taxonomy import RANKS
@@ -67,6 +67,11 @@ def damaged(some: Barcodes, condition: str, seed: int = 0) -> list[str]:
     length, _, wrong = condition.removesuffix("%").partition("+")
     pieces = [(fragment(sequence, rng, int(length)), rng) for sequence, rng in pairs]
     return [substitute(piece, rng, float(wrong or 0) / 100) for piece, rng in pieces]
+
+
+def substitute(sequence: str, rng: np.random.Generator, share: float) -> str:
+    """Replace letters of a barcode by others, each with this probability."""
+    return degrade_barcode(sequence, rng, 1.0, BarcodePreset.only(substitution=share))
 
 
 def right_labels(library: Library, some: Barcodes, found: np.ndarray) -> np.ndarray:

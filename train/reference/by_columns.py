@@ -10,13 +10,17 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from engine.signals.columns import WORDS, encode
-from engine.signals.placing import KMER, MIN_SHARE_OF_VOTES, MIN_VOTES
+from engine.signals.columns import WORDS, Placed, encode
+from engine.signals.placing import HIGH, KMER, KNOWN, LOW, MIN_SHARE_OF_VOTES, MIN_VOTES
 from train.reference import search
-from train.reference.finish import finish
+from train.reference.finish import finish, nearest_slots
 from train.reference.scan import CANDIDATES, EDIT, STEP, packed_words, scan, survey
 from train.reference.search import NONE, Found, SearchOptions, Targets
 
+Kept = tuple[np.ndarray, np.ndarray, np.ndarray]  # of `scan`
+_TURNS = 2  # times that queries are placed anew and scanned again
+_CLEAR = 0.6  # of the k-mers must speak for a place; else a path over all letters is sought
+_DOUBTFUL = 3  # differences from the nearest reference from which a path beside it is sought
 _FIRST = 64  # steps of clusters that are scored at once
 _GAPPED = 2 * EDIT  # by how much the differences on columns of a query with gaps may be wrong
 _NAMED = 8  # edits by which the nearest reference with a species may be farther and is still sure to be found
@@ -38,23 +42,18 @@ def find(queries: Sequence[str], targets: Targets, options: SearchOptions, witho
     planes = targets.planes
     codes, starts = encode(queries)
     placed = planes.placer.place_codes(codes, starts)
-    known, number = placed.known, len(queries)
-    packed, count = np.zeros((number, WORDS, 4), dtype=np.uint64), np.zeros(number, dtype=np.int64)
-    packed_words(placed.planes, packed, count)
-    clusters = len(planes.begin) - 1
-    sizes = (clusters, clusters, -(-clusters // STEP), -(-clusters // STEP))
-    surveyed = tuple(np.empty((number, size), dtype=np.uint8) for size in sizes)
-    survey(placed.planes, planes.shared, surveyed)
-    kept = (np.empty((number, CANDIDATES, 3), dtype=np.int32), np.zeros(number, np.int64), np.zeros(number, np.int64))
-    least = np.minimum(search.MIN_OVERLAP, np.ceil(search.MIN_SHARE * known)).astype(np.int64)
-    margin = np.where(placed.gaps > 0, _GAPPED, 0)
-    scan(
-        (packed, count),
-        (planes.planes, planes.begin, targets.slot_group),
-        surveyed,
-        (known, np.maximum(least, 1), margin, without, _FIRST, _NAMED),
-        kept,
-    )
+    number, length = len(queries), np.diff(starts)
+    unclear = (placed.gaps > 0) | (placed.votes < _CLEAR * (length - KMER))
+    rows = np.flatnonzero((placed.strand != 0) & unclear)
+    planes.placer.replace((codes, starts), placed, rows, np.zeros((len(rows), WORDS, 3), dtype=np.uint64))
+    kept = _scanned(placed, np.arange(number), targets, without)
+    for _ in range(_TURNS):
+        rows = _straightened((codes, starts), placed, kept, targets)
+        if not len(rows):
+            break
+        for whole, part in zip(kept, _scanned(placed, rows, targets, without), strict=True):
+            whole[rows] = part
+    known = placed.known
     width = options.nearest + options.others
     out = (
         np.empty((number, width), np.int64),
@@ -91,6 +90,54 @@ def find(queries: Sequence[str], targets: Targets, options: SearchOptions, witho
         )
         for row, strand in enumerate(placed.strand.tolist())
     ]
+
+
+def _scanned(placed: Placed, rows: np.ndarray, targets: Targets, without: np.ndarray) -> Kept:
+    """Scan for some of the queries, int64 [n]; return what `scan` keeps of each."""
+    planes, number = targets.planes, len(rows)
+    own, known = np.ascontiguousarray(placed.planes[rows]), placed.known[rows]
+    packed, count = np.zeros((number, WORDS, 4), dtype=np.uint64), np.zeros(number, dtype=np.int64)
+    packed_words(own, packed, count)
+    clusters = len(planes.begin) - 1
+    sizes = (clusters, clusters, -(-clusters // STEP), -(-clusters // STEP))
+    surveyed = tuple(np.empty((number, size), dtype=np.uint8) for size in sizes)
+    survey(own, planes.shared, surveyed)
+    kept = (np.empty((number, CANDIDATES, 3), dtype=np.int32), np.zeros(number, np.int64), np.zeros(number, np.int64))
+    least = np.minimum(search.MIN_OVERLAP, np.ceil(search.MIN_SHARE * known)).astype(np.int64)
+    margin = np.where(placed.gaps[rows] > 0, _GAPPED, 0)
+    scan(
+        (packed, count),
+        (planes.planes, planes.begin, targets.slot_group),
+        surveyed,
+        (known, np.maximum(least, 1), margin, without[rows], _FIRST, _NAMED),
+        kept,
+    )
+    return kept
+
+
+def _straightened(queries: tuple[np.ndarray, np.ndarray], placed: Placed, kept: Kept, targets: Targets) -> np.ndarray:
+    """Place queries anew along the nearest reference, where that lessens the differences; return which, int64 [n]."""
+    slots = np.full(len(placed.strand), -1)
+    nearest_slots(kept[0], kept[1], placed.known, search.UNCOVERED, slots)
+    rows = np.flatnonzero(slots >= 0)
+    beside = targets.planes.planes[slots[rows]]
+    before = _unlike(placed.planes[rows], beside)
+    doubtful = before >= _DOUBTFUL
+    rows, beside, before = rows[doubtful], beside[doubtful], before[doubtful]
+    old = [part[rows] for part in placed.moving]
+    targets.planes.placer.replace(queries, placed, rows, beside)
+    worse = _unlike(placed.planes[rows], beside) >= before
+    for part, was in zip(placed.moving, old, strict=True):
+        part[rows[worse]] = was[worse]
+    return rows[~worse]
+
+
+def _unlike(planes: np.ndarray, beside: np.ndarray) -> np.ndarray:
+    """Count differences, uint64 [n, 3, W] beside [n, W, 3], and what only the latter leaves open as a twentieth."""
+    other = beside.transpose(0, 2, 1)
+    differ = (planes[:, LOW] ^ other[:, LOW]) | (planes[:, HIGH] ^ other[:, HIGH])
+    unlike = np.bitwise_count(differ & planes[:, KNOWN] & other[:, KNOWN]).sum(axis=1, dtype=np.int64)
+    return unlike + np.bitwise_count(planes[:, KNOWN] & ~other[:, KNOWN]).sum(axis=1, dtype=np.int64) / EDIT
 
 
 def _compared(

@@ -100,6 +100,17 @@ def differences(edits, overlap, asked, uncovered, out):  # type: ignore[no-untyp
 
 
 @njit(nogil=True, cache=True)
+def nearest_slots(found, number, known, uncovered, slots):  # type: ignore[no-untyped-def]
+    """Write the slot of the nearest candidate of each query; that of a query without candidates stays."""
+    ranked = np.empty(found.shape[1], dtype=np.float64)
+    for query in range(len(slots)):
+        count = number[query]
+        if count:
+            differences(found[query, :count, 1], found[query, :count, 2], known[query], uncovered, ranked[:count])
+            slots[query] = found[query, np.argmin(ranked[:count]), 0]
+
+
+@njit(nogil=True, cache=True)
 def _chosen(found, ranked, group, sizes, rows):  # type: ignore[no-untyped-def]
     """Write the rows of the nearest candidates, and of the nearest of a few other groups; return how many."""
     nearest, others, slack, other_slack = sizes

@@ -8,9 +8,10 @@ import pytest
 from engine.signals import columns
 from engine.signals.barcodes import reverse_complement
 from engine.signals.columns import CONSENSUS, Placer, encode
-from engine.signals.degrade import degrade_barcode, fragment, insert_and_delete, mask, substitute
+from engine.signals.degrade import BarcodePreset, degrade_barcode, fragment
 from engine.signals.placing import COLUMNS, MARGIN
 from tests.benchmarks import nearest_gpu
+from tests.benchmarks.nearest_queries import substitute
 from tests.benchmarks.nearest_recall import aligned, differences, nearest
 from train.reference import Library, answers, nearest_labels
 from train.reference.finish import banded_edits
@@ -87,11 +88,12 @@ def test_the_consensus_places_what_no_k_mer_knows() -> None:
 def test_the_band_finds_the_edits_that_edlib_finds() -> None:
     rng = np.random.default_rng(3)
     words = np.empty((4, 16), dtype=np.uint64)
+    masks, gaps = BarcodePreset.only(masking=0.02), BarcodePreset.only(insertion=0.01, deletion=0.01)
     for _ in range(60):
-        reference = mask("".join(rng.choice(list("ACGT"), 500)), rng, 0.02)
+        reference = degrade_barcode("".join(rng.choice(list("ACGT"), 500)), rng, 1.0, masks)
         start = int(rng.integers(-30, 250))
         query = substitute(("".join(rng.choice(list("ACGT"), 30)) + reference)[start + 30 : start + 330], rng, 0.05)
-        query = mask(insert_and_delete(query, rng, 0.01, 0.01), rng, 0.02)
+        query = degrade_barcode(degrade_barcode(query, rng, 1.0, gaps), rng, 1.0, masks)
         code, text = encode([query])[0], np.frombuffer(reference.encode(), dtype=np.uint8)
         found = banded_edits(code, text, False, start + int(rng.integers(-8, 9)), words)
         window = "N" * 40 + reference + "N" * 40
