@@ -11,9 +11,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from engine.signals.columns import WORDS, Placed, encode
-from engine.signals.placing import HIGH, KMER, KNOWN, LOW, MIN_SHARE_OF_VOTES, MIN_VOTES
+from engine.signals.placing import HIGH, KMER, KNOWN, LOW, MARGIN, MIN_SHARE_OF_VOTES, MIN_VOTES
 from train.reference import search
 from train.reference.finish import finish, nearest_slots
+from train.reference.general import ranked
 from train.reference.scan import CANDIDATES, EDIT, STEP, packed_words, scan, survey
 from train.reference.search import NONE, Found, SearchOptions, Targets
 
@@ -25,8 +26,6 @@ _FIRST = 64  # steps of clusters that are scored at once
 _GAPPED = 2 * EDIT  # by how much the differences on columns of a query with gaps may be wrong
 _NAMED = 8  # edits by which the nearest reference with a species may be farther and is still sure to be found
 SUSPECT = 0.12  # differences per known letter from which references without columns are searched, too
-_MOSTLY = 0.8  # of a query's letters must stand on columns,
-_ENOUGH = 300  # or as many
 
 
 @dataclass(frozen=True)
@@ -77,8 +76,8 @@ def find(queries: Sequence[str], targets: Targets, options: SearchOptions, witho
         (options.nearest, options.others, options.slack, options.other_slack, search.UNCOVERED),
         out,
     )
-    fits = (placed.beyond <= (1 - _MOSTLY) * (known + placed.beyond)) | (known >= _ENOUGH)
-    fits &= placed.strand != 0
+    fits = placed.strand != 0
+    longer = placed.beyond > MARGIN  # than the columns: of the rest some may cover more
     proven = fits & (placed.gaps == 0) & (placed.beyond == 0)
     return [
         _compared(
@@ -86,7 +85,7 @@ def find(queries: Sequence[str], targets: Targets, options: SearchOptions, witho
             kept[2],
             row,
             (int(strand), bool(fits[row]), bool(proven[row]), int(placed.votes[row])),
-            (int(known[row]), len(planes.rest) > 0),
+            (int(known[row]), len(planes.rest) > 0, bool(longer[row])),
         )
         for row, strand in enumerate(placed.strand.tolist())
     ]
@@ -103,7 +102,8 @@ def _scanned(placed: Placed, rows: np.ndarray, targets: Targets, without: np.nda
     surveyed = tuple(np.empty((number, size), dtype=np.uint8) for size in sizes)
     survey(own, planes.shared, surveyed)
     kept = (np.empty((number, CANDIDATES, 3), dtype=np.int32), np.zeros(number, np.int64), np.zeros(number, np.int64))
-    least = np.minimum(search.MIN_OVERLAP, np.ceil(search.MIN_SHARE * known)).astype(np.int64)
+    length = known + placed.beyond[rows]
+    least = np.minimum(search.MIN_OVERLAP, np.ceil(search.MIN_SHARE * length)).astype(np.int64)
     margin = np.where(placed.gaps[rows] > 0, _GAPPED, 0)
     scan(
         (packed, count),
@@ -145,10 +145,10 @@ def _compared(
     limit: np.ndarray,
     row: int,
     place: tuple[int, bool, bool, int],
-    others: tuple[int, bool],
+    others: tuple[int, bool, bool],
 ) -> Compared:
     """One query's hits, and what they prove."""
-    (strand, fits, proven, votes), (known, rest) = place, others
+    (strand, fits, proven, votes), (known, rest, longer) = place, others
     count = int(out[4][row])
     if not count or not fits:
         return Compared(NONE, rest)
@@ -157,11 +157,16 @@ def _compared(
     # A reference nearer than this shares all but KMER k-mers an edit, would be placed by them, and so is on columns.
     seen = votes - KMER * least >= max(MIN_VOTES, MIN_SHARE_OF_VOTES * known) or not rest
     exact = proven and seen and EDIT * least <= limit[row]
-    return Compared(Found(reference, distance, overlap, difference, strand, exact), rest and least > SUSPECT * known)
+    return Compared(
+        Found(reference, distance, overlap, difference, strand, exact), rest and (longer or least > SUSPECT * known)
+    )
 
 
-def joined(own: Compared, other: Found) -> Compared:
-    """Join the hits of both ways if they read the query on one strand; else take the nearer ones."""
+def joined(own: Compared, other: Found, length: int) -> Compared:
+    """Join the hits of both ways if they read the query on one strand; else take the nearer ones.
+
+    `length`: known letters of the query, those beyond the columns, too.
+    """
     one = own.found
     if not len(other.reference):
         return own
@@ -170,16 +175,11 @@ def joined(own: Compared, other: Found) -> Compared:
     if one.strand != other.strand:
         nearer = one if one.least <= other.least else other
         return Compared(replace(nearer, exact=False), own.open)
-    reference = np.concatenate([one.reference, other.reference])
-    _, first = np.unique(reference, return_index=True)
-    parts = [
-        np.concatenate(pair)[first]
-        for pair in (
-            (one.reference, other.reference),
-            (one.distance, other.distance),
-            (one.overlap, other.overlap),
-            (one.difference, other.difference),
-        )
-    ]
-    order = np.lexsort((parts[0], parts[3]))
-    return Compared(Found(*(part[order] for part in parts), one.strand, one.exact), own.open)
+    reference = np.concatenate([other.reference, one.reference])
+    reference, first = np.unique(reference, return_index=True)
+    distance = np.concatenate([other.distance, one.distance])[first]
+    overlap = np.concatenate([other.overlap, one.overlap])[first]
+    difference = ranked(distance, overlap, length)
+    order = np.lexsort((reference, difference))
+    parts = (part[order] for part in (reference, distance, overlap, difference))
+    return Compared(Found(*parts, one.strand, one.exact), own.open)

@@ -152,7 +152,7 @@ def _work(targets: Targets, options: SearchOptions) -> Callable[[tuple[Sequence[
         for row, (query, one) in enumerate(zip(queries, placed, strict=True)):
             if one.open and query:
                 other = general.find(query, targets, options, int(without[row]))
-                placed[row] = by_columns.joined(one, other)
+                placed[row] = by_columns.joined(one, other, len(query) - query.count("N"))
         return [one.found for one in placed]
 
     return work
