@@ -116,17 +116,17 @@ def _scanned(placed: Placed, rows: np.ndarray, targets: Targets, without: np.nda
 
 
 def _straightened(queries: tuple[np.ndarray, np.ndarray], placed: Placed, kept: Kept, targets: Targets) -> np.ndarray:
-    """Place queries anew along the nearest reference, where that lessens the differences; return which, int64 [n]."""
+    """Place queries anew along the nearest reference, where that lessens the edits; return which, int64 [n]."""
     slots = np.full(len(placed.strand), -1)
     nearest_slots(kept[0], kept[1], placed.known, search.UNCOVERED, slots)
     rows = np.flatnonzero(slots >= 0)
     beside = targets.planes.planes[slots[rows]]
-    before = _unlike(placed.planes[rows], beside)
+    before = _unlike(placed.planes[rows], beside) + placed.gaps[rows]
     doubtful = before >= _DOUBTFUL
     rows, beside, before = rows[doubtful], beside[doubtful], before[doubtful]
     old = [part[rows] for part in placed.moving]
     targets.planes.placer.replace(queries, placed, rows, beside)
-    worse = _unlike(placed.planes[rows], beside) >= before
+    worse = _unlike(placed.planes[rows], beside) + placed.gaps[rows] >= before
     for part, was in zip(placed.moving, old, strict=True):
         part[rows[worse]] = was[worse]
     return rows[~worse]

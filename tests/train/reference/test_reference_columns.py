@@ -77,6 +77,29 @@ def test_insertions_and_deletions_keep_the_other_letters_on_their_columns(known:
         assert np.bitwise_count(both).sum() >= len(CONSENSUS) - 4 and np.bitwise_count(unlike).sum() <= 3
 
 
+def test_a_path_over_all_letters_finds_gaps_that_lie_close_together(known: tuple[list[str], Library]) -> None:
+    barcodes, library = known
+    placer = library.planes.placer
+    for barcode in barcodes[20:24]:
+        true = placer.place([barcode])
+        queries = encode([barcode[:300] + "G" + barcode[300:306] + barcode[307:312] + "T" + barcode[312:650]])
+        changed = placer.place_codes(*queries)
+        placer.replace(queries, changed, np.arange(1), np.ascontiguousarray(true.planes.transpose(0, 2, 1)))
+        both = true.planes[:, columns.KNOWN] & changed.planes[:, columns.KNOWN]
+        unlike = ((true.planes[:, :2] ^ changed.planes[:, :2]) & both[:, None]).any(axis=1)
+        assert np.bitwise_count(both).sum() >= 640 and np.bitwise_count(unlike).sum() <= 5
+
+
+def test_what_reaches_beyond_the_columns_is_compared_whole() -> None:
+    rng = np.random.default_rng(9)
+    barcodes = relatives(rng, 40, 3)
+    tails = ["".join(rng.choice(list("ACGT"), 400)) for _ in range(2)]
+    near, like = substitute(barcodes[0], rng, 0.01) + tails[0], barcodes[0] + tails[1]
+    library = Library.build(pa.table({"key": [str(row) for row in range(122)]}), [*barcodes, near, like])
+    hits = library.search([barcodes[0] + tails[0]])
+    assert library.barcode(int(hits.reference[0])) == near and hits.overlap[0] == 1058
+
+
 def test_the_consensus_places_what_no_k_mer_knows() -> None:
     rng = np.random.default_rng(2)
     placer = Placer.learn([])
