@@ -188,8 +188,8 @@ def _questions(
         result.append(Question(rows, given, DAMAGED / len(DAMAGE)))
     result += [Question(rows, _barcodes(library, rows), weight) for rows, weight in unknown]
     rows = np.sort(rng.choice(known, min(OUTSIDE_ASKED, len(known)), replace=False))
-    given = zip(_barcodes(library, rows), rows.tolist(), strict=True)
-    outside = [_outsider(barcode, str(keys[row]), number % 4) for number, (barcode, row) in enumerate(given)]
+    pairs = zip(_barcodes(library, rows), rows.tolist(), strict=True)
+    outside = [_outsider(barcode, str(keys[row]), number % 4) for number, (barcode, row) in enumerate(pairs)]
     return [*result, Question(rows, outside, OUTSIDE, inside=False)]
 
 

@@ -30,7 +30,7 @@ class Planted:
     """4 genera of 3 species, 8% apart within a genus; 5 specimens a species with 0.5% between them."""
 
     def __init__(self) -> None:
-        rng = np.random.default_rng(18)  # made letters have no coding strand: with this seed those of a genus turn alike
+        rng = np.random.default_rng(18)  # made letters have no coding strand: here those of a genus turn alike
         rows: list[dict[str, str | None]] = []
         self.barcodes: list[str] = []
         for genus in range(4):

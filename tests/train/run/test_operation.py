@@ -44,8 +44,20 @@ def resumed(shards: Path, storage: Path, *settings: str) -> str:
     return weights_hash(training.folder)
 
 
-@pytest.mark.parametrize("group", [False, True], ids=["driver", "group"])
-@pytest.mark.parametrize("one", CODES)
+REST = pytest.mark.drills  # minutes each: the rest of the matrix of signals and receivers is for `pytest -m drills`
+
+
+@pytest.mark.parametrize(
+    ("one", "group"),
+    [
+        pytest.param(signal.SIGTERM, False, id="TERM-driver"),
+        pytest.param(signal.SIGINT, True, id="INT-group"),
+        pytest.param(signal.SIGTERM, True, id="TERM-group", marks=REST),
+        pytest.param(signal.SIGINT, False, id="INT-driver", marks=REST),
+        pytest.param(signal.SIGHUP, False, id="HUP-driver", marks=REST),
+        pytest.param(signal.SIGHUP, True, id="HUP-group", marks=REST),
+    ],
+)
 def test_a_signal_while_training_loses_nothing(
     one: signal.Signals, group: bool, whole: str, simulated_shards: Path, tmp_path: Path
 ) -> None:
@@ -63,7 +75,9 @@ def test_a_signal_while_training_loses_nothing(
     assert resumed(simulated_shards, tmp_path) == whole
 
 
-@pytest.mark.parametrize("one", CODES)
+@pytest.mark.parametrize(
+    "one", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=REST), pytest.param(signal.SIGHUP, marks=REST)]
+)
 def test_a_signal_before_the_first_step_ends_within_seconds(
     one: signal.Signals, whole: str, simulated_shards: Path, tmp_path: Path
 ) -> None:
