@@ -74,7 +74,6 @@ class Header:
         if not any(line.strip() for line in lines):
             raise ValueError(f"table: got {path}, which is empty; allowed: a header line and at least one row")
         self.num_skipped = 0  # lines before the header
-        self.has_row_names = False
         named = ""
         while self.num_skipped < len(lines) - 1 and _is_preamble(lines, self.num_skipped, delimiters):
             line = lines[self.num_skipped].strip()
@@ -89,11 +88,19 @@ class Header:
             names.pop()
         cells = [split_cells(row, self.delimiter) for row in rows if row.strip()]
         whole = [row for row, is_open in cells if not is_open]
-        if whole and all(len(row) == len(names) + 1 for row in whole) and any(row[-1].strip() for row in whole):
-            names, self.has_row_names = ["", *names], True
+        if _has_row_names(whole, rows, len(names)):
+            names = ["", *names]
         self.names = names
         opened = sum(is_open for _, is_open in cells)
         self.quoted = not (opened > 5 and 2 * opened > len(cells))  # else the quotes of this file are letters
+
+
+def _has_row_names(cells: Sequence[list[str]], lines: Sequence[str], width: int) -> bool:
+    """Return whether rows begin with R's row names, whose column has no name: numbers from 1, or all in quotes."""
+    if not cells or any(len(row) != width + 1 for row in cells) or not any(row[-1].strip() for row in cells):
+        return False
+    counted = [row[0] for row in cells] == [str(number + 1) for number in range(len(cells))]
+    return counted or all(line.startswith('"') for line in lines if line.strip())
 
 
 def _is_preamble(lines: Sequence[str], at: int, delimiters: str) -> bool:

@@ -376,7 +376,8 @@ def test_a_table_is_read_back_however_it_is_written(
     )
 )
 def test_no_row_goes_unnamed(lines: list[tuple[str, int]], tmp_path: Path) -> None:
-    assume(any(width < 5 for _, width in lines))  # a cell more in every row: R's row names, see below
+    cells = [cell for cell, _ in lines]
+    assume('"open' not in cells or 'close"' not in cells)  # by CSV's rules one cell of several lines
     rows = [",".join([f"k{number}", DNA, *[cell] * (width - 2)]) for number, (cell, width) in enumerate(lines)]
     source = open_dataset("table", [write(tmp_path / "t.csv", "\n".join(["id,barcode,note,more", *rows, ""]))])
     text = " ".join([*read_all(source)["key"].to_pylist(), *(place for place, _ in source.skipped)])
