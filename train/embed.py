@@ -28,7 +28,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]  # as a script, this file's folder stands first on the path: put ours there
 sys.path[:] = [str(ROOT)] + [p for p in sys.path if p and Path(p).resolve() not in (ROOT, ROOT / "train")]
 
-from engine.commandline import Parser, guarded  # noqa: E402
+from engine.commandline import Parser, answered  # noqa: E402
 from engine.errors import UserError  # noqa: E402
 
 FORMAT_VERSION = 1
@@ -97,20 +97,16 @@ def open_photos(paths: Sequence[str], form: str = "", split: str = "") -> Photos
     from engine.batches.pipeline import load_index, select_split
     from engine.formats.registry import open_dataset
     from engine.formats.source import read_all
-    from engine.store.shards import MANIFEST_NAME, ShardReader
+    from engine.store.members import COLUMNS, Members
+    from engine.store.shards import MANIFEST_NAME
     from engine.store.storage import Location
 
     if not form and (Location.parse(paths[0]) / MANIFEST_NAME).is_file():
         index = load_index(list(paths))
         index = select_split(index, split) if split else index
         index = index.filter(pc.greater(index["image_size"], 0))
-        reader, rows = ShardReader("/"), index.select(["folder", "shard", "image_offset", "image_size"]).to_pylist()
-
-        def load(row: int) -> bytes:
-            at = rows[row]
-            return reader.read(str(Location.parse(at["folder"]) / at["shard"]), at["image_offset"], at["image_size"])
-
-        photos = Photos(index, load)
+        members, rows = Members(), index.select(["folder", *COLUMNS]).to_pylist()
+        photos = Photos(index, lambda row: members.photo(rows[row]) or b"")
     else:
         source = open_dataset(form or "auto", [Location.parse(path).path for path in paths])
         records = read_all(source)
@@ -325,12 +321,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command; return its exit code (2 = something the user can mend, said in one line)."""
     options = parse(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-
-    def command() -> int:
-        sys.stdout.write(run(options) + "\n")
-        return 0
-
-    return guarded(command)
+    return answered(lambda: run(options))
 
 
 if __name__ == "__main__":

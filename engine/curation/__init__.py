@@ -11,7 +11,8 @@ from tqdm import tqdm
 
 from engine.signals import barcodes
 from engine.specimens.schema import BadSpecimen
-from engine.store.shards import ShardReader, read_index
+from engine.store.members import Members
+from engine.store.shards import read_index
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,18 +63,16 @@ class SpecimenSet:
 def read_set(directory: str) -> SpecimenSet:
     """Read index and barcodes of a shard folder. Raises ValueError when it is none, BadSpecimen for a damaged one."""
     index = read_index(directory)
-    reader = ShardReader(directory)
+    members = Members(directory)
     places: dict[str, int] = {}
     place = np.full(index.num_rows, -1, dtype=np.int64)
-    columns = [index[name].to_pylist() for name in ("shard", "dna_offset", "dna_size", "key")]
-    rows = zip(*columns, strict=True)
-    progress = tqdm(rows, total=index.num_rows, desc="read barcodes", unit="specimen", disable=None)
-    for row, (shard, offset, size, key) in enumerate(progress):
-        if offset >= 0:
-            try:
-                barcode = barcodes.clean(reader.read(shard, offset, size).decode("ascii", "replace"))
-            except ValueError as error:
-                raise BadSpecimen(key, shard, str(error)) from None
-            place[row] = places.setdefault(barcode, len(places)) if barcode else -1
-    reader.close()
+    stored = tqdm(members.barcodes(index), total=len(index), desc="read barcodes", unit="specimen", disable=None)
+    for row, raw in enumerate(stored):
+        try:
+            barcode = barcodes.clean(raw or "")
+        except ValueError as error:
+            raise BadSpecimen(index["key"][row].as_py(), index["shard"][row].as_py(), str(error)) from None
+        if barcode:
+            place[row] = places.setdefault(barcode, len(places))
+    members.close()
     return SpecimenSet(directory, index, list(places), place)

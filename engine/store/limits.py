@@ -7,10 +7,6 @@ MAX_BARCODE_BYTES = MIB  # of one stored barcode; a whole mitochondrion has 16,0
 MAX_META_BYTES = MIB  # of one specimen's stored JSON
 MAX_OFFSET = 1 << 50  # of a member in its shard
 MAX_JSON_BYTES = 64 * MIB  # of a manifest or a configuration that is read whole
-MAX_JSON_DEPTH = 64  # nested lists and objects of such a file
-MAX_LINE_BYTES = 16 * MIB  # of one line, header or quoted field of a text format
-MAX_INFLATION = 1100  # bytes out of one compressed byte: deflate cannot give more than 1,032
-MAX_ARCHIVE_MEMBERS = 20_000_000  # of one zip: BIOSCAN-5M has 5.2 million photos
 
 MAX_JPEG_SCANS = 64  # encoders write about 10; each is a pass over all pixels
 MAX_SCAN_PIXELS = 500_000_000  # scans times pixels of a progressive JPEG that a service decodes: about 5 s at the worst

@@ -1,7 +1,8 @@
-"""The one reader of stored barcodes, photos and descriptions: by rows of an index, each member checked by its header.
+"""Stored barcodes, photos and descriptions by rows of an index, each member checked by its tar header.
 
 A shard is read in place (`engine.store.shards.ShardReader`). A member's tar header says whose it is and how long: what
 an index says otherwise (a place inside another member, two members exchanged) is an error that names the specimen.
+The batches of a training read with `ShardReader` itself (`engine.batches.prepare`), many members in one request.
 """
 
 import json

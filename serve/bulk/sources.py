@@ -18,6 +18,7 @@ from engine.formats.registry import FORMATS, open_dataset
 from engine.formats.source import SpecimenSource
 from engine.specimens.schema import SPECIMEN_SCHEMA, SPLITS, BadSpecimen
 from engine.specimens.taxonomy import RANKS
+from engine.store.members import COLUMNS, Members
 from engine.store.shards import MANIFEST_NAME, ShardReader, read_index
 from engine.store.storage import Location
 
@@ -42,23 +43,17 @@ class ShardSource:
             index = read_index(folder)
             if self.splits:
                 index = index.filter(pc.is_in(index["split"], pa.array(self.splits)))
-            reader = ShardReader(folder)
+            members = Members(folder)
             for rows in index.to_batches(max_chunksize=_ROWS):
                 found = True
-                yield self._specimens(folder, reader, rows)
+                yield self._specimens(folder, members, rows)
         if not found:
             raise ValueError(f"--split: got {','.join(self.splits) or 'all'}, of which these shards have no specimen")
 
-    def _specimens(self, folder: Location, reader: ShardReader, rows: pa.RecordBatch) -> pa.Table:
-        places = rows.select(["shard", "dna_offset", "dna_size", "image_offset", "image_size"]).to_pylist()
-        reader.fetch([(at["shard"], at["dna_offset"], at["dna_size"]) for at in places if at["dna_size"]])
+    def _specimens(self, folder: Location, members: Members, rows: pa.RecordBatch) -> pa.Table:
+        places = rows.select(COLUMNS).to_pylist()
         columns: dict[str, Any] = {name: rows[name] for name in ("key", *RANKS, "split", "bin_uri")}
-        columns["barcode"] = [
-            reader.read(at["shard"], at["dna_offset"], at["dna_size"]).decode("ascii", "replace")
-            if at["dna_size"]
-            else None
-            for at in places
-        ]
+        columns["barcode"] = list(members.barcodes(pa.Table.from_batches([rows])))
         columns["image"] = [
             f"{folder / at['shard']}|{at['image_offset']}|{at['image_size']}" if at["image_size"] else None
             for at in places

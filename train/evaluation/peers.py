@@ -17,11 +17,11 @@ from tqdm import tqdm
 
 from engine.batches.pipeline import CpuBudget, label_columns
 from engine.config import DataConfig
-from engine.signals import barcodes, degrade, images
+from engine.signals import barcodes, degrade, images, nucleotides
 from engine.signals.damage import measured_barcodes
+from engine.signals.nucleotides import kmer_known, kmer_numbers
 from engine.specimens.taxonomy import Taxonomy
-from engine.store.shards import ShardReader
-from engine.store.storage import Location
+from engine.store.members import COLUMNS, Members
 from train import reference
 from train.evaluation.predict import Encoded, Encoding, encode_split, only
 from train.reference import Library
@@ -32,8 +32,6 @@ BLOCK = 4096
 KMER = 6
 BINS = 8  # of each colour channel
 MAX_PAIRS = 6e8  # beyond that a quadratic baseline takes longer than the evaluation itself
-_CODE = np.full(256, 255, dtype=np.uint8)
-_CODE[np.frombuffer(b"ACGT", dtype=np.uint8)] = range(4)
 
 Represent = Callable[[slice], np.ndarray]
 """Rows -> their unit features, float32 [n, D]."""
@@ -76,13 +74,9 @@ def kmer_features(sequences: Sequence[str]) -> np.ndarray:
     """Return counts of the 6-mers without N, of unit length: float32 [n, 4096]; zero rows for empty sequences."""
     size = 4**KMER
     counts = np.zeros((len(sequences), size), dtype=np.float32)
-    power = 4 ** np.arange(KMER)[::-1]
     for row, sequence in enumerate(sequences):
-        codes = _CODE[np.frombuffer(sequence.encode(), dtype=np.uint8)]
-        if len(codes) >= KMER:
-            windows = np.lib.stride_tricks.sliding_window_view(codes, KMER)
-            clean = windows[(windows < 4).all(axis=1)]
-            counts[row] = np.bincount(clean @ power, minlength=size)
+        codes = nucleotides.codes(sequence)
+        counts[row] = np.bincount(kmer_numbers(codes, KMER)[kmer_known(codes, KMER)], minlength=size)
     return counts / np.maximum(np.linalg.norm(counts, axis=1, keepdims=True), 1e-9)
 
 
@@ -121,19 +115,17 @@ def library_peer(queries: Sequence[str], references: Sequence[str], labels: np.n
 def colour_features(index: pa.Table, data: DataConfig) -> tuple[np.ndarray, np.ndarray]:
     """Colour histograms of all photos, clean and blurred as in the evaluation: float32 [N, 512] each; zeros without."""
     clean, noisy = (np.zeros((len(index), BINS**3), dtype=np.float32) for _ in range(2))
-    reader = ShardReader("/")
-    columns = [index[name].to_pylist() for name in ("folder", "shard", "image_offset", "image_size")]
-    rows = zip(*columns, strict=True)
-    for row, (folder, shard, offset, size) in enumerate(
-        tqdm(rows, total=len(index), desc="colour histograms", unit=" photos", disable=None, leave=False)
-    ):
-        if not size:
-            continue
+    members = Members()
+    rows = index.select(["folder", *COLUMNS]).to_pylist()
+    for row, at in enumerate(tqdm(rows, desc="colour histograms", unit=" photos", disable=None, leave=False)):
         try:
-            photo = images.decode(reader.read(str(Location.parse(folder) / shard), offset, size))
+            photo = members.photo(at)
+            pixels = images.decode(photo) if photo else None
         except (ValueError, OSError):  # named already by the pipeline
             continue
-        view = images.evaluation_view(photo, data.image_size)
+        if pixels is None:
+            continue
+        view = images.evaluation_view(pixels, data.image_size)
         clean[row] = colour_histogram(view)
         noisy[row] = colour_histogram(degrade.blur(view, data.degrade.blur_kernel))
     return clean, noisy

@@ -15,28 +15,22 @@ from engine.batches.pipeline import label_columns
 from engine.signals import barcodes
 from engine.specimens.names import is_provisional
 from engine.specimens.taxonomy import RANKS, Taxonomy
-from engine.store.shards import ShardReader
-from engine.store.storage import Location
+from engine.store.members import COLUMNS, Members
 
 log = logging.getLogger(__name__)
 
 
 def read_barcodes(index: pa.Table) -> list[str]:
     """Return the cleaned barcode of every row of the index; "" where none can be read (logged)."""
-    reader = ShardReader("/")
-    columns = (index[name].to_pylist() for name in ("key", "folder", "shard", "dna_offset", "dna_size"))
+    members = Members()
     result = []
-    rows = zip(*columns, strict=True)
-    for key, folder, shard, offset, size in tqdm(
-        rows, total=len(index), desc="reading barcodes", disable=None, leave=False
-    ):
+    rows = index.select(["folder", *COLUMNS]).to_pylist()
+    for row in tqdm(rows, desc="reading barcodes", disable=None, leave=False):
         sequence = ""
         try:
-            if size:
-                raw = reader.read(str(Location.parse(folder) / shard), offset, size)
-                sequence = barcodes.clean(raw.decode("ascii", "replace"))
+            sequence = barcodes.clean(members.barcode(row) or "")
         except (ValueError, OSError) as error:
-            log.warning("specimen %s: barcode: %s", key, error)
+            log.warning("specimen %s: barcode: %s", row["key"], error)
         result.append(sequence)
     return result
 

@@ -26,6 +26,7 @@ from engine.specimens.taxonomy import RANKS, Taxonomy
 from engine.store.shards import file_sha256
 from train.photo_head.discriminant import Counts, Discriminant, Settings, normalise, quantise, unit
 from train.photo_head.selection import select
+from train.reference.features import nearest_features
 
 FORMAT_VERSION = 1
 MANIFEST, RECORDS, FEATURES, GRAM = "manifest.json", "records.parquet", "features.npy", "gram.npy"
@@ -156,9 +157,7 @@ class PhotoLibrary:
 
     def nearest(self, features: np.ndarray, k: int = 5) -> tuple[np.ndarray, np.ndarray]:
         """Return the photos of highest cosine to unit features [N, D]: rows int64 [N, K] and cosines [N, K]."""
-        cosine = features @ unit(self.features.astype(np.float64)).T
-        rows = np.argsort(-cosine, axis=1, kind="stable")[:, :k]
-        return rows, np.take_along_axis(cosine, rows, axis=1)
+        return nearest_features(features, unit(self.features.astype(np.float64)), k)
 
     def save(self, folder: str | Path) -> str:
         """Write the library into a folder, made if it is not there; return its checksum (sha256 over all files')."""

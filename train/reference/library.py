@@ -26,7 +26,6 @@ from engine.signals.barcodes import orient_batch
 from engine.specimens.names import is_species
 from engine.specimens.taxonomy import RANKS, Taxonomy
 from engine.store.shards import file_sha256
-from train.reference.features import nearest_features
 from train.reference.search import ROUNDS, Hits, SearchOptions, Targets, search
 from train.reference.seeds import SeedIndex
 
@@ -160,20 +159,6 @@ class Library:
         """
         targets = Targets(self.index, self.barcode, self._first_species)
         return search(barcodes, targets, ROUNDS if options is None else (options,), threads, without)
-
-    def search_features(self, modality: str, queries: np.ndarray, k: int = 5) -> tuple[np.ndarray, np.ndarray]:
-        """Find the records of highest cosine to unit features [N, D]: rows int64 [N, k] (-1 = none), cosines [N, k].
-
-        Raises ValueError when the library holds no such features, or those of another width.
-        """
-        if modality not in self.features:
-            raise ValueError(
-                f"reference library: got {modality!r} features, allowed: {sorted(self.features) or 'none'}"
-            )
-        known = self.features[modality]
-        if queries.shape[1] != known.shape[1]:
-            raise ValueError(f"reference library: got features of width {queries.shape[1]}, allowed: {known.shape[1]}")
-        return nearest_features(queries, known, k)
 
     def save(self, folder: str | Path) -> str:
         """Write the library into a folder, made if it is not there; returns its checksum (sha256 over all files')."""

@@ -14,13 +14,13 @@ from itertools import pairwise
 
 import numpy as np
 
+from engine.signals.nucleotides import codes, kmer_known, kmer_numbers
+
 MAX_LENGTH = 2048  # nucleotides of a reference that are indexed, and of a query that are looked up
 MAX_REFERENCES = 1 << 24  # an entry is 24 bits of reference and 8 of place
 BIN = 16
 _SHIFT = 4  # log2 of BIN
 _CHUNK = 1 << 23  # letters indexed at a time: about 400 MB
-_CODES = np.full(256, 4, dtype=np.uint8)
-_CODES[np.frombuffer(b"ACGT", dtype=np.uint8)] = np.arange(4)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,25 +40,6 @@ class Candidates:
     shared: np.ndarray  # int64 [C], seeds in common
     shift: np.ndarray  # int64 [C], where the query begins on the reference, nucleotides, to about one bin
     seeds: int  # k-mers of the query that were read
-
-
-def kmer_codes(letters: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Write every window of k letters as a number (uint32, 2 bits a base), and whether it is free of others (bool).
-
-    Args:
-        letters: uint8 [n], ASCII.
-        k: 1..15.
-    """
-    bases = _CODES[letters]
-    count = max(0, len(bases) - k + 1)
-    number = np.zeros(count, dtype=np.uint32)
-    good = np.ones(count, dtype=bool)
-    for place in range(k if count else 0):
-        column = bases[place : place + count]
-        number <<= np.uint32(2)
-        number |= column & np.uint8(3)
-        good &= column < 4
-    return number, good
 
 
 class SeedIndex:
@@ -99,7 +80,7 @@ class SeedIndex:
 
     def lookup(self, query: str, budget: Budget) -> Candidates:
         """Find the references that share the most of the query's rarest k-mers; none where it shares no k-mer."""
-        number, good = kmer_codes(np.frombuffer(query[:MAX_LENGTH].encode("ascii"), dtype=np.uint8), self.k)
+        number, good = _kmers(query[:MAX_LENGTH], self.k)
         place = np.flatnonzero(good)
         number = number[place].astype(np.int64)
         start, end = self.offsets[number].astype(np.int64), self.offsets[number + 1].astype(np.int64)
@@ -117,6 +98,12 @@ class SeedIndex:
         return Candidates(*_most_shared(entry, on_query, budget.candidates, len(query) >> _SHIFT), len(rarest))
 
 
+def _kmers(sequence: str, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the number of every window of k letters (uint32), and whether it is free of other letters (bool)."""
+    found = codes(sequence)
+    return kmer_numbers(found, k), kmer_known(found, k)
+
+
 def _chunks(sequences: Sequence[str]) -> list[tuple[int, int]]:
     """(first, last + 1) of about _CHUNK letters each."""
     ends = np.cumsum([min(len(sequence), MAX_LENGTH) + 1 for sequence in sequences])
@@ -128,7 +115,7 @@ def _chunks(sequences: Sequence[str]) -> list[tuple[int, int]]:
 def _entries(sequences: Sequence[str], first: int, last: int, k: int) -> tuple[np.ndarray, np.ndarray]:
     """k-mer numbers (uint32) and entries (uint64) of the sequences first..last - 1."""
     chunk = [sequence[:MAX_LENGTH] for sequence in sequences[first:last]]
-    number, good = kmer_codes(np.frombuffer("N".join(chunk).encode("ascii"), dtype=np.uint8), k)
+    number, good = _kmers("N".join(chunk), k)
     span = np.array([len(sequence) + 1 for sequence in chunk])
     begin = np.cumsum(span) - span
     at = np.flatnonzero(good)

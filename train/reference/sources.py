@@ -4,7 +4,6 @@ Both give records (rows of `library.COLUMNS`) with clean barcodes and, with an e
 `Library.extend` take them as they are.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +18,9 @@ from engine.batches.pipeline import load_index
 from engine.formats.source import SpecimenSource, names_of, read_all
 from engine.signals.barcodes import clean
 from engine.specimens.taxonomy import RANKS
-from engine.store.shards import ShardReader
-from engine.store.storage import Location
+from engine.store.members import COLUMNS, Members
 from train.reference.features import Encoder
 
-_BLOCK = 512  # bytes: a tar header, and what a member's end is filled up to
 _PHOTOS = 1024  # views held at a time
 
 
@@ -47,28 +44,11 @@ def read_shards(shards: Sequence[str | Path], split: str = "train", encoder: Enc
     index = index.filter(pc.equal(index["split"], split))
     if not len(index):
         raise ValueError(f"reference library: got split {split!r}, of which these shards have no specimen")
-    reader = ShardReader("/")
-    rows = index.select(["folder", "shard", "offset", "size", "dna_offset", "dna_size", "image_offset", "image_size"])
-    places = rows.to_pylist()
-
-    def member(row: int, name: str) -> bytes | None:
-        at = places[row]
-        shard = str(Location.parse(at["folder"]) / at["shard"])
-        return reader.read(shard, at[f"{name}_offset"], at[f"{name}_size"]) if at[f"{name}_size"] else None
-
-    def country(row: int) -> str | None:
-        at = places[row]
-        payload = max(at["dna_offset"] + at["dna_size"], at["image_offset"] + at["image_size"])
-        header = payload + -payload % _BLOCK  # a specimen's last member is its .json
-        shard = str(Location.parse(at["folder"]) / at["shard"])
-        told = reader.read(shard, header + _BLOCK, at["offset"] + at["size"] - header - _BLOCK)
-        return json.loads(told.rstrip(b"\0")).get("country")
-
-    numbers = tqdm(range(len(index)), desc="reading references", unit=" specimens", disable=None, leave=False)
-    given = [(member(row, "dna"), country(row)) for row in numbers]
+    members, rows = Members(), index.select(["folder", *COLUMNS]).to_pylist()
+    listed = tqdm(rows, desc="reading references", unit=" specimens", disable=None, leave=False)
+    given = [(members.barcode(row) or "", members.description(row).get("country")) for row in listed]
     records = index.append_column("country", pa.array([place for _, place in given], pa.string()))
-    barcodes = [(raw or b"").decode("ascii", "replace") for raw, _ in given]
-    return _gathered(records, barcodes, lambda row: member(row, "image"), encoder, None)
+    return _gathered(records, [raw for raw, _ in given], lambda row: members.photo(rows[row]), encoder, None)
 
 
 def read_source(source: SpecimenSource, encoder: Encoder | None = None) -> References:

@@ -15,7 +15,7 @@ from train.reference import Hits, Library, SearchOptions, answers, nearest_label
 from train.reference.align import align
 from train.reference.library import MANIFEST, POSTINGS, RECORDS
 from train.reference.search import FIRST, Targets, search
-from train.reference.seeds import Budget, SeedIndex, kmer_codes
+from train.reference.seeds import Budget, SeedIndex
 
 
 def random_barcode(rng: np.random.Generator, length: int = 600) -> str:
@@ -71,12 +71,6 @@ def fitted(query: str, reference: str) -> int:
                 previous[j - 1] + (letter != other and "N" not in (letter, other)), previous[j] + 1, row[j - 1] + 1
             )
     return int(row.min())
-
-
-def test_codes_number_windows_and_mark_those_with_other_letters() -> None:
-    number, good = kmer_codes(np.frombuffer(b"ACGTNA", dtype=np.uint8), 2)
-    assert number[:3].tolist() == [0b0001, 0b0110, 0b1011]
-    assert good.tolist() == [True, True, True, False, False]
 
 
 def test_a_lookup_counts_shared_seeds_and_tells_the_shift() -> None:

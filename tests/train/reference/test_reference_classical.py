@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from engine.signals.nucleotides import reverse_complement
-from train.evaluation import classical
-from train.evaluation.classical import COMMANDS, NO_HIT, read_hits, read_sintax, run_tools
+from tests.benchmarks import classical_tools as classical
+from tests.benchmarks.classical_tools import COMMANDS, NO_HIT, read_hits, read_sintax, run_tools
 
 LABELS = np.array([[0, 0, 0, 0], [0, 0, 1, 1], [0, 1, 2, -1]])
 
