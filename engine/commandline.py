@@ -40,6 +40,16 @@ class _Version(argparse.Action):
         parser.exit()
 
 
+def answered(command: Callable[[], str]) -> int:
+    """Print what a command returns, guarded; return the exit code."""
+
+    def run() -> int:
+        sys.stdout.write(f"{command()}\n")
+        return 0
+
+    return guarded(run)
+
+
 def guarded(command: Callable[[], int]) -> int:
     """Run a command and return its exit code, or 2 after one line on stderr about what the user can mend.
 

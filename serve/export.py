@@ -20,7 +20,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine.commandline import Parser, guarded
+from engine.commandline import Parser, answered
 from engine.store.commits import new_folder, owned
 
 if TYPE_CHECKING:  # the commands' own imports take seconds, which --help does not need
@@ -283,7 +283,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command; return its exit code (2 = something the user can mend, said in one line)."""
     arguments = _parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    return guarded(lambda: print(run(arguments)) or 0)
+    return answered(lambda: run(arguments))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]  # as a script, this file's folder stands first on the path: put ours there
 sys.path[:] = [str(ROOT)] + [p for p in sys.path if p and Path(p).resolve() not in (ROOT, ROOT / "train")]
 
-from engine.commandline import Parser, guarded  # noqa: E402
+from engine.commandline import Parser, answered  # noqa: E402
 
 SCORINGS = ("rollup", "prompt")
 EXTRAS = {
@@ -115,12 +115,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit code (2 = something the user can mend, said in one line)."""
     options = parse(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    return guarded(lambda: _command(options))
-
-
-def _command(options: argparse.Namespace) -> int:
-    sys.stdout.write(f"{run(options)}\n")
-    return 0
+    return answered(lambda: run(options))
 
 
 if __name__ == "__main__":

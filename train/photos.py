@@ -23,7 +23,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]  # as a script, this file's folder stands first on the path: put ours there
 sys.path[:] = [str(ROOT)] + [p for p in sys.path if p and Path(p).resolve() not in (ROOT, ROOT / "train")]
 
-from engine.commandline import Parser, guarded  # noqa: E402
+from engine.commandline import Parser, answered  # noqa: E402
 from engine.errors import UserError  # noqa: E402
 
 NEAREST = 5
@@ -128,12 +128,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command; return its exit code (2 = something the user can mend, said in one line)."""
     options = parse(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-
-    def command() -> int:
-        sys.stdout.write(run(options) + "\n")
-        return 0
-
-    return guarded(command)
+    return answered(lambda: run(options))
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from typing import Any
 import pyarrow as pa
 from tqdm import tqdm
 
-from engine.commandline import Parser, guarded
+from engine.commandline import Parser, answered
 from engine.formats.source import SpecimenSource
 from engine.ray_seams import numbered_tasks, start_ray
 from engine.specimens.taxonomy import RANKS
@@ -300,7 +300,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command; return its exit code (2 = something the user can mend, said in one line)."""
     arguments = _parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    return guarded(lambda: print(run(arguments)) or 0)
+    return answered(lambda: run(arguments))
 
 
 if __name__ == "__main__":

@@ -21,8 +21,8 @@ from sklearn.metrics import roc_auc_score
 from engine.batches.pipeline import label_columns, load_index
 from engine.specimens.names import is_species
 from engine.specimens.taxonomy import RANKS
+from tests.benchmarks.classical_tools import run_tools
 from train.evaluation import calibrate
-from train.evaluation.classical import run_tools
 from train.evaluation.known_questions import SPECIES, Asked, Cases, Part
 from train.evaluation.model_under_test import Setting
 from train.evaluation.subsets import read_barcodes

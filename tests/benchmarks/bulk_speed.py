@@ -33,7 +33,7 @@ from engine.signals.degrade import BarcodePreset, degrade_barcode
 from serve.bulk.job import UNFINISHED
 from serve.bulk.plan import load_plan
 from tests.benchmarks.barcode_queries import read
-from train.evaluation.classical import COMMANDS, write_fasta
+from tests.benchmarks.classical_tools import COMMANDS, write_fasta
 from train.reference import Library
 
 MIB = 1 << 20

@@ -18,8 +18,8 @@ import numpy as np
 
 from engine.specimens.taxonomy import RANKS
 from tests.benchmarks.barcode_queries import Task, damaged, make_task, read
+from tests.benchmarks.classical_tools import COMMANDS, run_tools
 from tests.benchmarks.reference_accuracy import library_labels, library_of, scored
-from train.evaluation.classical import COMMANDS, run_tools
 from train.evaluation.peers import kmer_peer
 from train.reference import Library
 

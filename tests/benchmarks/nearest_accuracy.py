@@ -21,8 +21,8 @@ from pathlib import Path
 import numpy as np
 
 from engine.specimens.taxonomy import RANKS
+from tests.benchmarks.classical_tools import write_fasta
 from tests.benchmarks.nearest_queries import CONDITIONS, Barcodes, damaged, named, read, right_labels
-from train.evaluation.classical import write_fasta
 from train.reference import Hits, Library, SearchOptions, nearest_labels
 from train.reference.search import FIRST, WIDE
 

@@ -23,7 +23,7 @@ from engine.specimens.taxonomy import RANKS
 from serve.answers.answer import Answer, Query
 from serve.answers.predictor import Predictor
 from tests.benchmarks.barcode_queries import SPECIES, Task, damaged, make_task, read, withheld_species
-from train.evaluation.classical import run_tools
+from tests.benchmarks.classical_tools import run_tools
 from train.inference.calibration import WITH_LIBRARY, Calibration, Combination
 from train.metrics import macro, micro, paired_difference
 from train.reference import Library, nearest_labels
@@ -116,7 +116,7 @@ def main() -> None:
     parser.add_argument("--split", default="test")
     parser.add_argument("--queries", type=int, default=2000, help="how many; 0 = all")
     parser.add_argument("--conditions", nargs="+", default=CONDITIONS, help="clean, SEVERITYx, LENGTHnt")
-    parser.add_argument("--tools", nargs="*", default=VSEARCH, help="of train.evaluation.classical.COMMANDS")
+    parser.add_argument("--tools", nargs="*", default=VSEARCH, help="of tests.benchmarks.classical_tools.COMMANDS")
     parser.add_argument("--withheld", action="store_true")
     parser.add_argument("--checkpoint", type=Path)
     parser.add_argument(

@@ -18,8 +18,8 @@ import pyarrow as pa
 from engine.signals.barcodes import clean
 from engine.specimens.taxonomy import RANKS
 from tests.benchmarks.barcode_queries import Side, Task, binomial_only, make_task, read
+from tests.benchmarks.classical_tools import run_tools
 from tests.benchmarks.reference_accuracy import library_labels, table
-from train.evaluation.classical import run_tools
 from train.reference import Library
 
 _MIB = 1 << 20

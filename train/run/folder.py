@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import secrets
-import shlex
 import shutil
 import signal
 import socket
@@ -67,11 +66,6 @@ def at_home(config: Config) -> Config:
         )
     run = dataclasses.replace(config.run, storage=str(Path(storage).expanduser()))
     return dataclasses.replace(config, run=run)
-
-
-def resume_with(folder: Path) -> str:
-    """Return the option that goes on with a run, as it can be pasted."""
-    return f"--resume {shlex.quote(str(folder))}"
 
 
 def _where() -> str:
