@@ -31,6 +31,13 @@ def called(*words: str) -> tuple[int, str, str, set[str]]:
     return done.returncode, output, done.stderr, set(loaded.split())
 
 
+def test_answers_alone_need_no_plots_no_fits_and_no_ray() -> None:
+    code = "import sys, serve.answers.predictor, serve.answers.library_predictor; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    loaded = {name.split(".")[0] for name in done.stdout.split()}
+    assert "torch" in loaded and not loaded & {"fastapi", "matplotlib", "mlflow", "ray", "sklearn"}
+
+
 @pytest.mark.parametrize("word", COMMANDS)
 def test_help_is_there_at_once(word: str) -> None:
     code, output, errors, loaded = called(word, "--help")

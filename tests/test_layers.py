@@ -28,7 +28,7 @@ MAY_IMPORT = {  # room or file -> the others that it may import; a package's own
     "train.reference": "engine engine.specimens engine.signals engine.store engine.formats engine.batches",
     "train.losses": "engine engine.specimens train.models",
     "train.photo_head": "engine engine.specimens engine.store train.reference",
-    "train.inference": "engine.specimens train.reference",
+    "train.inference": "engine.specimens engine.store train.reference",
     "train.learning": "engine engine.specimens engine.batches train.models train.losses",
     "train.evaluation": "engine engine.specimens engine.signals engine.store engine.batches train.models "
     "train.reference train.inference",

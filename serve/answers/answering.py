@@ -21,7 +21,7 @@ THRESHOLD = 0.95
 TOP = 5
 MAX_TOP = 100
 SUBSET = "names of taxa as GET /v1/taxa lists them"
-_CHECKLISTS = 64  # remembered
+_CHECKLISTS, _SHORT = 64, 2_000  # lists remembered, and the most names of one: a region's list of a group has fewer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,7 @@ class Answering(ABC):
         self.card: Mapping[str, Any] = dict(card or {})
         self.threads = 1  # of the search in a library
         self._checklist = Checklist(scorer.taxonomy)
-        self._subset = lru_cache(_CHECKLISTS)(self._checklist.resolve)
+        self._remembered = lru_cache(_CHECKLISTS)(self._checklist.resolve)
 
     @abstractmethod
     def _answer(self, query: str, items: Sequence[tuple[Prepared, Options]], subset: Subset | None) -> list[Answer]:
@@ -62,6 +62,10 @@ class Answering(ABC):
     @abstractmethod
     def _check(self, query: str) -> None:
         """Raise ValueError for modalities that cannot be asked with."""
+
+    def _resolved(self, names: tuple[str, ...]) -> Subset:
+        """Return what a checklist leaves; a long one is not remembered, so that its memory is given back."""
+        return (self._remembered if len(names) <= _SHORT else self._checklist.resolve)(names)
 
     @property
     def taxonomy(self) -> Taxonomy:
@@ -136,7 +140,7 @@ class Answering(ABC):
         calibrated, but not for such queries: then nobody knows what its answers are worth.
         """
         self._check(query)
-        subset = None if names is None else self._subset(names)
+        subset = None if names is None else self._resolved(names)
         if subset is not None and subset.leaves is None:
             raise ValueError(
                 f"subset: got {len(names or ())} names, none of them a taxon of this model{_meant(subset)}"

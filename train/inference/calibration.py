@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from engine.specimens.taxonomy import RANKS
+from engine.store.storage import Location
 
 FORMAT_VERSION = 2
 FILE = "calibration.json"
@@ -167,9 +168,9 @@ class Calibration:
     library: FittedLibrary | None = None  # None also in files of before this was noted
 
     def save(self, path: Path | str) -> None:
-        """Write one JSON file."""
+        """Write one JSON file, whole or not at all."""
         value = {"format_version": FORMAT_VERSION, "ranks": list(RANKS), **asdict(self)}
-        Path(path).write_text(json.dumps(value, indent=1), encoding="utf-8")
+        Location.parse(path).write_atomically(json.dumps(value, indent=1).encode())
 
     @classmethod
     def load(cls, path: Path | str) -> "Calibration":

@@ -378,3 +378,13 @@ def test_real_photos_and_barcodes(real_data: Path, predictor: Predictor) -> None
     assert sum(one is True for one in coi) >= 0.97 * len(answers)
     right = [answer.evidence[0].name == row["species"] for answer, row in zip(answers, asked, strict=False)]
     assert sum(right) >= 0.9 * len(answers)
+
+
+def test_a_long_checklist_is_not_remembered(predictor: Predictor) -> None:
+    before = predictor._remembered.cache_info().currsize
+    name = predictor.taxonomy.names[0][0]
+    for extra in ("a", "b"):
+        subset = [name, *(f"Nobody {extra}{number}" for number in range(3_000))]
+        (answer,) = predictor.identify([Query("a", dna="ACGT" * 40)], subset=subset)
+        assert isinstance(answer, Answer)
+    assert predictor._remembered.cache_info().currsize == before
