@@ -53,6 +53,7 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, *grads: Tensor) -> Tensor:
+        """Sum the gradients of all ranks and return this rank's rows."""
         (grad,) = grads
         wide = torch.float64 if grad.dtype == torch.float64 else torch.float32
         total = all_reduce_sum(grad.to(wide))

@@ -76,6 +76,7 @@ def _images(path: Path, name: str) -> dict[str, str]:
     found: dict[str, list[str]] = {}
 
     def pick(names: list[str]) -> dict[str, str]:
+        """Choose the core's id and the address of the photo."""
         lower = {name.lower(): name for name in names}
         key = next((lower[name] for name in ("gbifid", "coreid", "id", "occurrenceid") if name in lower), names[0])
         place = next((lower[name] for name in ("identifier", "accessuri", "file") if name in lower), names[-1])

@@ -161,6 +161,7 @@ def _read_names_of(path: Path) -> Iterator[pa.Table]:
         return
 
     def pick(names: list[str]) -> dict[str, str]:
+        """Choose the columns of ids and names; raise ValueError where one is missing."""
         chosen = match_columns(names, aliases)
         if "key" not in chosen or len(chosen) < 2:
             raise ValueError(

@@ -137,6 +137,7 @@ class _Form:
         self._header: tuple[list[bytes], list[bytes]] = ([], [])
 
     def callbacks(self) -> dict[str, Callable[..., None]]:
+        """Return what the multipart parser calls, by its own names."""
         return {
             "on_part_begin": self._begin,
             "on_header_field": lambda data, start, end: self._header[0].append(data[start:end]),

@@ -42,6 +42,7 @@ class Direct:
         start, status = time.perf_counter(), 500
 
         async def watch(message: Any) -> None:
+            """Note the status and add the security headers on the way out."""
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]

@@ -132,6 +132,7 @@ class ModelHost:
 
     async def _open(self, spec: Spec) -> _Model:
         def work() -> Predictor:
+            """Load in a thread: the event loop goes on."""
             log.info("loading %s from %s", spec.id, spec.path)
             path = located(spec, self.settings)
             return Predictor.load(

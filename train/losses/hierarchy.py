@@ -103,6 +103,7 @@ def _batch_maximum(views: Views, config: LossConfig) -> Tensor:
     where = torch.zeros(views.num_ranks, 2, dtype=torch.int64, device=best.device)  # anchor, candidate
 
     def look(anchor: Tensor) -> Tensor:
+        """Keep the first largest pair loss of each rank over these anchors."""
         for rank, level in enumerate(_levels(views, config, anchor)):
             values = level.pair_loss.masked_fill(~level.positive, -torch.inf)
             place = values.flatten().argmax()  # the first
