@@ -31,11 +31,19 @@ def called(*words: str) -> tuple[int, str, str, set[str]]:
     return done.returncode, output, done.stderr, set(loaded.split())
 
 
-def test_answers_alone_need_no_plots_no_fits_and_no_ray() -> None:
-    code = "import sys, serve.answers.predictor, serve.answers.library_predictor; print(*sys.modules)"
+LIGHT = {  # modules -> what a process that needs them alone must not pay for
+    "serve.answers.predictor, serve.answers.library_predictor": {"fastapi", "matplotlib", "mlflow", "ray", "sklearn"},
+    "train.run.entry, engine.batches.pipeline": {"torch", "ray"},  # Ray's controllers and data tasks
+    "train.run.worker": {"matplotlib", "mlflow", "open_clip", "sklearn", "timm"},
+}
+
+
+@pytest.mark.parametrize("modules", LIGHT)
+def test_a_process_loads_what_it_uses(modules: str) -> None:
+    code = f"import sys, {modules}; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     loaded = {name.split(".")[0] for name in done.stdout.split()}
-    assert "torch" in loaded and not loaded & {"fastapi", "matplotlib", "mlflow", "ray", "sklearn"}
+    assert "numpy" in loaded and not loaded & LIGHT[modules]
 
 
 @pytest.mark.parametrize("word", COMMANDS)

@@ -35,7 +35,7 @@ MAY_IMPORT = {  # room or file -> the others that it may import; a package's own
     "train.pages": "engine engine.specimens engine.signals engine.relations engine.batches train.models "
     "train.reference train.inference train.evaluation",
     "train.run": "engine engine.specimens engine.store engine.formats engine.batches engine.ingest train.models "
-    "train.learning train.pages",
+    "train.inference train.evaluation train.learning",
     "train.main": "engine engine.batches train.models train.pages train.run",
     "train.evaluate": "engine train.models train.pages train.run",
     "train.embed": "engine engine.specimens engine.signals engine.store engine.formats engine.batches train.models",

@@ -317,7 +317,7 @@ def resumed(folder: Path, overrides: Sequence[str], trials: int | None) -> tuple
 
     Args:
         folder: of the sweep, wherever it lies now.
-        overrides: of which only run.storage (where it was looked for) and data.shards (moved) can be used.
+        overrides: run.storage (where it was looked for), data.shards (moved), and values that the sweep has anyway.
         trials: of the search; None = as before.
 
     Raises ValueError for an override that could not be used: its trials would not be comparable.
@@ -327,9 +327,10 @@ def resumed(folder: Path, overrides: Sequence[str], trials: int | None) -> tuple
     tree = read_json(folder / SWEEP)
     config = resume.at_place(from_dict(tree["config"]), folder)
     for one in overrides:
-        key = one.partition("=")[0]
-        if key not in ("run.storage", "data.shards"):
+        key, changed = one.partition("=")[0], override(config, [one])
+        if key == "data.shards":
+            config = changed
+        elif key != "run.storage" and changed != config:
             raise ValueError(f"--resume {folder.name}: --set {key}: allowed: another sweep for another value")
-        config = override(config, [one]) if key == "data.shards" else config
     settings = Settings(**tree["settings"])
     return dataclasses.replace(settings, trials=trials or settings.trials), absolute_paths(config)

@@ -27,7 +27,8 @@ from engine.batches.pipeline import CpuBudget, label_columns, load_index, select
 from engine.specimens.taxonomy import Taxonomy
 from train.config import Config, from_dict, to_dict
 from train.run import commits, progress, trainer
-from train.run.worker import Job, Worker, run_folder
+from train.run.job import Job, run_folder
+from train.run.worker import Worker
 
 log = logging.getLogger(__name__)
 

@@ -16,13 +16,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from engine.batches.collate import Batch, collate
 from engine.batches.prepare import Prepare, Specimens
 from engine.batches.sampling import EpochPlan
 from engine.batches.stream import Columns, ProblemLog, ahead, rebatched
@@ -32,6 +31,9 @@ from engine.ray_seams import DATA_TASK, numbered_tasks, started_blocks, unhurrie
 from engine.specimens.taxonomy import RANKS, Taxonomy
 from engine.store.shards import check_files, read_index
 from engine.store.storage import Location
+
+if TYPE_CHECKING:
+    from engine.batches.collate import Batch
 
 log = logging.getLogger(__name__)
 
@@ -259,7 +261,9 @@ def _batches(
     epochs: Iterable[tuple[int, np.ndarray]],
     batch_size: int,
     budget: CpuBudget | None,
-) -> Iterator[Batch]:
+) -> "Iterator[Batch]":
+    from engine.batches.collate import collate  # torch: 4 s of CPU and 600 MB that a data task never uses
+
     problems = ProblemLog()
     if budget is None:
         blocks = _inline(make, specimens, epochs, batch_size)
@@ -281,7 +285,7 @@ def training_batches(
     steps: tuple[int, int],
     worker: tuple[int, int],
     budget: CpuBudget | None,
-) -> Iterator[Batch]:
+) -> "Iterator[Batch]":
     """Yield the batches of one worker for the global steps `steps[0] <= step < steps[1]`, across epochs.
 
     An epoch's order is made when its first task is; closing the iterator early leaves no thread, task or block behind.
@@ -312,7 +316,7 @@ def training_batches(
 
 def evaluation_batches(
     index: pa.Table, taxonomy: Taxonomy, data: DataConfig, batch_size: int, budget: CpuBudget | None = None
-) -> Iterator[Batch]:
+) -> "Iterator[Batch]":
     """Yield every specimen of `index` (rows of `load_index`) exactly once, in stored order, clean and damaged.
 
     The last batch is padded with invalid rows. The damage is drawn from seed 0 and the specimen's key, whatever the

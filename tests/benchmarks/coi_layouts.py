@@ -29,9 +29,9 @@ from engine.ingest.plan import Layout
 from engine.specimens.taxonomy import RANKS, Taxonomy
 from engine.store.shards import MANIFEST_NAME
 from train.config import Config, override
+from train.evaluation.predict import accuracy_of
 from train.inference.scoring import Scorer
 from train.learning.loop import Session
-from train.pages import evaluation
 from train.recipes import make
 
 Case = tuple[str, int, bool]  # layout, window, partners
@@ -69,7 +69,7 @@ def accuracy(config: Config) -> dict[str, float]:
         session.train_step(batch)
     seconds = time.perf_counter() - start
     batches = evaluation_batches(select_split(index, "val"), taxonomy, config.data, config.eval.batch_size)
-    found = evaluation.accuracy_of(Scorer(session.model, taxonomy, session.tokenizer, session.device), batches)
+    found = accuracy_of(Scorer(session.model, taxonomy, session.tokenizer, session.device), batches)
     tops = {rank: 100 * found[f"val/dna/clean/{rank}/top1"] for rank in RANKS}
     return tops | {"seconds": seconds, "steps": float(session.step)}
 

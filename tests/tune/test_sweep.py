@@ -158,4 +158,8 @@ def test_what_a_sweep_keeps(simulated_shards: Path, tmp_path: Path, ray_session:
     assert tree["settings"] == dataclasses.asdict(settings)
     again, same = resumed(tmp_path / "s", (), 9)
     assert (again, same) == (dataclasses.replace(settings, trials=9), config)
+    kept = ("run.storage=elsewhere", f"data.image_size={config.data.image_size}")  # what it has anyway changes nothing
+    assert resumed(tmp_path / "s", kept, None) == (settings, config)
+    with pytest.raises(ValueError, match=r"--set data.image_size: allowed: another sweep"):
+        resumed(tmp_path / "s", ("data.image_size=96",), None)
     assert Ledger(tmp_path / "s").entries == {}

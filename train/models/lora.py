@@ -13,7 +13,6 @@ from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
-from timm.models.vision_transformer import VisionTransformer as TimmVisionTransformer
 from torch import Tensor, nn
 
 from train.config import ModelConfig
@@ -153,6 +152,8 @@ def adapt(tower: nn.Module, config: ModelConfig, name: str) -> int:
 
     Raises ValueError, naming the tower, when it has no blocks with an attention that we know.
     """
+    from timm.models.vision_transformer import VisionTransformer as TimmVisionTransformer
+
     tower.requires_grad_(False)
     count = 0
     trunk = getattr(tower, "trunk", None)  # of timm's attentions not all call their layers; this one's do

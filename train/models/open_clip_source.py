@@ -1,5 +1,7 @@
 """Where the image and text towers come from: one open_clip model, found by name, never by running foreign code.
 
+Imported where a model is built: open_clip and timm take 7 s of CPU, and a run has processes that build none.
+
 A name is one of ours (`taxafuse-tiny`), an architecture open_clip knows (`ViT-B-16`), `local-dir:PATH` or
 `hf-hub:OWNER/NAME`. All four become a `Source`: the model's JSON configuration and, perhaps, a file of weights.
 A folder or a hub repository (BioCLIP, BioCLIP 2, ...) holds `open_clip_config.json` and one of `WEIGHTS_FILES`;
@@ -15,17 +17,15 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-import open_clip
-from open_clip.pretrained import download_pretrained, get_pretrained_cfg
 from torch import nn
-
-from train.models import convnet  # noqa: F401  registers the trunk that taxafuse-tiny names with timm
 
 logger = logging.getLogger(__name__)
 
 OWN_CONFIGS = Path(__file__).parent
 CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")  # the first that is there is taken
+OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of CLIP's photos, R, G, B in 0..1: open_clip's default
+OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +34,8 @@ class Source:
 
     name: str
     model_cfg: dict[str, Any]  # open_clip's: embed_dim, vision_cfg, text_cfg, ...
-    mean: tuple[float, ...] = open_clip.OPENAI_DATASET_MEAN  # of R, G, B in 0..1
-    std: tuple[float, ...] = open_clip.OPENAI_DATASET_STD
+    mean: tuple[float, ...] = OPENAI_MEAN  # of R, G, B in 0..1
+    std: tuple[float, ...] = OPENAI_STD
     weights: str = ""  # file of weights; empty = random
     folder: str = ""  # where the files of a Hugging Face tokenizer lie
 
@@ -77,8 +77,10 @@ def resolve(name: str, pretrained: str = "") -> Source:
         return read_folder(name, folder)
     if name in own_names():
         model_cfg = json.loads((OWN_CONFIGS / f"{name}.json").read_text())
-    else:
-        model_cfg = open_clip.get_model_config(name)
+        return _with_pretrained(name, model_cfg, pretrained)
+    import open_clip
+
+    model_cfg = open_clip.get_model_config(name)
     if model_cfg is None:
         known = own_names() + open_clip.list_models()
         near = get_close_matches(name, known, n=4, cutoff=0.5) or own_names()
@@ -90,7 +92,12 @@ def resolve(name: str, pretrained: str = "") -> Source:
 
 
 def _with_pretrained(name: str, model_cfg: dict[str, Any], pretrained: str) -> Source:
-    tag = get_pretrained_cfg(name, pretrained) if pretrained else {}
+    if not pretrained:
+        return Source(name=name, model_cfg=model_cfg)
+    import open_clip
+    from open_clip.pretrained import download_pretrained, get_pretrained_cfg
+
+    tag = get_pretrained_cfg(name, pretrained)
     if tag:
         try:
             weights = download_pretrained(tag)
@@ -102,10 +109,10 @@ def _with_pretrained(name: str, model_cfg: dict[str, Any], pretrained: str) -> S
             ) from None
         # the activation belongs to the weights: open_clip itself only warns when the two differ
         model_cfg = model_cfg | {"quick_gelu": tag.get("quick_gelu", False)}
-        mean = tuple(tag.get("mean") or open_clip.OPENAI_DATASET_MEAN)
-        std = tuple(tag.get("std") or open_clip.OPENAI_DATASET_STD)
+        mean = tuple(tag.get("mean") or OPENAI_MEAN)
+        std = tuple(tag.get("std") or OPENAI_STD)
         return Source(name=name, model_cfg=model_cfg, mean=mean, std=std, weights=str(weights))
-    if pretrained and not (Path(pretrained).suffix == ".safetensors" and Path(pretrained).is_file()):
+    if not (Path(pretrained).suffix == ".safetensors" and Path(pretrained).is_file()):
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
         raise ValueError(
             f"model.pretrained: {pretrained!r} is neither a tag of {name} nor an existing .safetensors file; "
@@ -155,8 +162,8 @@ def read_folder(name: str, folder: Path) -> Source:
     return Source(
         name=name,
         model_cfg=model_cfg,
-        mean=tuple(preprocess.get("mean") or open_clip.OPENAI_DATASET_MEAN),
-        std=tuple(preprocess.get("std") or open_clip.OPENAI_DATASET_STD),
+        mean=tuple(preprocess.get("mean") or OPENAI_MEAN),
+        std=tuple(preprocess.get("std") or OPENAI_STD),
         weights=str(weights),
         folder=str(folder),
     )
@@ -168,6 +175,10 @@ def build(source: Source, load_weights: bool = True) -> tuple[nn.Module, nn.Modu
     Raises ValueError for models with BatchNorm, for CoCa (its captioning decoder has no place here), for remote code in
     a tokenizer's options and for weights that do not fit.
     """
+    import open_clip
+
+    from train.models import convnet  # noqa: F401  registers the trunk that taxafuse-tiny names with timm
+
     cfg = json.loads(json.dumps(source.model_cfg))
     cfg.pop("custom_text", None)
     if "multimodal_cfg" in cfg:

@@ -12,8 +12,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
-from open_clip.transformer import TextTransformer, text_global_pool
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -31,12 +29,14 @@ class CaptionTokenizer:
     def __init__(self, source: Source) -> None:
         text_cfg = source.model_cfg["text_cfg"]
         self.context = int(text_cfg.get("context_length", 77))
-        self._tokenize: HashedWords | HFTokenizer | SimpleTokenizer
+        self._tokenize: Callable[[list[str]], Tensor]
         if text_cfg.get("tokenizer_mode") == HASHED_WORDS:
             self._tokenize = HashedWords(int(text_cfg["vocab_size"]), self.context)
         elif text_cfg.get("hf_tokenizer_name"):
             self._tokenize = _hugging_face(source, self.context)
         else:
+            from open_clip.tokenizer import SimpleTokenizer
+
             self._tokenize = SimpleTokenizer(context_length=self.context, **text_cfg.get("tokenizer_kwargs", {}))
 
     def __call__(self, captions: list[str]) -> Tensor:
@@ -73,7 +73,9 @@ def _hashes(word: str) -> tuple[int, int]:
     return int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:], "little")
 
 
-def _hugging_face(source: Source, context: int) -> HFTokenizer:
+def _hugging_face(source: Source, context: int) -> Callable[[list[str]], Tensor]:
+    from open_clip.tokenizer import HFTokenizer
+
     text_cfg = source.model_cfg["text_cfg"]
     place = source.folder if source.folder and Path(source.folder).is_dir() else text_cfg["hf_tokenizer_name"]
     mode, options = text_cfg.get("tokenizer_mode"), text_cfg.get("tokenizer_kwargs", {})
@@ -91,8 +93,11 @@ class TextEncoder(nn.Module):
     """int64 [U, T] -> [U, D], not normalised. `frozen`: no gradient and no dropout."""
 
     def __init__(self, tower: Any) -> None:
+        from open_clip.transformer import TextTransformer, text_global_pool
+
         super().__init__()
         self.tower: Any = tower  # an open_clip text tower, of one of several classes
+        self._pool = text_global_pool
         self.frozen = False
         self._remembered: dict[tuple[bytes, torch.dtype | None], Tensor] = {}
         self.context = int(tower.context_length) if hasattr(tower, "context_length") else 77
@@ -188,7 +193,7 @@ class TextEncoder(nn.Module):
         tokens = tokens[:, :length]
         x = tower.token_embedding(tokens) + tower.positional_embedding[:length]
         x = tower.ln_final(tower.transformer(x, attn_mask=tower.attn_mask[:length, :length]))
-        pooled = text_global_pool(x, tokens, pool_type=tower.pool_type, eos_token_id=tower.eos_id)
+        pooled = self._pool(x, tokens, pool_type=tower.pool_type, eos_token_id=tower.eos_id)
         projection = tower.text_projection
         if projection is None:
             return pooled

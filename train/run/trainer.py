@@ -1,4 +1,4 @@
-"""Train in the driver: configuration -> TorchTrainer -> a finished run. Its workers run `train.run.worker`.
+"""Train in the driver: configuration -> TorchTrainer -> a finished run. Its workers run `train.run.entry`.
 
 Ray's own switches that are environment variables are set here, before Ray is imported, and never over the user's.
 """
@@ -28,9 +28,10 @@ from train.models import checkpoint
 from train.run import commits, interrupts, progress, ray_seams, resume
 from train.run import folder as folders
 from train.run.cluster import lacking, require, start_ray
+from train.run.entry import train_loop
 from train.run.folder import RECORD
+from train.run.job import Job, listen, run_folder
 from train.run.tracking import create_run, describe_run, open_tracker, reopen_run
-from train.run.worker import Job, listen, run_folder, train_loop
 
 log = logging.getLogger(__name__)
 

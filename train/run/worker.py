@@ -11,28 +11,24 @@ import functools
 import json
 import logging
 import os
-import signal
-import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import torch
 
 from engine.batches.collate import Batch
-from engine.batches.pipeline import CpuBudget, evaluation_batches, load_index, select_split
-from engine.specimens.taxonomy import Taxonomy
+from engine.batches.pipeline import evaluation_batches, select_split
 from train import dist
-from train.config import Config, from_dict
+from train.evaluation.predict import accuracy_of
+from train.inference.scoring import Scorer
 from train.learning import flops
 from train.learning.loop import Meter, Session, timed
 from train.models import checkpoint
-from train.pages import evaluation
 from train.run import commits, progress, resume
 from train.run.gauges import Gauges
+from train.run.job import Job, asked_to_end, run_folder
 from train.run.tracking import open_tracker
 
 log = logging.getLogger(__name__)
@@ -40,55 +36,9 @@ log = logging.getLogger(__name__)
 SHOWN_RANKS = ("family", "species")  # of the validation, in the line of an epoch
 SCORED = "/clean/species/top1"  # the mean of these, over the queries, decides which checkpoint is the best
 
-_sigterm = threading.Event()  # this process was asked to end
-
-
-def listen() -> None:
-    """Let signals ask for a checkpoint at the next step. Call it in the main thread of a worker's process."""
-    signal.signal(signal.SIGTERM, lambda *_: _sigterm.set())
-
 
 class Preempted(RuntimeError):
     """Say that a worker was asked to end; everything is committed, and the run can go on elsewhere."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """Hold what every worker needs, as plain data that survives pickling to another node."""
-
-    config: dict[str, Any]
-    taxonomy: dict[str, Any]
-    run_id: str
-    budget: CpuBudget | None
-    threads: int
-    board: Any  # actor handle of train.run.progress; None = nobody looks
-    measured_last: str = ""  # a split that is measured once, after the last epoch
-    frozen_texts: str = ""  # a folder in which runs share the features of a frozen text tower; "" = none
-
-    def open(self) -> tuple[Config, Taxonomy, pa.Table]:
-        """Return configuration, taxonomy and index as objects."""
-        config = from_dict(self.config)
-        return config, Taxonomy.from_json(self.taxonomy), load_index(config.data.shards)
-
-
-def run_folder(config: Config) -> Path:
-    """Return the folder that keeps everything of a run."""
-    return Path(config.run.storage).resolve() / config.run.name
-
-
-def train_loop(task: dict[str, Any]) -> None:
-    """Train; Ray Train calls this function with a Job's fields."""
-    import ray.train.torch
-
-    job = Job(**task)
-    progress.log_to(job.board, dist.rank())
-    torch.set_num_threads(job.threads)
-    worker = Worker(job, ray.train.torch.get_device())
-    try:
-        for metrics in worker.epochs():
-            ray.train.report(metrics)
-    finally:
-        worker.close()
 
 
 class Worker:
@@ -155,7 +105,7 @@ class Worker:
     def _step(self, batch: Batch, wait: float) -> None:
         """Do one step, timed and counted."""
         session, first = self.session, not self.peak
-        asked = (self.reporter.stop, _sigterm.is_set())
+        asked = (self.reporter.stop, asked_to_end.is_set())
         started = time.perf_counter()
         if first and not self.config.run.compile:  # what is compiled cannot be counted
             terms, self.flops = flops.counted(lambda: session.train_step(batch, asked))
@@ -261,8 +211,8 @@ def validate(session: Session, index: pa.Table, split: str = "val") -> dict[str,
         batches = evaluation_batches(
             rows.slice(first, last - first), session.taxonomy, session.config.data, session.config.eval.batch_size
         )
-        own = evaluation.accuracy_of(
-            evaluation.Scorer(session.model, session.taxonomy, session.tokenizer, session.device),
+        own = accuracy_of(
+            Scorer(session.model, session.taxonomy, session.tokenizer, session.device),
             batches,
             split,
             session.config.eval.validate_noisy,

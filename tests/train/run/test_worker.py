@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from engine.batches.pipeline import load_index
 from tests.train.ranks import run_ranks
 from tests.train.small import small_config, small_session
 from train import dist
@@ -35,7 +36,7 @@ def test_accuracies_of_shares_are_those_of_the_whole() -> None:
 
 def _validated(shards: Path) -> dict[str, float]:
     session = small_session(small_config(shards))
-    index = worker.load_index(session.config.data.shards)
+    index = load_index(session.config.data.shards)
     return worker.validate(session, index) | {"rank": float(dist.rank())}
 
 
