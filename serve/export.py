@@ -34,6 +34,7 @@ REQUIREMENTS = (
     "open_clip_torch",
     "opencv-python-headless",
     "pandas",
+    "pillow",
     "pyarrow",
     "pydantic",
     "safetensors",
