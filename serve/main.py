@@ -11,19 +11,23 @@ import argparse
 import ipaddress
 import logging
 import os
-import signal
 import socket
 import sys
 import tempfile
-import threading
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 ROOT = Path(__file__).resolve().parents[1]  # as a script, this file's folder stands first on the path: put ours there
 sys.path[:] = [str(ROOT)] + [p for p in sys.path if p and Path(p).resolve() not in (ROOT, ROOT / "serve")]
 
 from engine.commandline import Parser, guarded  # noqa: E402
-from serve.front import use_haproxy  # noqa: E402
+from serve.front import LOOPBACK, use_haproxy  # noqa: E402
 from serve.models.settings import Settings  # noqa: E402
+
+if TYPE_CHECKING:
+    from ray.serve import Application
+
+    from train.run.interrupts import Interrupts
 
 log = logging.getLogger("serve")
 
@@ -73,22 +77,24 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Serve until SIGINT or SIGTERM. Raises ValueError for what the user can mend."""
+    """Serve until a signal comes. Raises ValueError for what the user can mend."""
+    from train.run import interrupts
+
     _check_address(options.host, options.port)
-    with tempfile.TemporaryDirectory(prefix="taxafuse-", dir=SHORT if os.path.isdir(SHORT) else None) as folder:
-        use_haproxy(Path(folder))
-        _serve(options)
+    with (
+        tempfile.TemporaryDirectory(prefix="taxafuse-", dir=SHORT if os.path.isdir(SHORT) else None) as folder,
+        interrupts.heard() as signals,
+    ):
+        if not use_haproxy(Path(folder), options.host, options.port) and ":" in options.host:
+            raise ValueError(f"--host: got {options.host}, allowed on this machine, which has no HAProxy: one of IPv4")
+        _serve(options, signals)
     return 0
 
 
-def _serve(options: argparse.Namespace) -> None:
-    import ray
-    from ray import serve
-
+def _application(options: argparse.Namespace) -> "Application":
     from serve.app import app
-    from train.run.trainer import start_ray
 
-    application = app(
+    return app(
         {
             "checkpoint": ",".join(options.checkpoint),
             "library": options.library,
@@ -102,21 +108,56 @@ def _serve(options: argparse.Namespace) -> None:
             "max_in_flight": options.max_in_flight,
         }
     )
+
+
+def _serve(options: argparse.Namespace, signals: "Interrupts") -> None:
+    """Start Ray and the service, and end both after a signal, whenever it comes."""
+    import ray
+    from ray import serve
+
+    from train.run import interrupts
+    from train.run.cluster import said, start_ray
+
+    application = _application(options)
+    ipv6 = ":" in options.host
     if not _is_loopback(options.host) and not options.token_file:
         log.warning("listening at %s without --token-file: everybody who reaches it may ask", options.host)
     start_ray()
-    http = {"host": options.host, "port": options.port, "request_timeout_s": PATIENCE_S}
-    serve.start(proxy_location="HeadOnly", http_options=http)
-    serve.run(application, name=NAME, route_prefix="/")
-    stop = threading.Event()
-    for kind in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(kind, lambda *_: stop.set())  # now: Ray sets its own when it starts, which abort
-    print(f"serving at http://{options.host}:{options.port}/ (Ctrl-C ends it)", flush=True)
-    stop.wait()
-    print("stopping: requests in flight are answered first", flush=True)
-    serve.delete(NAME)  # waits for the replicas' last answers; shutdown alone would close connections under them
-    serve.shutdown()
-    ray.shutdown()
+    try:
+        _check_room(options)
+        http = {"host": LOOPBACK if ipv6 else options.host, "port": options.port, "request_timeout_s": PATIENCE_S}
+        try:
+            with said("starting the service"):
+                serve.start(proxy_location="HeadOnly", http_options=http)
+                serve.run(application, name=NAME, route_prefix="/")
+            interrupts.restore()  # Ray Serve has handlers of its own, which abort
+            with signals.patient("stopping: requests in flight are answered first") as stop:
+                shown = f"[{options.host}]" if ipv6 else options.host
+                print(f"serving at http://{shown}:{options.port}/ (Ctrl-C ends it)", flush=True)
+                stop.wait()
+                serve.delete(NAME)  # waits for the replicas' last answers; shutdown alone would close connections
+        finally:
+            serve.shutdown()
+    finally:
+        ray.shutdown()
+
+
+def _check_room(options: argparse.Namespace) -> None:
+    """Compare the service with what else runs on this Ray, and with what it has. Raises ValueError."""
+    import ray
+    from ray import serve
+
+    from train.run.cluster import lacking
+
+    others = ", ".join(serve.status().applications)
+    if others:
+        raise ValueError(
+            f"--port: got {options.port}, on a Ray that serves {others} already, and a Ray has one address for all; "
+            "allowed: RAY_ADDRESS=local for a Ray of this service's own"
+        )
+    each = {"CPU": float(options.threads), "GPU": float(options.device.startswith("cuda"))}
+    if lack := lacking(each, options.replicas, ray.cluster_resources()):
+        raise ValueError(f"the service needs {lack}; allowed: --threads, --replicas and --device that this Ray has")
 
 
 def _check_address(host: str, port: int) -> None:

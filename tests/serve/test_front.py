@@ -1,6 +1,7 @@
 """The contracts of what Ray Serve does not promise and `serve.front` relies on (`pytest -m ray_contract`)."""
 
 import inspect
+import json
 import os
 import re
 import subprocess
@@ -20,7 +21,7 @@ OURS = "RAY_SERVE_"
 def asked_of_ray(folder: Path) -> dict[str, str]:
     """Return what `use_haproxy` leaves in the environment for Ray Serve."""
     with mock.patch.dict(os.environ):
-        assert front.use_haproxy(folder)
+        assert front.use_haproxy(folder, "::1", 8000)
         return {name: value for name, value in os.environ.items() if name.startswith(OURS)}
 
 
@@ -44,29 +45,54 @@ def contract_header(_: Path) -> None:
     assert '"?1"' in inspect.getsource(http_util)
 
 
-def contract_binds(folder: Path) -> None:
-    """Each address that HAProxy's file opens to the network is one that the wrapper closes."""
-    template = "\n".join(text for text in vars(haproxy_templates).values() if isinstance(text, str))
-    template = template.replace("{{ config.metrics_port }}", "9101").replace("{{ config.stats_port }}", "8404")
+VALUES = {"metrics_port": "9101", "stats_port": "8404", "frontend_host": front.LOOPBACK, "frontend_port": "8000"}
+
+
+def edited(folder: Path) -> list[str]:
+    """Return the lines of Ray's template of a configuration as the wrapper of HAProxy leaves them."""
+    text = "\n".join(text for text in vars(haproxy_templates).values() if isinstance(text, str))
+    for name, value in VALUES.items():
+        text = text.replace(f"{{{{ config.{name} }}}}", value)
     file = folder / "cfg"
-    file.write_text(template)
-    found = asked_of_ray(folder)
-    wrapper = Path(found["RAY_SERVE_HAPROXY_BINARY_PATH"])
+    file.write_text(text)
+    wrapper = Path(asked_of_ray(folder)["RAY_SERVE_HAPROXY_BINARY_PATH"])
     wrapper.write_text(re.sub('exec ".*"', "exec true", wrapper.read_text()))
     subprocess.run([wrapper, "-db", "-f", file], check=True)
-    open_lines = [line for line in file.read_text().splitlines() if re.match(r"\s*bind \*?:\d+", line)]
-    assert "127.0.0.1:9101" in file.read_text() and not open_lines
+    return [line.strip() for line in file.read_text().splitlines()]
+
+
+def contract_binds(folder: Path) -> None:
+    """Each address that HAProxy's file opens to the network is one that the wrapper closes."""
+    lines = edited(folder)
+    assert "bind 127.0.0.1:9101" in lines and "bind ipv6@::1:8000" in lines
+    assert not [line for line in lines if re.match(r"bind \*?:\d+", line)]
+
+
+def contract_later(folder: Path) -> None:
+    """Where no replica answers, a client gets 503 with Retry-After: Ray's 500 and 404 are found and replaced."""
+    lines = edited(folder)
+    answers = [line for line in lines if line.startswith("errorfile")]
+    assert answers == [f"errorfile {status} {folder}/later.http" for status in (502, 503, 504)]
+    assert "http-request deny deny_status 503" in lines and not [line for line in lines if "return status 404" in line]
+    assert lines[lines.index("frontend http_frontend") + 1].startswith("http-response return status 503 default-errorf")
+    head, _, body = (folder / "later.http").read_bytes().partition(b"\r\n\r\n")
+    assert b"Retry-After: 5\r\n" in head and f"Content-Length: {len(body)}".encode() in head
+    assert set(json.loads(body)["error"]) == {"what", "allowed"}
 
 
 CONTRACTS: dict[str, Callable[[Path], None]] = {
     "names": contract_names,
     "header": contract_header,
     "binds": contract_binds,
+    "later": contract_later,
 }
 BREAKS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     "names": lambda patch: patch.setattr(front, "CLUSTER", {f"{OURS}RENAMED": "1"}),
     "header": lambda patch: patch.setattr(constants, "SERVE_HTTP_REQUEST_DISCONNECT_DISABLED_HEADER", "x-renamed"),
-    "binds": lambda patch: patch.setattr(haproxy_templates, "ONE_MORE", "    bind *:9999 ssl\n", raising=False),
+    "binds": lambda patch: patch.setattr(haproxy_templates, "ONE_MORE", "    bind *:9999 ssl crt x\n", raising=False),
+    "later": lambda patch: patch.setattr(
+        haproxy_templates, "ONE_MORE", "    errorfile 503 {{ other }}\n", raising=False
+    ),
 }
 
 

@@ -33,7 +33,7 @@ class Interrupts:
     def __init__(self) -> None:
         self.signum = 0  # 0 = none yet
         self.stop = threading.Event()  # set by a signal while training
-        self._patient = False
+        self._patient = ""  # what a signal is answered with, while it only sets the event
 
     def heard(self, signum: int, frame: FrameType | None = None) -> None:
         """Handle a signal."""
@@ -46,18 +46,16 @@ class Interrupts:
         if not self._patient:
             raise Interrupted(signum)
         self.stop.set()
-        log.warning(
-            "%s: stopping after the step at hand, with a checkpoint (Ctrl-C ends at once)", signal.Signals(signum).name
-        )
+        log.warning("%s: %s (Ctrl-C ends at once)", signal.Signals(signum).name, self._patient)
 
     @contextlib.contextmanager
-    def patient(self) -> Iterator[threading.Event]:
-        """Let a signal only set the event while the block runs."""
-        self._patient = True
+    def patient(self, answer: str) -> Iterator[threading.Event]:
+        """Let a signal only set the event while the block runs, and log `answer`: what happens now."""
+        self._patient = answer
         try:
             yield self.stop
         finally:
-            self._patient = False
+            self._patient = ""
 
     def check(self) -> None:
         """Raise Interrupted when a signal was heard."""

@@ -39,6 +39,7 @@ log = logging.getLogger(__name__)
 # CPU step of the quickstart 1.5 times as fast (0.31 s instead of 0.48 s, page faults 115,000 -> 200).
 KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40), "MALLOC_TOP_PAD_": str(2**26)}
 START_WORD_S, NEXT_WORD_S = 5.0, 30.0  # of silence before a line says what is going on
+STOPPING = "stopping after the step at hand, with a checkpoint"
 STOP_S = 120.0  # for the workers to end their step, or their validation, and to commit
 CPU_PER_WORKER = {False: 0.01, True: 1.0}  # by use_gpu: a CPU worker's own threads share the cores with its data tasks
 
@@ -284,7 +285,7 @@ def train(config: Config, share: Share | None = None, *, wait: bool = False) -> 
         job = dataclasses.replace(job, run_id=_record(config, rows))
         started, status = time.perf_counter(), "FAILED"
         try:
-            with signals.patient() if share is None else contextlib.nullcontext(share.stop) as stop:
+            with signals.patient(STOPPING) if share is None else contextlib.nullcontext(share.stop) as stop:
                 _fit(job, config, total_steps, stop)
             status = _reached(config, total_steps)
             if status:

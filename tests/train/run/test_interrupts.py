@@ -24,7 +24,7 @@ def test_outside_training_a_signal_ends_at_once(one: signal.Signals) -> None:
 def test_while_training_it_asks_to_stop(one: signal.Signals, caplog: pytest.LogCaptureFixture) -> None:
     with interrupts.heard() as signals, interrupts.heard() as inner:
         assert inner is signals
-        with signals.patient() as stop:
+        with signals.patient("stopping after the step at hand, with a checkpoint") as stop:
             signal.raise_signal(one)
             assert stop.is_set()
         with pytest.raises(interrupts.Interrupted) as stopped:
@@ -46,7 +46,7 @@ def test_the_second_ctrl_c_ends_the_process() -> None:
     code = """
 import signal, time
 from train.run import interrupts
-with interrupts.heard() as signals, signals.patient():
+with interrupts.heard() as signals, signals.patient("stopping"):
     signal.raise_signal(signal.SIGINT)
     signal.raise_signal(signal.SIGTERM)  # asked again politely: still patient
     print("patient", flush=True)
