@@ -192,6 +192,7 @@ def _run(registry: str, source: Path) -> Iterator[None]:
 
     before = mlflow.get_tracking_uri()
     mlflow.set_tracking_uri(registry)
+    mlflow.set_registry_uri("")  # the same store, not MLFLOW_REGISTRY_URI: the model goes where the command says
     try:
         run_id = _run_id(source)
         if run_id is None:

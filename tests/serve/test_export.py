@@ -68,7 +68,15 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def version(served: Served, registry: str) -> str:
-    return register(served.checkpoint, name="tiny", aliases=("champion",), registry=registry, library=served.library)
+    """A registered model; the registry that the environment names is another one, and is left alone."""
+    elsewhere = Path(registry.removeprefix("sqlite:///")).parent / "elsewhere.db"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_REGISTRY_URI", f"sqlite:///{elsewhere}")
+        found = register(
+            served.checkpoint, name="tiny", aliases=("champion",), registry=registry, library=served.library
+        )
+    assert not elsewhere.exists()
+    return found
 
 
 def test_an_alias_leads_to_the_checkpoint(
