@@ -1,6 +1,7 @@
 """The service as it is started, on Ray Serve in processes of its own: answers, overload, reload, a killed replica."""
 
 import base64
+import contextlib
 import json
 import os
 import re
@@ -95,6 +96,17 @@ def _ancestors(one: int, parents: dict[int, int]) -> set[int]:
         seen.add(one)
         one = parents[one]
     return seen
+
+
+def test_a_service_that_still_starts_ends_at_once(served: Served, tmp_path: Path) -> None:
+    service = Running(served, tmp_path)
+    log = Path(service.log.name)
+    for _ in range(START_S * 10):
+        if "Started Serve" in log.read_text():
+            break
+        time.sleep(0.1)
+    service.process.terminate()
+    assert service.process.wait(90) == 143 and "*** SIG" not in log.read_text()
 
 
 @pytest.fixture(scope="module")
@@ -317,4 +329,10 @@ def test_sigterm_answers_what_is_in_flight_and_ends(running: Running, some: list
                 break
         running.process.terminate()
         assert asked.result().status_code == 200
-    assert running.process.wait(90) == 0
+        ends = pool.submit(running.process.wait, 90)
+        while not ends.done():  # whoever asks now is asked to come back
+            with contextlib.suppress(requests.ConnectionError):
+                answer = requests.get(f"{running.url}/v1/model", timeout=60)
+                assert answer.status_code in (200, 503), answer.text
+                assert answer.status_code == 200 or answer.headers["Retry-After"]
+    assert ends.result() == 0

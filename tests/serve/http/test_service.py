@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -361,6 +362,25 @@ def test_a_wrong_command_line_exits_with_2(
     except SystemExit as error:
         code = error.code
     assert code == 2 and capsys.readouterr().err.startswith("error: ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "serves", "words"),
+    [
+        ([], ["taxafuse"], "--port: got 8000, on a Ray that serves taxafuse already"),
+        (["--threads", "3"], [], "the service needs 3 CPU, there are 2"),
+        (["--replicas", "2", "--device", "cuda"], [], "2 GPU, there are 0"),
+    ],
+)
+def test_a_ray_without_room_is_refused(
+    arguments: list[str], serves: list[str], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from serve import main
+
+    monkeypatch.setattr("ray.serve.status", lambda: SimpleNamespace(applications=serves))
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 2.0})
+    with pytest.raises(ValueError, match=words):
+        main._check_room(main.parse(arguments))
 
 
 def test_replicas_and_their_resources_follow_the_settings() -> None:
