@@ -300,7 +300,9 @@ class Sweep:
             raise
         finally:
             if status:
-                describe_run(self.config, self.parent, {}, status)
+                begun = [entry.run_id for entry in self.ledger.entries.values() if not entry.done]
+                for run_id in (*begun, self.parent):
+                    describe_run(self.config, run_id, {}, status)
 
 
 def settled(config: Config) -> Config:

@@ -163,3 +163,23 @@ def test_what_a_sweep_keeps(simulated_shards: Path, tmp_path: Path, ray_session:
     with pytest.raises(ValueError, match=r"--set data.image_size: allowed: another sweep"):
         resumed(tmp_path / "s", ("data.image_size=96",), None)
     assert Ledger(tmp_path / "s").entries == {}
+
+
+def test_an_interrupted_sweep_ends_what_it_began(
+    simulated_shards: Path, tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep = Sweep(Settings(trials=2, algorithm="random"), config_at(simulated_shards, tmp_path, "run.tracking=none"))
+    sweep.start()
+    sweep.parent = "whole"
+    sweep.ledger.put(Entry(0, {}, 0, state="finished", run_id="ended"))
+    sweep.ledger.put(Entry(1, {}, 0, state="running", run_id="begun"))
+    marked: list[tuple[str, str]] = []
+
+    def interrupted(final: bool) -> None:
+        raise SystemExit(143)
+
+    monkeypatch.setattr(sweep, "stage", interrupted)
+    monkeypatch.setattr("tune.sweep.describe_run", lambda _, run_id, tags, status: marked.append((run_id, status)))
+    with pytest.raises(SystemExit):
+        sweep.run()
+    assert marked == [("begun", "KILLED"), ("whole", "KILLED")]
