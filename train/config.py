@@ -9,6 +9,7 @@ import dataclasses
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
@@ -170,12 +171,19 @@ def _explain(error: ValidationError) -> str:
     return "; ".join(f"{'.'.join(map(str, e['loc']))}: {_message(e)}, got {e['input']!r}" for e in error.errors())
 
 
+def _unknown(key: str, known: Iterable[str]) -> str:
+    """Return what is wrong with a key that nobody knows, the likely meant one first."""
+    near = get_close_matches(key, known, n=1)
+    meant = f" (did you mean {near[0]!r}?)" if near else ""
+    return f"unknown configuration key {key!r}{meant}; valid keys: {', '.join(sorted(known))}"
+
+
 def from_dict(tree: dict[str, Any]) -> Config:
     """Validate a nested dictionary. Raises ValueError naming unknown keys and values that are not allowed."""
     known = _known_keys(Config)
     unknown = sorted(set(flatten(tree)) - set(known))
     if unknown:
-        raise ValueError(f"unknown configuration key {unknown[0]!r}; valid keys: {', '.join(sorted(known))}")
+        raise ValueError(_unknown(unknown[0], known))
     try:
         return TypeAdapter(Config).validate_python(tree)
     except ValidationError as error:
@@ -207,7 +215,7 @@ def override(config: Config, assignments: Iterable[str]) -> Config:
         if not equals:
             raise ValueError(f"an override is key=value, got {assignment!r}")
         if key not in known:
-            raise ValueError(f"unknown configuration key {key!r}; valid keys: {', '.join(sorted(known))}")
+            raise ValueError(_unknown(key, known))
         node = tree
         *path, leaf = key.split(".")
         for name in path:

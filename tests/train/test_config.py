@@ -28,6 +28,7 @@ def test_round_trip() -> None:
     ("assignment", "parts"),
     [
         ("loss.x=1", ["unknown configuration key 'loss.x'", "loss.hierarchy_weight"]),
+        ("loss.hierarchy_wieght=1", ["(did you mean 'loss.hierarchy_weight'?)"]),
         ("loss.temperature=5", ["loss.temperature", "less than or equal to 1", "'5'"]),
         ("loss.rectify=up", ["loss.rectify", "'fine_to_coarse'", "'up'"]),
         ("data.degrade.blur_kernel=4", ["data.degrade.blur_kernel", "allowed: odd numbers", "'4'"]),

@@ -64,7 +64,7 @@ def test_what_wide_adds() -> None:
     ("space", "message"),
     [
         ({}, "space 'mine' is empty; allowed: at least one configuration key"),
-        ({"loss.colour": Uniform(low=0, high=1)}, "space 'mine': unknown configuration key 'loss.colour'; valid keys"),
+        ({"loss.colour": Uniform(low=0, high=1)}, "space 'mine': unknown configuration key 'loss.colour'"),
         ({"loss.temperature": Uniform(low=0.001, high=1)}, "space 'mine': .*greater than or equal to 0.01"),
         ({"loss.positives": Choice(values=("masked", "all"))}, "space 'mine': loss.positives"),
     ],
