@@ -57,6 +57,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _fast_starts_no_process(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Hold the fast tier to its promise: a fast test that starts a process fails, and says which mark it needs."""
     if request.node.get_closest_marker("fast"):
+        import torch  # noqa: F401  # whoever imports it first asks ldconfig, a process, for CUDA's libraries
 
         def refuse(*_: object, **__: object) -> None:
             raise AssertionError("a fast test starts no process: mark it `middle` (seconds) or `slow`")
