@@ -8,9 +8,7 @@ without these species), else they are made in the same way. Val is never under t
 Legend: N queries, R ranks.
 """
 
-from collections.abc import Callable
 from dataclasses import replace
-from functools import lru_cache
 
 import numpy as np
 from sklearn.linear_model import LogisticRegression
@@ -18,28 +16,16 @@ from tqdm import tqdm
 
 from engine.specimens.schema import uniforms_for
 from engine.specimens.taxonomy import RANKS
-from train.evaluation.known_questions import DAMAGE, SPECIES, Asked, Cases, Part
+from train.evaluation.fit_pool import fit_pool
+from train.evaluation.known_questions import DAMAGE, SPECIES, Asked, Cases, Part, is_pooled
 from train.inference import evidence
-from train.inference.calibration import (
-    WITH_LIBRARY,
-    Calibration,
-    Calibrator,
-    Combination,
-    Disagreement,
-    Rule,
-    columns_of,
-    logit,
-)
+from train.inference.calibration import Calibration, Calibrator, Disagreement, Rule, columns_of, logit
 from train.inference.evidence import AGREEMENTS, INPUTS
+from train.inference.pool import Pool
 
 CLEAN, DAMAGED, WITHHELD = 0.6, 0.2, 0.2  # shares of the mixture
 FLAGGED = 0.03  # of the queries of known species: on test they are up to 1.4 times as many, and 5% are allowed
 PREVALENCE = 0.02  # of swapped pairs
-COMBINATION = Combination(2.0, 8.0)  # best on val (results/reference_library.md); from 1 to 16 much alike
-PER_EDIT = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)  # log score, tried
-STEP = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)  # edits, tried
-SHOWN = 1.96  # standard errors (over barcode groups) by which another combination must be better
-FEW = 2000  # specimens that a combination is fitted on
 RIDGE = 1e-2  # on standardised weights: keeps a rule finite where an input separates right from wrong
 
 
@@ -79,10 +65,9 @@ def fit(part: Part) -> Calibration:
     queries = {}
     for query in tqdm(part.queries(), desc="calibration", unit=" queries", disable=None, leave=False):
         pieces = _pieces(part, query, np.flatnonzero(part.mask(query)))
-        combination = fit_combination(part, query) if query.endswith(WITH_LIBRARY) else None
-        cases = Cases.concatenate([piece.cases(combination) for piece in pieces])
-        found = fit_query(cases, tuple(cases.answers.evidence))
-        queries[query] = replace(found, combination=combination)
+        pool = fit_pool(part, query) if is_pooled(query) else None
+        cases = Cases.concatenate([piece.cases(pool) for piece in pieces])
+        queries[query] = replace(fit_query(cases, tuple(cases.answers.evidence)), pool=pool)
     return Calibration(part.setting.taxonomy.fingerprint, queries, _fit_disagreement(part))
 
 
@@ -91,40 +76,6 @@ def _pieces(part: Part, query: str, rows: np.ndarray) -> list[Asked]:
     pieces = [part.asked(query, rows, weight=CLEAN)]
     pieces += [part.asked(query, rows, damage, weight=DAMAGED / len(DAMAGE)) for damage in DAMAGE]
     return [*pieces, part.asked(query, rows, withhold=True, weight=WITHHELD)]
-
-
-def fit_combination(part: Part, query: str) -> Combination:
-    """Return COMBINATION, or what is shown to give more right answers: one number after the other, twice.
-
-    What is right decides, not how likely it was called: the rules make probabilities of whatever scores they get. By
-    the likelihood, 18 points of the species of bold's 100 nt fragments are lost against the library alone; by the
-    mixture's shares, in which such fragments are few, 4.6. So every kind of damage counts as much as none. Species that
-    are only taken from the candidates do not count: the model was trained with them, and names the genera of these 4
-    points better than the library alone, of those that it never met no better (bold, results/reference_library.md).
-    """
-    rows = np.flatnonzero(part.mask(query))
-    few = rows[np.unique(np.linspace(0, len(rows) - 1, min(len(rows), FEW)).astype(int))]
-    pieces = [piece for piece in _pieces(part, query, few) if piece.without is None]
-
-    def right(one: Combination) -> np.ndarray:
-        answered = [piece.cases(one) for piece in pieces]
-        shares = [(cases.right & cases.scored).sum(axis=1) / cases.scored.sum() for cases in answered]
-        groups = np.concatenate([cases.group for cases in answered])
-        return np.bincount(groups, np.concatenate(shares))
-
-    return choose_combination(right)
-
-
-def choose_combination(right: Callable[[Combination], np.ndarray]) -> Combination:
-    """`fit_combination` of `right`: what each barcode group adds to the right answers, float64 [groups]."""
-    right = lru_cache(right)
-    best = COMBINATION
-    for name, values in (("per_edit", PER_EDIT), ("step", STEP)) * 2:
-        top = max((replace(best, **{name: value}) for value in values), key=lambda one: right(one).sum())
-        gain = right(top) - right(best)
-        if gain.sum() > SHOWN * np.sqrt((gain**2).sum()):
-            best = top
-    return best
 
 
 def fit_query(cases: Cases, inputs: tuple[str, ...] = INPUTS) -> Calibrator:
@@ -243,17 +194,17 @@ def precision_at(recall: np.ndarray, false_alarms: np.ndarray, prevalence: float
     return hits / np.maximum(hits + (1 - prevalence) * np.asarray(false_alarms), 1e-12)
 
 
-def mixture(part: Part, query: str, unseen: Part | None, combination: Combination | None = None) -> Cases:
+def mixture(part: Part, query: str, unseen: Part | None, pool: Pool | None = None) -> Cases:
     """Return the cases under test.
 
     Args:
         part: specimens of the split under test.
-        query: of QUERIES, perhaps with a library.
+        query: of `Part.queries`.
         unseen: specimens of species that the model does not know; None = they are made by withholding a query's own.
-        combination: of a query WITH_LIBRARY.
+        pool: of a query of several experts.
     """
     pieces = mixture_pieces(part, query, unseen)
-    whole = Cases.concatenate([piece.cases(combination) for piece in pieces])
+    whole = Cases.concatenate([piece.cases(pool) for piece in pieces])
     elsewhere = np.concatenate([np.full(len(piece.rows), piece.part is not part) for piece in pieces])
     return replace(whole, group=np.where(elsewhere, whole.group + part.group.max() + 1, whole.group))
 

@@ -18,11 +18,13 @@ from engine.signals.damage import measured_barcodes
 from engine.specimens.taxonomy import RANKS
 from train.evaluation import subsets
 from train.evaluation.model_under_test import Setting
-from train.evaluation.predict import QUERIES, Encoded
+from train.evaluation.predict import QUERIES, SHARPNESS, Encoded
 from train.inference import evidence
-from train.inference.calibration import WITH_LIBRARY, Combination
-from train.inference.combination import Combiner, Nearest
+from train.inference.calibration import POOLED, WITH_LIBRARY
+from train.inference.combination import Combiner
 from train.inference.evidence import Answers
+from train.inference.experts import Inputs, barcode_quality
+from train.inference.pool import Pool
 
 DAMAGE = {
     "preset": DegradeConfig(severity=1.0, blur_kernel=5),
@@ -87,9 +89,9 @@ class Part:
         return found
 
     def queries(self) -> list[str]:
-        """Return what some specimen can be asked with: of QUERIES, and with a library those with a barcode."""
-        there = [query for query in QUERIES if self.mask(query).any()]
-        return there + [f"{query}{WITH_LIBRARY}" for query in ("dna", "fused") if self.combiner and query in there]
+        """Return what some specimen can be asked with: of QUERIES, POOLED, and with a library those with a barcode."""
+        there = [query for query in (*QUERIES, POOLED) if self.mask(query).any()]
+        return there + [f"{query}{WITH_LIBRARY}" for query in ("dna", POOLED) if self.combiner and query in there]
 
     def mask(self, query: str) -> np.ndarray:
         """Return the specimens that have what the query needs, bool [N]."""
@@ -102,7 +104,7 @@ class Part:
 
         Args:
             damage: of DAMAGE; "" = clean.
-            query: of QUERIES, perhaps with a library.
+            query: of `queries`.
             rows: int64 [n], rows of the part.
             withhold: take each query's own species from the candidates and its references from the library; rows
                 without one are left out.
@@ -110,16 +112,24 @@ class Part:
         """
         if withhold:
             rows = rows[self.labels[rows, SPECIES] >= 0]
-        encoded = self.damaged[damage] if damage else self.clean
-        plain = query.removesuffix(WITH_LIBRARY)
-        condition = list(QUERIES[plain])[-1] if damage else "clean"
-        features = encoded.query(plain, condition, fuse_with(self.setting), rows)
         without = self.labels[rows, SPECIES] if withhold else None
-        nearest = None
-        if query != plain:
-            assert self.combiner is not None
-            nearest = self.combiner.find(self.given(rows, damage), without=without)
-        return Asked(self, rows, damage, features, without, nearest, weight)
+        encoded, suffix = (self.damaged[damage], "_noisy") if damage else (self.clean, "")
+        if is_pooled(query):
+            barcodes = self.given(rows, damage)
+            measured = barcode_quality(barcodes)
+            image = None
+            if query.startswith(POOLED):
+                image = encoded.features[f"image{suffix}"][rows]
+                measured[SHARPNESS] = encoded.features[SHARPNESS + suffix][rows][:, 0].astype(np.float64)
+            nearest = None
+            if query.endswith(WITH_LIBRARY):
+                assert self.combiner is not None
+                nearest = self.combiner.find(barcodes, without=without)
+            inputs = Inputs(image, encoded.features[f"dna{suffix}"][rows], nearest, measured)
+            return Asked(self, rows, damage, inputs, without, weight)
+        condition = list(QUERIES[query])[-1] if damage else "clean"
+        features = encoded.query(query, condition, fuse_with(self.setting), rows)
+        return Asked(self, rows, damage, features, without, weight)
 
     def given(self, rows: np.ndarray, damage: str) -> list[str]:
         """Return the cleaned barcodes of some rows as they are asked about, "" = none."""
@@ -139,15 +149,20 @@ class Asked:
     part: Part
     rows: np.ndarray  # int64 [N]
     damage: str  # of DAMAGE, "" = clean
-    features: np.ndarray  # float32 [N, D]
+    features: np.ndarray | Inputs  # float32 [N, D]; inputs of a pool
     without: np.ndarray | None  # int64 [N], species that are taken away
-    nearest: Nearest | None
     weight: float
 
-    def cases(self, combination: Combination | None = None) -> Cases:
-        """Return the answers; `combination` where a library was asked, too."""
+    def cases(self, pool: Pool | None = None) -> Cases:
+        """Return the answers; `pool` for a query of several experts."""
         part, rows = self.part, self.rows
-        answers = evidence.answers(part.setting.scorer, self.features, self.without, self._library(combination))
+        scorer = part.setting.scorer
+        if isinstance(self.features, Inputs):
+            assert pool is not None
+            chunks = evidence.pooled(scorer, self.features, pool, without=self.without)
+            answers = Answers.concatenate([chunk.answers for chunk in chunks])
+        else:
+            answers = evidence.answers(scorer, self.features, self.without)
         right = (answers.path == part.labels[rows]) & (answers.path >= 0)
         unknown = part.named[rows, SPECIES] & (part.labels[rows, SPECIES] < 0)
         withheld = unknown if self.without is None else np.ones(len(rows), dtype=bool)
@@ -165,11 +180,10 @@ class Asked:
             np.full(len(rows), self.weight / max(1, len(rows))),
         )
 
-    def _library(self, combination: Combination | None) -> tuple[Nearest, Combination] | None:
-        if self.nearest is None:
-            return None
-        assert combination is not None
-        return self.nearest, combination
+
+def is_pooled(query: str) -> bool:
+    """Is a query answered by several experts?"""
+    return query.startswith(POOLED) or query.endswith(WITH_LIBRARY)
 
 
 def fuse_with(setting: Setting) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:

@@ -22,12 +22,14 @@ import numpy as np
 
 from engine.specimens.taxonomy import RANKS
 from engine.store.storage import Location
+from train.inference.pool import Pool
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 FILE = "calibration.json"
 LIBRARY_INPUTS = ("edits", "edits_to_other", "length")
 """Evidence of a reference library, log(1 + edits) to the nearest reference of the answered taxon and of any other taxon
 of the rank, and the log of the query's nucleotides."""
+POOLED = "pooled"  # photo and barcode by the pool: what a service answers with where it was fitted
 WITH_LIBRARY = "+library"  # at the end of a query's name: its rules read what a library found, too
 
 Evidence = Mapping[str, np.ndarray]
@@ -82,22 +84,14 @@ class Cap:
 
 
 @dataclass(frozen=True)
-class Combination:
-    """How much a library's references count beside the model's scores, see `train.inference.combination`."""
-
-    per_edit: float  # log score
-    step: float  # edits
-
-
-@dataclass(frozen=True)
 class Calibrator:
-    """The rules of one query (image, dna, average, fused; dna and fused also with a library)."""
+    """The rules of one query (image, dna, average, fused, pooled; dna and pooled also with a library)."""
 
     ranks: tuple[Rule, ...]  # is the answer at this rank right?
     known: Rule  # is the species one that the model knows? read at the species rank
     novel_from: float  # score 1 - known from which a query is flagged
     unknown: tuple[Rule, ...]  # where the taxon above is right and the answer is not: is the true one unknown?
-    combination: Combination | None = None  # of queries WITH_LIBRARY
+    pool: Pool | None = None  # of queries of several experts
     caps: tuple[Cap, ...] = ()  # of a library alone: how probable a rank may be so far from its nearest reference
 
     def probabilities(self, evidence: Evidence) -> np.ndarray:
@@ -191,7 +185,7 @@ class Calibration:
                 known=_rule(one["known"]),
                 novel_from=one["novel_from"],
                 unknown=tuple(map(_rule, one["unknown"])),
-                combination=_combination(one),
+                pool=Pool.of(one["pool"]) if one["pool"] else None,
                 caps=tuple(Cap(tuple(cap["rate"]), tuple(cap["share"])) for cap in one.get("caps", ())),
             )
             for name, one in value["queries"].items()
@@ -199,10 +193,6 @@ class Calibration:
         pair, library = value["disagreement"], value.get("library")
         disagreement = pair and Disagreement(_rule(pair["rule"]), pair["flag_from"])
         return cls(value["taxonomy"], queries, disagreement, library and FittedLibrary(**library))
-
-
-def _combination(value: Mapping[str, Any]) -> Combination | None:
-    return Combination(**value["combination"]) if value.get("combination") else None  # absent in older files
 
 
 def _rule(value: Mapping[str, Any]) -> Rule:

@@ -18,7 +18,7 @@ from train.evaluation.known_questions import SPECIES, Cases, Part, genus_parts
 from train.evaluation.model_under_test import Setting
 from train.inference.calibration import FILE, Calibration, Calibrator, FittedLibrary, back_off, sigmoid
 from train.inference.combination import Combiner
-from train.pages import plots
+from train.pages import plots, pool_page
 from train.reference import Library
 from train.reference.library import read_manifest
 
@@ -26,6 +26,11 @@ log = logging.getLogger(__name__)
 
 THRESHOLD = 0.95
 FIT_ON = "val"
+POOLS = (
+    "A pool multiplies what its experts say, each raised to a weight that follows the quality of what it read. In each "
+    "cell of quality it answers only where val does not show it worse than the best single expert (species and genus, "
+    "cross-fitted, groups of equal barcodes, one-sided 95%, half a point allowed); elsewhere that expert answers."
+)
 RANK_COLOURS = dict(zip(RANKS, html.COLOURS, strict=False))
 
 
@@ -51,9 +56,10 @@ def measure(setting: Setting) -> dict[str, float]:
     for query in part.queries():
         if query in fitted.queries:
             calibrator = fitted.queries[query]
-            cases = calibrate.mixture(part, query, unseen, calibrator.combination)
+            cases = calibrate.mixture(part, query, unseen, calibrator.pool)
             found = measure_query(calibrator, cases, setting.config.eval.bootstrap)
             result |= {f"{split}/calibration/{query}/{name}": value for name, value in found.items()}
+            result |= pool_page.as_metrics(calibrator, f"{split}/pool/{query}")
     found = measure_disagreement(fitted, part)
     return result | {f"{split}/calibration/disagreement/{name}": value for name, value in found.items()}
 
@@ -177,6 +183,9 @@ def section(values: Mapping[str, float], split: str) -> Section:
         html.paragraph("Species unknown to the model, by the novelty score (flagged: above val's threshold):"),
         _novelty_table(values, start, queries),
     ]
+    pools = [pool_page.blocks(values, f"{split}/pool/{query}", plots.TITLES[query]) for query in queries]
+    blocks += [html.paragraph(POOLS)] if any(pools) else []
+    blocks += [block for shown in pools for block in shown]
     return Section("Calibration, back-off, novelty", [*blocks, *_disagreement_blocks(values, start)])
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,9 +11,9 @@ from sklearn.linear_model import LogisticRegression
 from engine.specimens.taxonomy import RANKS, Taxonomy
 from tests.train.planted import PlantedModel
 from train.evaluation import calibrate, reliability
-from train.evaluation.calibrate import COMBINATION, Cases, fit_rule
+from train.evaluation.calibrate import Cases, fit_rule
 from train.inference import calibration, evidence
-from train.inference.calibration import Calibration, Combination, Rule, back_off
+from train.inference.calibration import Calibration, Rule, back_off
 from train.inference.evidence import Answers
 from train.inference.scoring import Scorer
 
@@ -84,43 +83,6 @@ def test_probabilities_mean_what_they_say_and_never_rise() -> None:
     assert areas[0] < areas[1]  # further evidence helps without any change of the code
 
 
-def test_a_combination_is_left_for_another_only_when_that_is_shown_better() -> None:
-    noise = np.random.default_rng(0).normal(size=(400, 2))
-    other = Combination(0.25, 32.0)
-    for better, found in ((0.0, COMBINATION), (0.05, COMBINATION), (0.5, other)):
-
-        def right(one: Combination, better: float = better) -> np.ndarray:
-            """Each number that is `other`'s adds `better` to a group on average, 1 more or less."""
-            return (better + noise) @ np.array([one.per_edit == other.per_edit, one.step == other.step])
-
-        assert calibrate.choose_combination(right) == found
-    gone = Combination(COMBINATION.per_edit, 1.0)
-    assert calibrate.choose_combination(lambda one: np.full(400, float(one == gone))) == gone
-    assert calibrate.choose_combination(lambda one: np.zeros(400)) == COMBINATION
-
-
-def test_a_combination_is_fitted_on_known_species_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Withheld pieces, which would choose another one, are not asked."""
-    other = dataclasses.replace(COMBINATION, per_edit=0.25)
-
-    def piece(without: np.ndarray | None, best: Combination) -> SimpleNamespace:
-        def cases(one: Combination) -> SimpleNamespace:
-            right = np.full((50, 4), one == best)
-            return SimpleNamespace(right=right, scored=np.ones_like(right), group=np.arange(50))
-
-        return SimpleNamespace(without=without, cases=cases)
-
-    part = SimpleNamespace(mask=lambda query: np.ones(50, dtype=bool))
-    withheld = piece(np.zeros(50, dtype=int), other)
-    for known, found in (
-        (COMBINATION, COMBINATION),
-        (dataclasses.replace(COMBINATION, step=32.0), dataclasses.replace(COMBINATION, step=32.0)),
-    ):
-        pieces = [piece(None, known), withheld, withheld]
-        monkeypatch.setattr(calibrate, "_pieces", lambda *_, pieces=pieces: pieces)
-        assert calibrate.fit_combination(part, "dna+library") == found
-
-
 def test_back_off_ends_at_the_deepest_rank_past_the_threshold() -> None:
     told = np.array([[0.99, 0.97, 0.96, 0.95], [0.99, 0.96, 0.5, 0.2], [0.9, 0.8, 0.1, 0.0]])
     assert back_off(told, 0.95).tolist() == [3, 1, -1]
@@ -162,8 +124,8 @@ def test_unknown_taxa_are_shares_of_what_a_rank_loses() -> None:
 
 
 def test_file_of_the_format_before_is_refused_with_the_command_to_fit_anew(tmp_path: Path) -> None:
-    (tmp_path / "c.json").write_text('{"format_version": 1}')
-    with pytest.raises(ValueError, match=r"got format version 1.*python -m train\.evaluate --calibration"):
+    (tmp_path / "c.json").write_text('{"format_version": 2}')
+    with pytest.raises(ValueError, match=r"got format version 2.*python -m train\.evaluate --calibration"):
         Calibration.load(tmp_path / "c.json")
 
 
