@@ -11,6 +11,7 @@ Legend: N queries, R ranks.
 from dataclasses import replace
 
 import numpy as np
+from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 from tqdm import tqdm
 
@@ -19,11 +20,13 @@ from engine.specimens.taxonomy import RANKS
 from train.evaluation.fit_pool import fit_pool
 from train.evaluation.known_questions import DAMAGE, SPECIES, Asked, Cases, Part, is_pooled
 from train.inference import evidence
-from train.inference.calibration import Calibration, Calibrator, Disagreement, Rule, columns_of, logit
+from train.inference.calibration import Calibration, Calibrator, Cap, Disagreement, Rule, columns_of, logit
 from train.inference.evidence import AGREEMENTS, INPUTS
 from train.inference.pool import Pool
 
 CLEAN, DAMAGED, WITHHELD = 0.6, 0.2, 0.2  # shares of the mixture
+OUTSIDE = 0.02  # of WITHHELD, in the fit: of nothing that anybody knows
+KNOTS = {"rate": (0.0, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.08, 0.12, 0.16, 0.2, 0.3, 0.5)}  # of a cap
 FLAGGED = 0.03  # of the queries of known species: on test they are up to 1.4 times as many, and 5% are allowed
 PREVALENCE = 0.02  # of swapped pairs
 RIDGE = 1e-2  # on standardised weights: keeps a rule finite where an input separates right from wrong
@@ -67,7 +70,9 @@ def fit(part: Part) -> Calibration:
         pieces = _pieces(part, query, np.flatnonzero(part.mask(query)))
         pool = fit_pool(part, query) if is_pooled(query) else None
         cases = Cases.concatenate([piece.cases(pool) for piece in pieces])
-        queries[query] = replace(fit_query(cases, tuple(cases.answers.evidence)), pool=pool)
+        inputs = tuple(cases.answers.evidence)
+        caps = fit_caps(cases, "cosine")
+        queries[query] = replace(fit_query(cases, inputs), pool=pool, caps=caps)
     return Calibration(part.setting.taxonomy.fingerprint, queries, _fit_disagreement(part))
 
 
@@ -75,7 +80,8 @@ def _pieces(part: Part, query: str, rows: np.ndarray) -> list[Asked]:
     """Return the mixture that is fitted on: every row in every way."""
     pieces = [part.asked(query, rows, weight=CLEAN)]
     pieces += [part.asked(query, rows, damage, weight=DAMAGED / len(DAMAGE)) for damage in DAMAGE]
-    return [*pieces, part.asked(query, rows, withhold=True, weight=WITHHELD)]
+    pieces.append(part.asked(query, rows, withhold=True, weight=WITHHELD - OUTSIDE))
+    return [*pieces, part.asked_outside(query, OUTSIDE)]
 
 
 def fit_query(cases: Cases, inputs: tuple[str, ...] = INPUTS) -> Calibrator:
@@ -114,6 +120,24 @@ def fit_unknown(cases: Cases, inputs: tuple[str, ...]) -> tuple[Rule, ...]:
             nothing = (0.0,) * len(inputs)
             rules.append(Rule(inputs, nothing, (1.0,) * len(inputs), nothing, 0.0))
     return tuple(rules)
+
+
+def fit_caps(cases: Cases, distance: str) -> tuple[Cap, ...]:
+    """Fit, per rank, the share of members among members and specimens of unknown taxa, by how far they are.
+
+    Args:
+        cases: answered questions, outsiders among them.
+        distance: the evidence that says how far: `rate`, edits per letter; `cosine`, which falls with the distance.
+    """
+    caps = []
+    for rank in range(len(RANKS)):
+        rows = cases.scored[:, rank] & (cases.right[:, rank] | cases.unknown[:, rank])
+        far = columns_of(cases.answers.evidence, (distance,), rank)[rows, 0]
+        curve = IsotonicRegression(increasing=distance != "rate", y_min=0.0, y_max=1.0, out_of_bounds="clip")
+        curve.fit(far, cases.right[rows, rank].astype(float), cases.weight[rows])
+        knots = KNOTS.get(distance) or tuple(np.unique(np.quantile(far, np.linspace(0, 1, 25))).tolist())
+        caps.append(Cap(distance, knots, tuple(curve.predict(np.array(knots)).tolist())))
+    return tuple(caps)
 
 
 def flagged_share(num_groups: int) -> float:

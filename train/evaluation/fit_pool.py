@@ -195,9 +195,14 @@ def _verdict(asked: Crossed, rows: np.ndarray, pool: np.ndarray, alone: np.ndarr
 
 
 def _lower_end(gap: np.ndarray, group: np.ndarray) -> tuple[float, float]:
-    """Return the mean of differences and its one-sided lower end, groups standing or falling together."""
+    """Return the mean of differences and its one-sided lower end, groups standing or falling together.
+
+    Where no group lost anything, the lower end is 0: so few gains say nothing of losses.
+    """
     mean = float(gap.mean())
     sums, sizes = np.bincount(group, gap), np.bincount(group)
+    if (sums >= 0).all():
+        return mean, 0.0
     count = len(sizes)
     spread = float(np.sqrt(((sums - mean * sizes) ** 2).sum() * count / max(1, count - 1)) / sizes.sum())
     return mean, mean - ONE_SIDED * spread

@@ -18,7 +18,8 @@ from engine.signals.damage import measured_barcodes
 from engine.specimens.taxonomy import RANKS
 from train.evaluation import subsets
 from train.evaluation.model_under_test import Setting
-from train.evaluation.predict import QUERIES, SHARPNESS, Encoded
+from train.evaluation.outsiders import Outsiders, make
+from train.evaluation.predict import QUERIES, SHARPNESS, Encoded, combined
 from train.inference import evidence
 from train.inference.calibration import POOLED, WITH_LIBRARY
 from train.inference.combination import Combiner
@@ -32,6 +33,7 @@ DAMAGE = {
     "fragment_100": DegradeConfig(severity=0.0, fragment=100, blur_kernel=15),
     "fragment_200": DegradeConfig(severity=0.0, fragment=200, blur_kernel=5),
 }
+OUTSIDE_ASKED = 300
 SPECIES, GENUS = RANKS.index("species"), RANKS.index("genus")
 
 
@@ -87,6 +89,38 @@ class Part:
         for name, degrade in tqdm(DAMAGE.items(), desc=f"damage of {self.split}", disable=None, leave=False):
             found[name] = self.setting.encode(self.rows, f"{self.split}_{name}", degrade=degrade)
         return found
+
+    @cached_property
+    def outside(self) -> Outsiders:
+        """Return outsiders made of some specimens, `outside_rows`."""
+        rows = self.outside_rows
+        barcodes = [self.barcodes[row] for row in rows.tolist()]
+        return make(self.setting, self.rows.take(rows), barcodes)
+
+    @cached_property
+    def outside_rows(self) -> np.ndarray:
+        """Return OUTSIDE_ASKED specimens spread over the part, int64 [n]."""
+        return np.unique(np.linspace(0, len(self.labels) - 1, min(len(self.labels), OUTSIDE_ASKED)).astype(int))
+
+    def asked_outside(self, query: str, weight: float = 1.0) -> "Asked":
+        """Return outsiders, asked with a query of `queries`; no answer to them is right."""
+        found, rows = self.outside, self.outside_rows
+        there = self.mask(query)[rows] & (found.image.any(axis=1) if _sees(query) else True)
+        place = np.flatnonzero(there)
+        barcodes = [found.barcodes[one] for one in place.tolist()]
+        image, dna = found.image[place], found.dna[place]
+        features: np.ndarray | Inputs
+        if is_pooled(query):
+            nearest = None
+            if query.endswith(WITH_LIBRARY):
+                assert self.combiner is not None
+                nearest = self.combiner.find(barcodes)
+            measured = barcode_quality(barcodes) | {SHARPNESS: found.sharp[place]}
+            features = Inputs(image if _sees(query) else None, dna, nearest, measured)
+        else:
+            parts = {"image": [image], "dna": [dna]}.get(query, [image, dna])
+            features = combined(query, parts, fuse_with(self.setting))
+        return Asked(self, rows[place], "", features, None, weight, outside=True)
 
     def queries(self) -> list[str]:
         """Return what some specimen can be asked with: of QUERIES, POOLED, and with a library those with a barcode."""
@@ -152,6 +186,7 @@ class Asked:
     features: np.ndarray | Inputs  # float32 [N, D]; inputs of a pool
     without: np.ndarray | None  # int64 [N], species that are taken away
     weight: float
+    outside: bool = False  # of nothing that anybody knows
 
     def cases(self, pool: Pool | None = None) -> Cases:
         """Return the answers; `pool` for a query of several experts."""
@@ -167,22 +202,31 @@ class Asked:
         unknown = part.named[rows, SPECIES] & (part.labels[rows, SPECIES] < 0)
         withheld = unknown if self.without is None else np.ones(len(rows), dtype=bool)
         right[withheld, SPECIES] = False
-        missing = part.named[rows] & (part.labels[rows] < 0)
+        named, genus_known = part.named[rows], part.others[rows] > 0
+        missing = named & (part.labels[rows] < 0)
         missing[:, SPECIES] |= withheld
+        if self.outside:
+            named, missing = np.ones_like(named), np.ones_like(missing)
+            right, withheld, genus_known = np.zeros_like(right), np.ones_like(withheld), np.zeros_like(genus_known)
         return Cases(
             answers,
             right,
-            part.named[rows],
+            named,
             withheld,
-            part.others[rows] > 0,
+            genus_known,
             missing,
             part.group[rows],
             np.full(len(rows), self.weight / max(1, len(rows))),
         )
 
 
+def _sees(query: str) -> bool:
+    """Say whether a query reads the photo."""
+    return not query.startswith("dna")
+
+
 def is_pooled(query: str) -> bool:
-    """Is a query answered by several experts?"""
+    """Say whether a query is answered by several experts."""
     return query.startswith(POOLED) or query.endswith(WITH_LIBRARY)
 
 

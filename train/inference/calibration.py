@@ -73,14 +73,15 @@ def columns_of(evidence: Evidence, inputs: tuple[str, ...], rank: int | None) ->
 
 @dataclass(frozen=True)
 class Cap:
-    """The share of true members of a taxon among specimens as far from it, by edits per letter; straight between."""
+    """The share of true members of a taxon among specimens as far from it; straight between the points."""
 
-    rate: tuple[float, ...]  # rising
-    share: tuple[float, ...]  # never rising
+    input: str  # the evidence that says how far: `rate`, edits per letter; `cosine`
+    at: tuple[float, ...]  # rising
+    share: tuple[float, ...]  # never rising with the distance
 
-    def __call__(self, rate: np.ndarray) -> np.ndarray:
+    def __call__(self, values: np.ndarray) -> np.ndarray:
         """Return the highest probability that a rank may have, float64 [N]."""
-        return np.interp(rate, self.rate, self.share)
+        return np.interp(values, self.at, self.share)
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ class Calibrator:
     novel_from: float  # score 1 - known from which a query is flagged
     unknown: tuple[Rule, ...]  # where the taxon above is right and the answer is not: is the true one unknown?
     pool: Pool | None = None  # of queries of several experts
-    caps: tuple[Cap, ...] = ()  # of a library alone: how probable a rank may be so far from its nearest reference
+    caps: tuple[Cap, ...] = ()  # how probable each rank may be so far from what is known
 
     def probabilities(self, evidence: Evidence) -> np.ndarray:
         """Return whether the answer is right at each rank, float64 [N, R]; never rising from a rank to a finer one."""
@@ -100,7 +101,7 @@ class Calibrator:
         rising = np.maximum.accumulate(np.column_stack(found)[:, ::-1], axis=1)[:, ::-1]
         if not self.caps:
             return rising
-        most = [cap(columns_of(evidence, ("rate",), rank)[:, 0]) for rank, cap in enumerate(self.caps)]
+        most = [cap(columns_of(evidence, (cap.input,), rank)[:, 0]) for rank, cap in enumerate(self.caps)]
         return np.minimum.accumulate(np.minimum(rising, np.column_stack(most)), axis=1)
 
     def unknown_taxa(self, evidence: Evidence, probabilities: np.ndarray | None = None) -> np.ndarray:
@@ -186,7 +187,7 @@ class Calibration:
                 novel_from=one["novel_from"],
                 unknown=tuple(map(_rule, one["unknown"])),
                 pool=Pool.of(one["pool"]) if one["pool"] else None,
-                caps=tuple(Cap(tuple(cap["rate"]), tuple(cap["share"])) for cap in one.get("caps", ())),
+                caps=tuple(Cap(cap["input"], tuple(cap["at"]), tuple(cap["share"])) for cap in one["caps"]),
             )
             for name, one in value["queries"].items()
         }

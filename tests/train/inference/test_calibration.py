@@ -101,7 +101,7 @@ def test_parent_is_never_below_its_child_whatever_the_rules_say() -> None:
 
 def test_a_rank_is_never_more_probable_than_members_so_far_away(tmp_path: Path) -> None:
     sure = Rule(("rate",), (0.0,), (1.0,), (0.0,), 9.0)
-    far, near = calibration.Cap((0.1, 0.3), (1.0, 0.0)), calibration.Cap((0.0, 0.1), (1.0, 0.5))
+    far, near = calibration.Cap("rate", (0.1, 0.3), (1.0, 0.0)), calibration.Cap("rate", (0.0, 0.1), (1.0, 0.5))
     one = calibration.Calibrator((sure,) * 4, sure, 0.5, (sure,) * 4, caps=(far, near, far, far))
     told = one.probabilities({"rate": np.array([[0.0] * 4, [0.2] * 4, [0.9] * 4])})
     np.testing.assert_allclose(told, [[calibration.sigmoid(9.0)] * 4, [0.5] * 4, [0.0] * 4])
