@@ -8,55 +8,25 @@ without these species), else they are made in the same way. Val is never under t
 Legend: N queries, R ranks.
 """
 
+import logging
 from dataclasses import replace
 
 import numpy as np
-from sklearn.isotonic import IsotonicRegression
-from sklearn.linear_model import LogisticRegression
 from tqdm import tqdm
 
 from engine.specimens.schema import uniforms_for
-from engine.specimens.taxonomy import RANKS
+from train.evaluation.calibrate_library import collect
 from train.evaluation.fit_pool import fit_pool
-from train.evaluation.known_questions import DAMAGE, SPECIES, Asked, Cases, Part, is_pooled
+from train.evaluation.fit_rules import fit_caps, fit_query, fit_rule
+from train.evaluation.known_questions import CLEAN, DAMAGE, DAMAGED, OUTSIDE, WITHHELD, Asked, Cases, Part, is_pooled
 from train.inference import evidence
-from train.inference.calibration import Calibration, Calibrator, Cap, Disagreement, Rule, columns_of, logit
-from train.inference.evidence import AGREEMENTS, INPUTS
+from train.inference.calibration import WITH_LIBRARY, Calibration, Cap, Disagreement, columns_of
+from train.inference.evidence import AGREEMENTS
 from train.inference.pool import Pool
 
-CLEAN, DAMAGED, WITHHELD = 0.6, 0.2, 0.2  # shares of the mixture
-OUTSIDE = 0.02  # of WITHHELD, in the fit: of nothing that anybody knows
-KNOTS = {"rate": (0.0, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.08, 0.12, 0.16, 0.2, 0.3, 0.5)}  # of a cap
-FLAGGED = 0.03  # of the queries of known species: on test they are up to 1.4 times as many, and 5% are allowed
+log = logging.getLogger(__name__)
+
 PREVALENCE = 0.02  # of swapped pairs
-RIDGE = 1e-2  # on standardised weights: keeps a rule finite where an input separates right from wrong
-
-
-def fit_rule(inputs: tuple[str, ...], columns: np.ndarray, right: np.ndarray, weight: np.ndarray) -> Rule:
-    """Weighted logistic regression with a small ridge.
-
-    Args:
-        inputs: names of the columns.
-        columns: float [N, M].
-        right: bool [N].
-        weight: float [N], of each query, not negative.
-
-    Raises:
-        ValueError: when no query has a weight.
-    """
-    if not weight.sum() > 0:
-        raise ValueError("calibration: got no query to fit on, required at least one with a weight")
-    share = weight / weight.sum()
-    mean = share @ columns
-    spread = np.sqrt(share @ (columns - mean) ** 2)
-    spread[spread < 1e-9] = 1.0
-    if len(np.unique(right[share > 0])) == 1:  # nothing to tell apart; the chance is kept off 0 and 1
-        slope, offset = np.zeros(columns.shape[1]), logit((share @ right * len(right) + 0.5) / (len(right) + 1))
-    else:
-        fitted = LogisticRegression(C=max(1.0, len(columns) ** 0.5) / RIDGE, solver="newton-cholesky", tol=1e-8)
-        fitted.fit((columns - mean) / spread, right, sample_weight=share)
-        slope, offset = fitted.coef_[0], fitted.intercept_[0]
-    return Rule(inputs, tuple(mean.tolist()), tuple(spread.tolist()), tuple(slope.tolist()), float(offset))
 
 
 def fit(part: Part) -> Calibration:
@@ -66,14 +36,29 @@ def fit(part: Part) -> Calibration:
         ValueError: when no specimen of it is labelled at some rank.
     """
     queries = {}
+    of_library = _library_caps(part)
     for query in tqdm(part.queries(), desc="calibration", unit=" queries", disable=None, leave=False):
         pieces = _pieces(part, query, np.flatnonzero(part.mask(query)))
         pool = fit_pool(part, query) if is_pooled(query) else None
         cases = Cases.concatenate([piece.cases(pool) for piece in pieces])
         inputs = tuple(cases.answers.evidence)
-        caps = fit_caps(cases, "cosine")
+        caps = of_library if of_library and query.endswith(WITH_LIBRARY) else fit_caps(cases, "cosine")
         queries[query] = replace(fit_query(cases, inputs), pool=pool, caps=caps)
     return Calibration(part.setting.taxonomy.fingerprint, queries, _fit_disagreement(part))
+
+
+def _library_caps(part: Part) -> tuple[Cap, ...]:
+    """Fit by how far the library's own specimens are from its taxa, those of taken-out genera and families, too.
+
+    () without a library, and of one that is too small to be asked.
+    """
+    if part.combiner is None:
+        return ()
+    try:
+        return fit_caps(collect(part.combiner.library), "rate")
+    except ValueError as error:
+        log.warning("%s: answers with it are capped by the model's cosines", error)
+        return ()
 
 
 def _pieces(part: Part, query: str, rows: np.ndarray) -> list[Asked]:
@@ -82,74 +67,6 @@ def _pieces(part: Part, query: str, rows: np.ndarray) -> list[Asked]:
     pieces += [part.asked(query, rows, damage, weight=DAMAGED / len(DAMAGE)) for damage in DAMAGE]
     pieces.append(part.asked(query, rows, withhold=True, weight=WITHHELD - OUTSIDE))
     return [*pieces, part.asked_outside(query, OUTSIDE)]
-
-
-def fit_query(cases: Cases, inputs: tuple[str, ...] = INPUTS) -> Calibrator:
-    """Return the rules of one query, on whatever evidence the cases carry under `inputs`.
-
-    Raises:
-        ValueError: when no case is labelled at some rank.
-    """
-    rules: list[Rule] = []
-    for rank, name in enumerate(RANKS):
-        weight = cases.weight * cases.scored[:, rank]
-        if not weight.sum():
-            raise ValueError(f"calibration: no specimen of val is labelled at {name}, required at every rank")
-        columns = columns_of(cases.answers.evidence, inputs, rank)
-        rules.append(fit_rule(inputs, columns, cases.right[:, rank], weight))
-    columns = columns_of(cases.answers.evidence, inputs, SPECIES)
-    named = cases.scored[:, SPECIES]
-    known = fit_rule(inputs, columns, ~cases.withheld, cases.weight * named)
-    score = 1 - known(columns)
-    seen = named & ~cases.withheld
-    share = flagged_share(len(np.unique(cases.group[seen])))
-    novel_from = weighted_quantile(score[seen], cases.weight[seen], 1 - share)
-    return Calibrator(tuple(rules), known, novel_from, fit_unknown(cases, inputs))
-
-
-def fit_unknown(cases: Cases, inputs: tuple[str, ...]) -> tuple[Rule, ...]:
-    """Fit, on the answers whose last right rank is the one above, whether the true taxon of a rank is unknown."""
-    rules = []
-    for rank in range(len(RANKS)):
-        above = cases.right[:, rank - 1] if rank else np.ones(len(cases.weight), dtype=bool)
-        weight = cases.weight * (above & ~cases.right[:, rank] & cases.scored[:, rank])
-        columns = columns_of(cases.answers.evidence, inputs, rank)
-        if weight.any():
-            rules.append(fit_rule(inputs, columns, cases.unknown[:, rank], weight))
-        else:  # never wrong there: nothing to go by
-            nothing = (0.0,) * len(inputs)
-            rules.append(Rule(inputs, nothing, (1.0,) * len(inputs), nothing, 0.0))
-    return tuple(rules)
-
-
-def fit_caps(cases: Cases, distance: str) -> tuple[Cap, ...]:
-    """Fit, per rank, the share of members among members and specimens of unknown taxa, by how far they are.
-
-    Args:
-        cases: answered questions, outsiders among them.
-        distance: the evidence that says how far: `rate`, edits per letter; `cosine`, which falls with the distance.
-    """
-    caps = []
-    for rank in range(len(RANKS)):
-        rows = cases.scored[:, rank] & (cases.right[:, rank] | cases.unknown[:, rank])
-        far = columns_of(cases.answers.evidence, (distance,), rank)[rows, 0]
-        curve = IsotonicRegression(increasing=distance != "rate", y_min=0.0, y_max=1.0, out_of_bounds="clip")
-        curve.fit(far, cases.right[rows, rank].astype(float), cases.weight[rows])
-        knots = KNOTS.get(distance) or tuple(np.unique(np.quantile(far, np.linspace(0, 1, 25))).tolist())
-        caps.append(Cap(distance, knots, tuple(curve.predict(np.array(knots)).tolist())))
-    return tuple(caps)
-
-
-def flagged_share(num_groups: int) -> float:
-    """Share to flag on val so that others flag more than FLAGGED in one of 20 draws of as many barcode groups."""
-    return max(0.005, FLAGGED - 1.645 * (FLAGGED * (1 - FLAGGED) / max(1, num_groups)) ** 0.5)
-
-
-def weighted_quantile(values: np.ndarray, weight: np.ndarray, share: float) -> float:
-    """Return the smallest value that at least `share` of the weight does not exceed, and a little above it."""
-    order = np.argsort(values, kind="stable")
-    reached = np.cumsum(weight[order]) >= share * weight.sum() - 1e-12
-    return float(np.nextafter(values[order][int(reached.argmax())], np.inf))
 
 
 def swaps(labels: np.ndarray, seed: int = 0) -> dict[str, tuple[np.ndarray, np.ndarray]]:

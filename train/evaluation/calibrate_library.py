@@ -21,8 +21,18 @@ import pyarrow as pa
 
 from engine.signals.damage import measured_barcodes
 from engine.specimens.taxonomy import RANKS
-from train.evaluation.calibrate import CLEAN, DAMAGED, OUTSIDE, WITHHELD, fit_caps, fit_query, fit_unknown
-from train.evaluation.known_questions import DAMAGE, GENUS, SPECIES, Cases
+from train.evaluation.fit_rules import fit_caps, fit_query, fit_unknown
+from train.evaluation.known_questions import (
+    CLEAN,
+    DAMAGE,
+    DAMAGED,
+    GENUS,
+    OUTSIDE,
+    OUTSIDE_ASKED,
+    SPECIES,
+    WITHHELD,
+    Cases,
+)
 from train.evaluation.outsiders import outside_barcode
 from train.inference.calibration import FILE, Calibration, FittedLibrary
 from train.inference.evidence import Answers
@@ -36,7 +46,6 @@ TIMES = 8  # that a library is asked at most, until ASKED are
 FEWEST = 20  # barcodes named to species
 DAMAGED_ASKED = 500  # of ASKED, in each kind of damage
 UNKNOWN_ASKED = {0: 150, 1: 150, GENUS: 250, SPECIES: 500}  # specimens of taxa taken out whole: rank -> how many
-OUTSIDE_ASKED = 300
 UNKNOWN = {0: 0.02, 1: 0.03, GENUS: 0.05, SPECIES: 0.08}  # shares of the mixture
 NEARNESS = ("rate", "length")  # all that says whether a taxon is unknown: the rest differs once a species is taken out
 

@@ -33,6 +33,8 @@ DAMAGE = {
     "fragment_100": DegradeConfig(severity=0.0, fragment=100, blur_kernel=15),
     "fragment_200": DegradeConfig(severity=0.0, fragment=200, blur_kernel=5),
 }
+CLEAN, DAMAGED, WITHHELD = 0.6, 0.2, 0.2  # shares of the mixture that probabilities are fitted for
+OUTSIDE = 0.02  # of WITHHELD, in the fit: of nothing that anybody knows
 OUTSIDE_ASKED = 300
 SPECIES, GENUS = RANKS.index("species"), RANKS.index("genus")
 

@@ -32,6 +32,7 @@ class Nearest:
 
     ranks: tuple[RankScores, ...]
     length: np.ndarray  # int64 [N], nucleotides of the query
+    known: tuple[np.ndarray, ...] = ()  # per rank bool [T_r], the taxa of which the library has a barcode; () = all
 
     @cached_property
     def _begin(self) -> list[np.ndarray]:
@@ -63,7 +64,7 @@ class Nearest:
             kept = place[one.query] >= 0
             parts = (getattr(one, name)[kept] for name in ("taxon", "difference", "records", "hit"))
             ranks.append(RankScores(place[one.query[kept]], *parts))
-        return Nearest(tuple(ranks), self.length[rows])
+        return Nearest(tuple(ranks), self.length[rows], self.known)
 
     def found(self, scorer: Scorer, rows: slice) -> np.ndarray:
         """Return the edits to the nearest reference of every candidate, float32 [b, C]; inf where none was found.
@@ -94,7 +95,7 @@ class Nearest:
         return distance[:, scorer.leaf_candidate] - least
 
     def evidence(self, path: np.ndarray, first: int) -> dict[str, np.ndarray]:
-        """LIBRARY_INPUTS of answered lineages int64 [b, R], those of the queries from `first` on."""
+        """Return LIBRARY_INPUTS of answered lineages int64 [b, R], those of the queries from `first` on."""
         rows = np.arange(first, first + len(path))
         far = FAR * self.length[rows]
         own, other = (np.tile(far[:, None], len(RANKS)) for _ in range(2))
@@ -112,6 +113,23 @@ class Nearest:
             )
         )
 
+    def rate(self, path: np.ndarray, edits: np.ndarray, first: int) -> np.ndarray:
+        """Return edits per letter to the nearest reference of answered taxa, float64 [b, R].
+
+        0 for a taxon of which the library has no barcode: then nothing follows from finding none.
+
+        Args:
+            path: int64 [b, R], answered lineages of the queries from `first` on.
+            edits: float64 [b, R], of `evidence`, their log1p.
+            first: place of the first query.
+        """
+        length = np.maximum(self.length[first : first + len(path)], 1)[:, None]
+        there = np.ones(path.shape, dtype=bool)
+        for rank, known in enumerate(self.known):
+            if len(known):
+                there[:, rank] = known[np.maximum(path[:, rank], 0)] | (path[:, rank] < 0)
+        return np.where(there, np.expm1(edits) / length, 0.0)
+
 
 class Combiner:
     """A library whose records are labelled with a model's taxa."""
@@ -120,6 +138,11 @@ class Combiner:
         self.library = library
         self.labels = taxonomy.encode(library.names)  # int64 [M, R]
         place = {name: number for number, name in enumerate(library.taxonomy.names[_SPECIES])}
+        barcoded = library.records["haplotype"].to_numpy() >= 0
+        self._known = tuple(
+            np.bincount(self.labels[barcoded, rank] + 1, minlength=size + 1)[1:] > 0
+            for rank, size in enumerate(taxonomy.sizes)
+        )
         self._species = np.array([place.get(name, -1) for name in taxonomy.names[_SPECIES]], dtype=np.int64)
 
     def find(self, barcodes: Sequence[str], *, without: np.ndarray | None = None, threads: int = 1) -> Nearest:
@@ -135,4 +158,4 @@ class Combiner:
     def of(self, hits: Hits, without: np.ndarray | None = None) -> Nearest:
         """Return what a search of this library found."""
         ranks = (rank_scores(self.library, hits, rank, self.labels, without) for rank in range(len(RANKS)))
-        return Nearest(tuple(ranks), hits.length)
+        return Nearest(tuple(ranks), hits.length, self._known)

@@ -101,7 +101,7 @@ def pooled(
     """Score specimens by the pool of what their inputs say; arguments else as of `scored`.
 
     Evidence: that of INPUTS (cosine: the mean over the towers), AGREED, the logarithm of the barcode's known
-    nucleotides as `length`, and LIBRARY_INPUTS where a library was asked.
+    nucleotides as `length`; where a library was asked LIBRARY_INPUTS and `rate`, edits per letter to the taxon.
     """
     for rows in list(scorer.chunks(len(inputs))) or [slice(0, 0)]:
         said = opinions(scorer, inputs, rows, without=without, among=among)
@@ -116,19 +116,25 @@ def pooled(
         path, share, rival = descend(scorer, probabilities)
         answered = path.cpu().numpy()
         each = [scorer.sum_descendants(one.exp()) for one in tempered]
-        own = [logit(of_path(one, answered), CERTAIN) for one in each]
-        cosines = [one.cosine for one in said if one.cosine is not None]
-        told = _told(share, rival) | {
-            "cosine": np.mean(cosines, axis=0),
-            AGREED: np.min(
-                [np.where(one.speaks[:, None], of, np.inf) for one, of in zip(said, own, strict=True)], axis=0
-            ),
-            "length": measured["length"],
-        }
-        told[AGREED] = np.minimum(told[AGREED], -logit(np.array(0.0), CERTAIN))
-        if inputs.nearest is not None:
-            told |= inputs.nearest.evidence(answered, rows.start)
+        told = _told(share, rival) | _pool_evidence(inputs, rows, answered, said, each)
         yield Scored(probabilities, Answers(answered, told), tuple(_voices(said, counts, each)))
+
+
+def _pool_evidence(
+    inputs: Inputs, rows: slice, path: np.ndarray, said: Sequence[Opinion], each: Sequence[list[Tensor]]
+) -> dict[str, np.ndarray]:
+    """Return what `pooled` tells of answered lineages int64 [b, R] beside probability and margin."""
+    own = [logit(of_path(one, path), CERTAIN) for one in each]
+    heard = [np.where(one.speaks[:, None], of, np.inf) for one, of in zip(said, own, strict=True)]
+    told = {
+        "cosine": np.mean([one.cosine for one in said if one.cosine is not None], axis=0),
+        AGREED: np.minimum(np.min(heard, axis=0), -logit(np.array(0.0), CERTAIN)),
+        "length": inputs.of("length", rows),
+    }
+    if inputs.nearest is not None:
+        told |= inputs.nearest.evidence(path, rows.start)
+        told["rate"] = inputs.nearest.rate(path, told["edits"], rows.start)
+    return told
 
 
 def _told(share: Tensor, rival: Tensor) -> dict[str, np.ndarray]:

@@ -10,8 +10,8 @@ from sklearn.linear_model import LogisticRegression
 
 from engine.specimens.taxonomy import RANKS, Taxonomy
 from tests.train.planted import PlantedModel
-from train.evaluation import calibrate, reliability
-from train.evaluation.calibrate import Cases, fit_rule
+from train.evaluation import calibrate, fit_rules, reliability
+from train.evaluation.fit_rules import Cases, fit_rule
 from train.inference import calibration, evidence
 from train.inference.calibration import Calibration, Rule, back_off
 from train.inference.evidence import Answers
@@ -67,7 +67,7 @@ def simulated_cases(count: int, seed: int) -> Cases:
 
 
 def test_probabilities_mean_what_they_say_and_never_rise() -> None:
-    calibrator = calibrate.fit_query(simulated_cases(4000, 0), ("probability", "hint"))
+    calibrator = fit_rules.fit_query(simulated_cases(4000, 0), ("probability", "hint"))
     fresh = simulated_cases(4000, 1)
     told = calibrator.probabilities(fresh.answers.evidence)
     assert (np.diff(told, axis=1) <= 0).all()
@@ -77,7 +77,7 @@ def test_probabilities_mean_what_they_say_and_never_rise() -> None:
         assert fresh.right[chosen, rank].mean() > 0.95
     seen = ~fresh.withheld
     assert calibrator.is_novel(fresh.answers.evidence)[seen].mean() < 0.05
-    blind = calibrate.fit_query(simulated_cases(4000, 0), ("probability",))
+    blind = fit_rules.fit_query(simulated_cases(4000, 0), ("probability",))
     own, less = (one.probabilities(fresh.answers.evidence)[:, 3] for one in (calibrator, blind))
     areas = [reliability.risk_coverage(told, fresh.right[:, 3])[1] for told in (own, less)]
     assert areas[0] < areas[1]  # further evidence helps without any change of the code
@@ -110,7 +110,7 @@ def test_a_rank_is_never_more_probable_than_members_so_far_away(tmp_path: Path) 
 
 
 def test_unknown_taxa_are_shares_of_what_a_rank_loses() -> None:
-    calibrator = calibrate.fit_query(simulated_cases(4000, 0), ("probability", "hint"))
+    calibrator = fit_rules.fit_query(simulated_cases(4000, 0), ("probability", "hint"))
     fresh = simulated_cases(4000, 1)
     told = calibrator.probabilities(fresh.answers.evidence)
     unknown = calibrator.unknown_taxa(fresh.answers.evidence)
@@ -131,7 +131,7 @@ def test_file_of_the_format_before_is_refused_with_the_command_to_fit_anew(tmp_p
 
 def test_file_gives_back_the_same_probabilities(tmp_path: Path) -> None:
     cases = simulated_cases(300, 2)
-    calibrator = calibrate.fit_query(cases, ("probability", "hint"))
+    calibrator = fit_rules.fit_query(cases, ("probability", "hint"))
     pair = calibration.Disagreement(Rule(("a",), (0.0,), (1.0,), (1.0,), 0.0), 0.5)
     Calibration("print", {"dna": calibrator}, pair).save(tmp_path / "c.json")
     loaded = Calibration.load(tmp_path / "c.json")
@@ -237,6 +237,6 @@ def test_swapped_pairs_differ_where_they_should() -> None:
 
 def test_quantile_by_weight() -> None:
     values, weight = np.array([0.1, 0.2, 0.3]), np.array([1.0, 8.0, 1.0])
-    assert 0.2 < calibrate.weighted_quantile(values, weight, 0.9) < 0.3
-    assert RANKS[calibrate.SPECIES] == "species"
-    assert calibrate.flagged_share(10) == 0.005 < calibrate.flagged_share(300) < calibrate.flagged_share(30_000) < 0.05
+    assert 0.2 < fit_rules.weighted_quantile(values, weight, 0.9) < 0.3
+    assert RANKS[fit_rules.SPECIES] == "species"
+    assert fit_rules.flagged_share(10) == 0.005 < fit_rules.flagged_share(300) < fit_rules.flagged_share(30_000) < 0.05
