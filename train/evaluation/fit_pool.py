@@ -197,12 +197,11 @@ def _verdict(asked: Crossed, rows: np.ndarray, pool: np.ndarray, alone: np.ndarr
 def _lower_end(gap: np.ndarray, group: np.ndarray) -> tuple[float, float]:
     """Return the mean of differences and its one-sided lower end, groups standing or falling together.
 
-    Where no group lost anything, the lower end is 0: so few gains say nothing of losses.
+    For the lower end one more group, that lost, is added: what no group of few did may be done by others.
     """
-    mean = float(gap.mean())
-    sums, sizes = np.bincount(group, gap), np.bincount(group)
-    if (sums >= 0).all():
-        return mean, 0.0
+    sums = np.append(np.bincount(group, gap), -len(gap) / (group.max() + 1))
+    sizes = np.append(np.bincount(group), len(gap) / (group.max() + 1))
+    mean = sums.sum() / sizes.sum()
     count = len(sizes)
-    spread = float(np.sqrt(((sums - mean * sizes) ** 2).sum() * count / max(1, count - 1)) / sizes.sum())
-    return mean, mean - ONE_SIDED * spread
+    spread = float(np.sqrt(((sums - mean * sizes) ** 2).sum() * count / (count - 1)) / sizes.sum())
+    return float(gap.mean()), float(mean - ONE_SIDED * spread)

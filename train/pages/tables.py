@@ -18,6 +18,7 @@ LABELS = {
     "dna": "dna",
     "average": "average",
     "fused": "gated fusion",
+    "pooled": "pool",
     "clean": "clean",
     "noisy_dna": "noisy dna",
     "noisy_both": "noisy both",
@@ -33,6 +34,9 @@ TABLE2 = (
     ("fused", "clean"),
     ("fused", "noisy_dna"),
     ("fused", "noisy_both"),
+    ("pooled", "clean"),
+    ("pooled", "noisy_dna"),
+    ("pooled", "noisy_both"),
 )
 PEERS = {
     "image/colour_histogram": "colour histogram, nearest photo",

@@ -179,17 +179,20 @@ def test_weights_follow_quality_and_the_pool_beats_both() -> None:
     ).mean() > 0.9
 
 
-def test_the_pool_stands_only_where_it_is_not_shown_worse() -> None:
-    """Where the photo is noise that the pool would listen to, the barcode answers."""
-    cases = asked(1200, 2, 6.0, 9.0)
-    rng = np.random.default_rng(0)
-    alone = rng.random((1200, 2, 2)) < [[[0.3, 0.5], [0.8, 0.9]]]
-    better, worse = alone[:, 1] | (rng.random((1200, 2)) < 0.3), alone[:, 1] & (rng.random((1200, 2)) < 0.9)
-    counts = np.ones((1200, 2))
+def test_the_pool_stands_only_where_val_shows_that_it_may() -> None:
+    """It answers where it is better; where it is worse, or never differs in few groups, the best expert does."""
+    count = 6000
+    cases, rng = asked(count, 2, 6.0, 9.0), np.random.default_rng(0)
+    alone = rng.random((count, 2, 2)) < [[[0.3, 0.5], [0.8, 0.9]]]
+    better = alone[:, 1] | (rng.random((count, 2)) < 0.5)
+    worse = alone[:, 1] & (rng.random((count, 2)) < 0.9)
+    counts = np.ones((count, 2))
     short = cases.measured["length"] < np.log(125)
     found = fit_pool.guarantee(cases, np.where(short[:, None], better, worse), alone, counts)
     by_length = {one.bands[0]: one.answers for one in found.cells if one.bands[1:] == (ANY, ANY)}
-    assert by_length[0] == by_length[1] == POOL and by_length[5] == by_length[6] == BARCODE
-    assert all(one.low <= one.difference for one in found.cells) and all(one.groups >= 20 for one in found.cells)
+    assert by_length[1] == by_length[2] == POOL and by_length[5] == by_length[6] == BARCODE
+    assert all(one.low < one.difference and one.groups >= 20 and one.best == BARCODE for one in found.cells)
     same = fit_pool.guarantee(cases, alone[:, 1], alone, counts)
-    assert {one.answers for one in same.cells} == {POOL} and {one.low for one in same.cells} == {0.0}
+    answers = {one.bands: one.answers for one in same.cells}
+    assert answers[ANY, ANY, ANY] == POOL  # 3,000 groups without a loss
+    assert {one.answers for one in same.cells if one.groups < 300} == {BARCODE}
