@@ -19,7 +19,7 @@ from train.evaluation.known_questions import GENUS, SPECIES, Part
 from train.inference.experts import QUALITIES
 from train.inference.pool import ANY, POOL, Cell, Guarantee, Pool, Weight
 
-FLOOR = 1e-3  # added to the probability of the truth: a wrong label costs no more than its logarithm
+FLOOR = 1e-2  # added to the probability of the truth: a wrong label costs no more than its logarithm
 RIDGE = 1e-3  # on the squared slopes
 FOLDS = 4
 LENGTHS = (62, 87, 125, 175, 250, 350, 500)  # nucleotides

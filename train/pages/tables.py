@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from engine.markdown import interval, markdown, percent
 from engine.specimens.taxonomy import RANKS
 from train import metrics
-from train.evaluation.compare import Comparison
+from train.evaluation.top1_accuracy import Comparison
 
 Metrics = Mapping[str, float]
 
