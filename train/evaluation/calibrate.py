@@ -3,7 +3,8 @@
 Both meet the same mixture: 60% clean, 20% damaged (DAMAGE in equal parts), 20% of species that the model does not
 know, for which naming any species is wrong. On val those are made: the query's own species is taken from the
 candidates. Under test they are the specimens of `<split>_unseen` where the shards have them (the model was trained
-without these species), else they are made in the same way. Val is never under test.
+without these species), else they are made in the same way. Val is never under test. In the fit 2 of these 20% are
+outsiders (`train.evaluation.outsiders`), for which no name of any rank is right.
 
 Legend: N queries, R ranks.
 """
