@@ -32,8 +32,8 @@ from train import reference
 from train.inference import evidence
 from train.inference.calibration import FILE as CALIBRATION
 from train.inference.calibration import POOLED, WITH_LIBRARY, Calibration, Calibrator, FittedLibrary
-from train.inference.combination import Combiner, Nearest
 from train.inference.experts import LIBRARY, PHOTO, Inputs, barcode_quality, sharpness
+from train.inference.nearest import Combiner, Nearest
 from train.inference.pool import Pool
 from train.inference.scoring import Scorer
 from train.models import checkpoint

@@ -22,9 +22,9 @@ from train.evaluation.outsiders import Outsiders, make
 from train.evaluation.predict import QUERIES, SHARPNESS, Encoded, combined
 from train.inference import evidence
 from train.inference.calibration import POOLED, WITH_LIBRARY
-from train.inference.combination import Combiner
 from train.inference.evidence import Answers
 from train.inference.experts import Inputs, barcode_quality
+from train.inference.nearest import Combiner
 from train.inference.pool import Pool
 
 DAMAGE = {

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from train.inference.combination import FAR, Nearest
+from train.inference.nearest import FAR, Nearest
 from train.inference.scoring import Scorer
 
 PHOTO, BARCODE, LIBRARY = "photo", "barcode", "library"

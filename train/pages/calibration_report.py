@@ -20,8 +20,8 @@ from train.evaluation.model_under_test import Setting
 from train.evaluation.predict import QUERIES, SHARPNESS
 from train.inference import evidence
 from train.inference.calibration import FILE, POOLED, Calibration, Calibrator, FittedLibrary, back_off, sigmoid
-from train.inference.combination import Combiner
 from train.inference.experts import Inputs, barcode_quality
+from train.inference.nearest import Combiner
 from train.pages import plots, pool_page
 from train.reference import Library
 from train.reference.library import read_manifest

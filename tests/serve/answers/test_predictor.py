@@ -25,7 +25,7 @@ from train.evaluation.model_under_test import Setting
 from train.evaluation.top1_accuracy import Subsets, rank_queries
 from train.inference import evidence
 from train.inference.calibration import FILE, WITH_LIBRARY, Calibration, FittedLibrary
-from train.inference.combination import Combiner
+from train.inference.nearest import Combiner
 from train.models import checkpoint
 from train.pages import report
 from train.reference import Library

@@ -1,4 +1,4 @@
-"""A model's scores moved by a library: distances down the taxonomy, evidence, species that are taken away."""
+"""The nearest references by a model's taxa: distances down the taxonomy, evidence, species that are taken away."""
 
 import numpy as np
 import pytest
@@ -7,10 +7,10 @@ import torch
 from engine.specimens.taxonomy import RANKS, Taxonomy
 from tests.train.planted import PlantedModel
 from tests.train.reference.test_reference import Planted, mutate, random_barcode
-from train.inference import combination
+from train.inference import nearest as nearest_module
 from train.inference.calibration import LIBRARY_INPUTS
-from train.inference.combination import WHOLE, Combiner, Nearest
 from train.inference.experts import PER_EDIT, STEP, Inputs, opinions
+from train.inference.nearest import WHOLE, Combiner, Nearest
 from train.inference.scoring import Scorer
 from train.reference import RankScores
 
@@ -67,7 +67,7 @@ def test_of_equally_near_species_the_one_with_more_specimens_is_nearer(scorer: S
 def test_distances_go_down_the_taxonomy(
     planted: Planted, scorer: Scorer, combiner: Combiner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(combination, "MORE", 0.0)
+    monkeypatch.setattr(nearest_module, "MORE", 0.0)
     rng = np.random.default_rng(1)
     queries = [mutate(planted.barcodes[row], rng, 0.01) for row in (0, 7, 33)]
     nearest = combiner.find(queries)
