@@ -116,6 +116,25 @@ class Neighbour:
 
 
 @dataclass(frozen=True, slots=True)
+class Voice:
+    """What one expert says by itself, and how much it counted."""
+
+    expert: str  # "photo", "barcode" or "library"
+    weight: float  # of its log probabilities; 1 = taken at its word, 0 = it did not count
+    species: str | None  # the most probable by this expert alone; None = it read or found nothing
+    probability: float | None  # of that species, by this expert alone, not calibrated
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON values."""
+        return {
+            "expert": self.expert,
+            "weight": self.weight,
+            "species": self.species,
+            "probability": self.probability,
+        }
+
+
+@dataclass(frozen=True, slots=True)
 class Restriction:
     """How a checklist of names was understood."""
 
@@ -147,11 +166,12 @@ class Answer:
     novelty: Flag  # is the species one that the model does not know?
     disagreement: Flag | None  # do photo and barcode show different specimens? None = not both were given
     barcode: BarcodeCheck | None  # None = no barcode was given
-    share: Mapping[str, float]  # modality -> how much it counted; they add up to 1
+    share: Mapping[str, float]  # image, dna, library -> its part of the weights; they add up to 1
     evidence: tuple[Neighbour, ...]  # the nearest references, best first; () without library or barcode
     restriction: Restriction | None  # None = every taxon of the model was a candidate
     model: Mapping[str, Any]  # the predictor's card
     unknown: tuple[UnknownTaxon, ...] = ()  # one a rank, coarse ones first; () = not calibrated
+    experts: tuple[Voice, ...] = ()  # what the answer rests on; () = not answered by a pool
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values."""
@@ -169,6 +189,7 @@ class Answer:
             "disagreement": None if self.disagreement is None else self.disagreement.to_dict(),
             "barcode": None if self.barcode is None else told(self.barcode),
             "share": dict(self.share),
+            "experts": [one.to_dict() for one in self.experts],
             "evidence": [neighbour.to_dict() for neighbour in self.evidence],
             "restriction": None if self.restriction is None else self.restriction.to_dict(),
             "model": dict(self.model),

@@ -18,15 +18,17 @@ import numpy as np
 import torch
 
 from engine.specimens.taxonomy import RANKS, Taxonomy
-from serve.answers.answer import Answer, Flag, Neighbour, RankAnswer, Taxon, Tie, UnknownTaxon
+from serve.answers.answer import Answer, Flag, Neighbour, RankAnswer, Taxon, Tie, UnknownTaxon, Voice
 from serve.answers.candidates import Subset
 from serve.answers.query import Prepared
 from train.inference.calibration import Calibrator
 from train.inference.evidence import Scored, of_path
+from train.inference.experts import BARCODE, LIBRARY, PHOTO
 from train.inference.scoring import Scorer
 
 TIE = 0.5  # of the answer's score: taxa that score so much are told as tied with it
 _CONSIDERED = 16  # taxa per rank, beyond those told, among which the most probable are looked for
+_EXPERTS = {"image": PHOTO, "dna": BARCODE, "library": LIBRARY}  # an answer's names of what was given
 _NONE = Flag(None, None)
 _Taxa = list[tuple[int, float, float]]  # (taxon, probability, score) of one query at one rank, best first
 
@@ -62,6 +64,7 @@ class _Row:
     ranked: list[_Taxa]  # per rank
     novelty: Flag
     unknown: list[float]  # probability of an unknown taxon of each rank; [] = not calibrated
+    voices: tuple[Voice, ...]  # of the experts; () = not answered by a pool
 
 
 def answers(
@@ -97,14 +100,36 @@ def answers(
         unknown = calibrator.unknown_taxa(told, own).tolist()
     top = max(options.top for _, options in items)
     ranked = [_rank(scorer, chunk, rank, own, plain, top) for rank in range(len(RANKS))]
+    voices = _voices(scorer.taxonomy.names[-1], chunk)
     rows = [
-        _Row(path[row].tolist(), own[row].tolist(), [rank_of(one, row) for one in ranked], novelty[row], unknown[row])
+        _Row(
+            path[row].tolist(),
+            own[row].tolist(),
+            [rank_of(one, row) for one in ranked],
+            novelty[row],
+            unknown[row],
+            voices[row],
+        )
         for row in range(len(items))
     ]
     return [
         _answer(scorer.taxonomy, one, options, row, read, first + number)
         for number, ((one, options), row) in enumerate(zip(items, rows, strict=True))
     ]
+
+
+def _voices(species: Sequence[str], chunk: Scored) -> list[tuple[Voice, ...]]:
+    """Return what each expert says of each query of a chunk."""
+    each = [
+        [
+            Voice(one.expert, weight, species[taxon] if taxon >= 0 else None, chance if taxon >= 0 else None)
+            for weight, taxon, chance in zip(
+                one.weight.tolist(), one.species.tolist(), one.probability.tolist(), strict=True
+            )
+        ]
+        for one in chunk.voices
+    ]
+    return list(zip(*each, strict=True)) if each else [()] * len(chunk.answers.path)
 
 
 def rank_of(ranked: _Ranked, row: int) -> _Taxa:
@@ -184,11 +209,12 @@ def _answer(taxonomy: Taxonomy, one: Prepared, options: Any, row: _Row, read: Re
         novelty=row.novelty,
         disagreement=_disagreement(read, number),
         barcode=one.check,
-        share=_share(read, number),
+        share=_share(read, row.voices, number),
         evidence=_evidence(found),
         restriction=read.subset.restriction if read.subset is not None else None,
         model=read.card,
         unknown=_unknown(names, row),
+        experts=row.voices,
     )
 
 
@@ -252,9 +278,14 @@ def _disagreement(read: Read, number: int) -> Flag | None:
     return Flag(float(scores[number]), bool(flags[number]))
 
 
-def _share(read: Read, number: int) -> dict[str, float]:
-    photo = float(read.share[number]) if read.share is not None else float(read.query == "image")
-    return {"image": photo, "dna": 1.0 - photo}
+def _share(read: Read, voices: Sequence[Voice], number: int) -> dict[str, float]:
+    """Return the parts of photo, barcode and library in the weights; without a pool the gate's of the first two."""
+    if not voices:
+        photo = float(read.share[number]) if read.share is not None else float(read.query == "image")
+        return {"image": photo, "dna": 1.0 - photo, "library": 0.0}
+    weights = {one.expert: one.weight for one in voices}
+    whole = sum(weights.values()) or 1.0
+    return {name: weights.get(expert, 0.0) / whole for name, expert in _EXPERTS.items()}
 
 
 def _evidence(found: Mapping[str, Any] | None) -> tuple[Neighbour, ...]:

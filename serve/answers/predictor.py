@@ -31,8 +31,10 @@ from serve.answers.query import Prepared
 from train import reference
 from train.inference import evidence
 from train.inference.calibration import FILE as CALIBRATION
-from train.inference.calibration import WITH_LIBRARY, Calibration, Calibrator, FittedLibrary
-from train.inference.combination import Combiner
+from train.inference.calibration import POOLED, WITH_LIBRARY, Calibration, Calibrator, FittedLibrary
+from train.inference.experts import LIBRARY, PHOTO, Inputs, barcode_quality, sharpness
+from train.inference.nearest import Combiner, Nearest
+from train.inference.pool import Pool
 from train.inference.scoring import Scorer
 from train.models import checkpoint
 from train.models.checkpoint import WEIGHTS
@@ -127,8 +129,8 @@ class Predictor(Answering):
 
     def _check(self, query: str) -> None:
         """Refuse, where the model was calibrated, what it was not calibrated for: nobody knows what that is worth."""
-        if self.calibration is not None and query not in self.calibration.queries:
-            known = ", ".join(self.calibration.queries)
+        if self.calibration is not None and {"fused": POOLED}.get(query, query) not in self.calibration.queries:
+            known = ", ".join(name for name in ("image", "dna", POOLED) if name in self.calibration.queries)
             raise ValueError(f"query: got {query}, which this model was never measured with; allowed: {known}")
 
     def embed(self, queries: Sequence[Query]) -> list[Embedding | QueryError]:
@@ -176,26 +178,34 @@ class Predictor(Answering):
         return (ours / (ours + others)).cpu().numpy()
 
     def _answer(self, query: str, items: Sequence[tuple[Prepared, Options]], subset: Subset | None) -> list[Answer]:
-        """Answer queries that are asked with the same modalities and among the same taxa."""
+        """Answer queries that are asked with the same modalities and among the same taxa.
+
+        By the pool where one was fitted; photo and barcode of a model that was not calibrated by its gate.
+        """
         prepared = [one for one, _ in items]
         image, dna = self._features(prepared)
         features = {"image": image, "dna": dna}.get(query)
         combiner = self._combiner if query != "image" else None
         calibrator = self._calibrator(query, combiner is not None)
         read = Read(query=query, calibrated=calibrator is not None, subset=subset, card=self.card)
-        if features is None:
-            features = self._fuse(image, dna)
-            read.share = self._image_share(image, dna)
+        if query == "fused":
             read.disagreement = self._disagreement(image, dna)
-        library = None
+        nearest = None
         if combiner is not None:
             hits = combiner.library.search([one.dna for one in prepared], threads=self.threads)
             read.references = reference.answers(combiner.library, hits)
-            if calibrator is not None and calibrator.combination is not None:
-                library = (combiner.of(hits), calibrator.combination)
-        answers: list[Answer] = []
+            nearest = combiner.of(hits)
         among = None if subset is None else subset.leaves
-        for chunk in evidence.scored(self.scorer, features, among=among, library=library):
+        if calibrator is not None and calibrator.pool is not None:
+            inputs = _inputs(prepared, calibrator.pool, image, dna, nearest)
+            chunks = evidence.pooled(self.scorer, inputs, calibrator.pool, among=among)
+        else:
+            if features is None:
+                features = self._fuse(image, dna)
+                read.share = self._image_share(image, dna)
+            chunks = evidence.scored(self.scorer, features, among=among)
+        answers: list[Answer] = []
+        for chunk in chunks:
             rows = items[len(answers) : len(answers) + len(chunk.answers.path)]
             answers += compose.answers(self.scorer, chunk, calibrator, read, rows, len(answers))
         return answers
@@ -204,8 +214,8 @@ class Predictor(Answering):
         """Return the rules of a query; those that read what a library found where there are such."""
         if self.calibration is None:
             return None
-        queries = self.calibration.queries
-        return queries.get(f"{query}{WITH_LIBRARY}" if backed else query) or queries.get(query)
+        queries, name = self.calibration.queries, {"fused": POOLED}.get(query, query)
+        return queries.get(f"{name}{WITH_LIBRARY}" if backed else name) or queries.get(name)
 
     def _disagreement(self, image: np.ndarray, dna: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
         """Scores and flags [N]; None where the model was not calibrated for it."""
@@ -214,6 +224,17 @@ class Predictor(Answering):
             return None
         score = rule.score(evidence.agreement(self.scorer, image, dna))
         return score, score >= rule.flag_from
+
+
+def _inputs(
+    prepared: Sequence[Prepared], pool: Pool, image: np.ndarray, dna: np.ndarray, nearest: Nearest | None
+) -> Inputs:
+    """Return what the experts of a pool read of specimens that have it all."""
+    measured = barcode_quality([one.dna for one in prepared])
+    if PHOTO in pool.experts:
+        sharp = [np.mean([sharpness(view) for view in one.views]) for one in prepared]
+        measured["sharpness"] = np.array(sharp, dtype=np.float32).astype(np.float64)  # as evaluation keeps it
+    return Inputs(image if PHOTO in pool.experts else None, dna, nearest if LIBRARY in pool.experts else None, measured)
 
 
 def _calibration(folder: Path, taxonomy: Taxonomy) -> Calibration | None:

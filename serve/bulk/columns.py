@@ -75,7 +75,7 @@ COLUMNS = (
     Column("disagreement", _NUMBER, "that photo and barcode show different specimens; empty unless both were given"),
     Column("disagrees", _YES, "that is likely"),
     Column("asked_with", _TEXT, "image, dna or fused (both)", "", "identification_method"),
-    Column("image_share", _NUMBER, "how much the photo counted against the barcode, 0 to 1"),
+    Column("image_share", _NUMBER, "the photo's part in the weights of photo, barcode and library, 0 to 1"),
     Column("barcode_length", _WHOLE, "nucleotides of the cleaned barcode", "", "nuc_basecount"),
     Column("barcode_strand", _WHOLE, "1 = given on the coding strand, -1 = on the other one and turned"),
     Column("barcode_is_coi", _YES, "it is COI by its peptides; empty = too short to tell, or no barcode"),

@@ -173,6 +173,15 @@ class Card(BaseModel):
     library: LibraryCard | None
 
 
+class ExpertBody(BaseModel):
+    """What photo, barcode or library says by itself, and how much it counted."""
+
+    expert: Literal["photo", "barcode", "library"]
+    weight: float = Field(ge=0, description="of its log probabilities; 1 = taken at its word, 0 = it did not count")
+    species: str | None = Field(description="most probable by this expert alone; null = it read or found nothing")
+    probability: Share | None = Field(description="of that species, by this expert alone, not calibrated")
+
+
 class AnswerBody(BaseModel):
     """The answer to one query."""
 
@@ -188,7 +197,8 @@ class AnswerBody(BaseModel):
     novelty: FlagBody
     disagreement: FlagBody | None
     barcode: BarcodeBody | None
-    share: dict[str, float] = Field(description="how much photo and barcode counted")
+    share: dict[str, float] = Field(description="how much photo, barcode and library counted")
+    experts: list[ExpertBody] = Field(description="what the answer rests on; empty = not answered by a pool")
     evidence: list[NeighbourBody]
     restriction: RestrictionBody | None
     model: Card

@@ -103,7 +103,7 @@ def main() -> None:
     rules = Calibration.load(loaded.path / FILE).queries
     found = None
     for name in ("dna", OURS):
-        cases = calibrate.mixture(part, name, unseen, rules[name].combination)
+        cases = calibrate.mixture(part, name, unseen, rules[name].pool)
         found = found or Answered(cases)
         found.score[name], found.right[name] = rules[name].probabilities(cases.answers.evidence), cases.right
         found.novelty[name] = rules[name].novelty(cases.answers.evidence)

@@ -14,7 +14,6 @@ difference is theirs. With --withheld it must be a model that was trained withou
 
 import argparse
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +23,6 @@ from serve.answers.answer import Answer, Query
 from serve.answers.predictor import Predictor
 from tests.benchmarks.barcode_queries import SPECIES, Task, damaged, make_task, read, withheld_species
 from tests.benchmarks.classical_tools import run_tools
-from train.inference.calibration import WITH_LIBRARY, Calibration, Combination
 from train.metrics import macro, micro, paired_difference
 from train.reference import Library, nearest_labels
 
@@ -53,15 +51,6 @@ def combined_labels(predictor: Predictor, task: Task, queries: list[str]) -> np.
         if isinstance(answer, Answer):
             found[row] = [place[rank].get(one.name or "", -1) for rank, one in enumerate(answer.ranks)]
     return found
-
-
-def with_combination(calibration: Calibration | None, combination: Combination) -> Calibration:
-    """The same rules after another combination of barcode and library."""
-    if calibration is None:
-        raise SystemExit("--combination: the checkpoint has no calibration; make one with train.evaluate --calibration")
-    query = f"dna{WITH_LIBRARY}"
-    changed = replace(calibration.queries[query], combination=combination)
-    return replace(calibration, queries={**calibration.queries, query: changed})
 
 
 def scored(task: Task, answer: np.ndarray, rank: int, rows: np.ndarray) -> tuple[float, float]:
@@ -119,9 +108,6 @@ def main() -> None:
     parser.add_argument("--tools", nargs="*", default=VSEARCH, help="of tests.benchmarks.classical_tools.COMMANDS")
     parser.add_argument("--withheld", action="store_true")
     parser.add_argument("--checkpoint", type=Path)
-    parser.add_argument(
-        "--combination", nargs=2, type=float, metavar=("PER_EDIT", "STEP"), help="instead of the fitted"
-    )
     parser.add_argument("--resamples", type=int, default=1000)
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
@@ -132,10 +118,7 @@ def main() -> None:
     library, predictor = library_of(task), None
     if options.checkpoint:
         bare = Predictor.load(options.checkpoint)
-        calibration = bare.calibration
-        if options.combination:
-            calibration = with_combination(calibration, Combination(*options.combination))
-        predictor = Predictor(bare.model, bare.data, bare.scorer, calibration=calibration, library=library)
+        predictor = Predictor(bare.model, bare.data, bare.scorer, calibration=bare.calibration, library=library)
         predictor.threads = options.threads
     print(
         f"{len(task.queries.barcodes)} queries, {len(np.unique(task.groups))} groups, {task.novel.mean():.1%} novel; "

@@ -24,7 +24,7 @@ from train.evaluation import calibrate
 from train.evaluation.known_questions import Part
 from train.evaluation.model_under_test import Setting
 from train.inference.calibration import FILE
-from train.inference.combination import Combiner
+from train.inference.nearest import Combiner
 from train.models import checkpoint
 
 

@@ -3,71 +3,31 @@
 Both meet the same mixture: 60% clean, 20% damaged (DAMAGE in equal parts), 20% of species that the model does not
 know, for which naming any species is wrong. On val those are made: the query's own species is taken from the
 candidates. Under test they are the specimens of `<split>_unseen` where the shards have them (the model was trained
-without these species), else they are made in the same way. Val is never under test.
+without these species), else they are made in the same way. Val is never under test. In the fit 2 of these 20% are
+outsiders (`train.evaluation.outsiders`), for which no name of any rank is right.
 
 Legend: N queries, R ranks.
 """
 
-from collections.abc import Callable
+import logging
 from dataclasses import replace
-from functools import lru_cache
 
 import numpy as np
-from sklearn.linear_model import LogisticRegression
 from tqdm import tqdm
 
 from engine.specimens.schema import uniforms_for
-from engine.specimens.taxonomy import RANKS
-from train.evaluation.known_questions import DAMAGE, SPECIES, Asked, Cases, Part
+from train.evaluation.calibrate_library import collect
+from train.evaluation.fit_pool import fit_pool
+from train.evaluation.fit_rules import fit_caps, fit_query, fit_rule
+from train.evaluation.known_questions import CLEAN, DAMAGE, DAMAGED, OUTSIDE, WITHHELD, Asked, Cases, Part, is_pooled
 from train.inference import evidence
-from train.inference.calibration import (
-    WITH_LIBRARY,
-    Calibration,
-    Calibrator,
-    Combination,
-    Disagreement,
-    Rule,
-    columns_of,
-    logit,
-)
-from train.inference.evidence import AGREEMENTS, INPUTS
+from train.inference.calibration import WITH_LIBRARY, Calibration, Cap, Disagreement, columns_of
+from train.inference.evidence import AGREEMENTS
+from train.inference.pool import Pool
 
-CLEAN, DAMAGED, WITHHELD = 0.6, 0.2, 0.2  # shares of the mixture
-FLAGGED = 0.03  # of the queries of known species: on test they are up to 1.4 times as many, and 5% are allowed
+log = logging.getLogger(__name__)
+
 PREVALENCE = 0.02  # of swapped pairs
-COMBINATION = Combination(2.0, 8.0)  # best on val (results/reference_library.md); from 1 to 16 much alike
-PER_EDIT = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)  # log score, tried
-STEP = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)  # edits, tried
-SHOWN = 1.96  # standard errors (over barcode groups) by which another combination must be better
-FEW = 2000  # specimens that a combination is fitted on
-RIDGE = 1e-2  # on standardised weights: keeps a rule finite where an input separates right from wrong
-
-
-def fit_rule(inputs: tuple[str, ...], columns: np.ndarray, right: np.ndarray, weight: np.ndarray) -> Rule:
-    """Weighted logistic regression with a small ridge.
-
-    Args:
-        inputs: names of the columns.
-        columns: float [N, M].
-        right: bool [N].
-        weight: float [N], of each query, not negative.
-
-    Raises:
-        ValueError: when no query has a weight.
-    """
-    if not weight.sum() > 0:
-        raise ValueError("calibration: got no query to fit on, required at least one with a weight")
-    share = weight / weight.sum()
-    mean = share @ columns
-    spread = np.sqrt(share @ (columns - mean) ** 2)
-    spread[spread < 1e-9] = 1.0
-    if len(np.unique(right[share > 0])) == 1:  # nothing to tell apart; the chance is kept off 0 and 1
-        slope, offset = np.zeros(columns.shape[1]), logit((share @ right * len(right) + 0.5) / (len(right) + 1))
-    else:
-        fitted = LogisticRegression(C=max(1.0, len(columns) ** 0.5) / RIDGE, solver="newton-cholesky", tol=1e-8)
-        fitted.fit((columns - mean) / spread, right, sample_weight=share)
-        slope, offset = fitted.coef_[0], fitted.intercept_[0]
-    return Rule(inputs, tuple(mean.tolist()), tuple(spread.tolist()), tuple(slope.tolist()), float(offset))
 
 
 def fit(part: Part) -> Calibration:
@@ -77,104 +37,37 @@ def fit(part: Part) -> Calibration:
         ValueError: when no specimen of it is labelled at some rank.
     """
     queries = {}
+    of_library = _library_caps(part)
     for query in tqdm(part.queries(), desc="calibration", unit=" queries", disable=None, leave=False):
         pieces = _pieces(part, query, np.flatnonzero(part.mask(query)))
-        combination = fit_combination(part, query) if query.endswith(WITH_LIBRARY) else None
-        cases = Cases.concatenate([piece.cases(combination) for piece in pieces])
-        found = fit_query(cases, tuple(cases.answers.evidence))
-        queries[query] = replace(found, combination=combination)
+        pool = fit_pool(part, query) if is_pooled(query) else None
+        cases = Cases.concatenate([piece.cases(pool) for piece in pieces])
+        inputs = tuple(cases.answers.evidence)
+        caps = of_library if of_library and query.endswith(WITH_LIBRARY) else fit_caps(cases, "cosine")
+        queries[query] = replace(fit_query(cases, inputs), pool=pool, caps=caps)
     return Calibration(part.setting.taxonomy.fingerprint, queries, _fit_disagreement(part))
+
+
+def _library_caps(part: Part) -> tuple[Cap, ...]:
+    """Fit by how far the library's own specimens are from its taxa, those of taken-out genera and families, too.
+
+    () without a library, and of one that is too small to be asked.
+    """
+    if part.combiner is None:
+        return ()
+    try:
+        return fit_caps(collect(part.combiner.library), "rate")
+    except ValueError as error:
+        log.warning("%s: answers with it are capped by the model's cosines", error)
+        return ()
 
 
 def _pieces(part: Part, query: str, rows: np.ndarray) -> list[Asked]:
     """Return the mixture that is fitted on: every row in every way."""
     pieces = [part.asked(query, rows, weight=CLEAN)]
     pieces += [part.asked(query, rows, damage, weight=DAMAGED / len(DAMAGE)) for damage in DAMAGE]
-    return [*pieces, part.asked(query, rows, withhold=True, weight=WITHHELD)]
-
-
-def fit_combination(part: Part, query: str) -> Combination:
-    """Return COMBINATION, or what is shown to give more right answers: one number after the other, twice.
-
-    What is right decides, not how likely it was called: the rules make probabilities of whatever scores they get. By
-    the likelihood, 18 points of the species of bold's 100 nt fragments are lost against the library alone; by the
-    mixture's shares, in which such fragments are few, 4.6. So every kind of damage counts as much as none. Species that
-    are only taken from the candidates do not count: the model was trained with them, and names the genera of these 4
-    points better than the library alone, of those that it never met no better (bold, results/reference_library.md).
-    """
-    rows = np.flatnonzero(part.mask(query))
-    few = rows[np.unique(np.linspace(0, len(rows) - 1, min(len(rows), FEW)).astype(int))]
-    pieces = [piece for piece in _pieces(part, query, few) if piece.without is None]
-
-    def right(one: Combination) -> np.ndarray:
-        answered = [piece.cases(one) for piece in pieces]
-        shares = [(cases.right & cases.scored).sum(axis=1) / cases.scored.sum() for cases in answered]
-        groups = np.concatenate([cases.group for cases in answered])
-        return np.bincount(groups, np.concatenate(shares))
-
-    return choose_combination(right)
-
-
-def choose_combination(right: Callable[[Combination], np.ndarray]) -> Combination:
-    """`fit_combination` of `right`: what each barcode group adds to the right answers, float64 [groups]."""
-    right = lru_cache(right)
-    best = COMBINATION
-    for name, values in (("per_edit", PER_EDIT), ("step", STEP)) * 2:
-        top = max((replace(best, **{name: value}) for value in values), key=lambda one: right(one).sum())
-        gain = right(top) - right(best)
-        if gain.sum() > SHOWN * np.sqrt((gain**2).sum()):
-            best = top
-    return best
-
-
-def fit_query(cases: Cases, inputs: tuple[str, ...] = INPUTS) -> Calibrator:
-    """Return the rules of one query, on whatever evidence the cases carry under `inputs`.
-
-    Raises:
-        ValueError: when no case is labelled at some rank.
-    """
-    rules: list[Rule] = []
-    for rank, name in enumerate(RANKS):
-        weight = cases.weight * cases.scored[:, rank]
-        if not weight.sum():
-            raise ValueError(f"calibration: no specimen of val is labelled at {name}, required at every rank")
-        columns = columns_of(cases.answers.evidence, inputs, rank)
-        rules.append(fit_rule(inputs, columns, cases.right[:, rank], weight))
-    columns = columns_of(cases.answers.evidence, inputs, SPECIES)
-    named = cases.scored[:, SPECIES]
-    known = fit_rule(inputs, columns, ~cases.withheld, cases.weight * named)
-    score = 1 - known(columns)
-    seen = named & ~cases.withheld
-    share = flagged_share(len(np.unique(cases.group[seen])))
-    novel_from = weighted_quantile(score[seen], cases.weight[seen], 1 - share)
-    return Calibrator(tuple(rules), known, novel_from, fit_unknown(cases, inputs))
-
-
-def fit_unknown(cases: Cases, inputs: tuple[str, ...]) -> tuple[Rule, ...]:
-    """Fit, on the answers whose last right rank is the one above, whether the true taxon of a rank is unknown."""
-    rules = []
-    for rank in range(len(RANKS)):
-        above = cases.right[:, rank - 1] if rank else np.ones(len(cases.weight), dtype=bool)
-        weight = cases.weight * (above & ~cases.right[:, rank] & cases.scored[:, rank])
-        columns = columns_of(cases.answers.evidence, inputs, rank)
-        if weight.any():
-            rules.append(fit_rule(inputs, columns, cases.unknown[:, rank], weight))
-        else:  # never wrong there: nothing to go by
-            nothing = (0.0,) * len(inputs)
-            rules.append(Rule(inputs, nothing, (1.0,) * len(inputs), nothing, 0.0))
-    return tuple(rules)
-
-
-def flagged_share(num_groups: int) -> float:
-    """Share to flag on val so that others flag more than FLAGGED in one of 20 draws of as many barcode groups."""
-    return max(0.005, FLAGGED - 1.645 * (FLAGGED * (1 - FLAGGED) / max(1, num_groups)) ** 0.5)
-
-
-def weighted_quantile(values: np.ndarray, weight: np.ndarray, share: float) -> float:
-    """Return the smallest value that at least `share` of the weight does not exceed, and a little above it."""
-    order = np.argsort(values, kind="stable")
-    reached = np.cumsum(weight[order]) >= share * weight.sum() - 1e-12
-    return float(np.nextafter(values[order][int(reached.argmax())], np.inf))
+    pieces.append(part.asked(query, rows, withhold=True, weight=WITHHELD - OUTSIDE))
+    return [*pieces, part.asked_outside(query, OUTSIDE)]
 
 
 def swaps(labels: np.ndarray, seed: int = 0) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -243,17 +136,17 @@ def precision_at(recall: np.ndarray, false_alarms: np.ndarray, prevalence: float
     return hits / np.maximum(hits + (1 - prevalence) * np.asarray(false_alarms), 1e-12)
 
 
-def mixture(part: Part, query: str, unseen: Part | None, combination: Combination | None = None) -> Cases:
+def mixture(part: Part, query: str, unseen: Part | None, pool: Pool | None = None) -> Cases:
     """Return the cases under test.
 
     Args:
         part: specimens of the split under test.
-        query: of QUERIES, perhaps with a library.
+        query: of `Part.queries`.
         unseen: specimens of species that the model does not know; None = they are made by withholding a query's own.
-        combination: of a query WITH_LIBRARY.
+        pool: of a query of several experts.
     """
     pieces = mixture_pieces(part, query, unseen)
-    whole = Cases.concatenate([piece.cases(combination) for piece in pieces])
+    whole = Cases.concatenate([piece.cases(pool) for piece in pieces])
     elsewhere = np.concatenate([np.full(len(piece.rows), piece.part is not part) for piece in pieces])
     return replace(whole, group=np.where(elsewhere, whole.group + part.group.max() + 1, whole.group))
 

@@ -18,17 +18,25 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from sklearn.isotonic import IsotonicRegression
 
 from engine.signals.damage import measured_barcodes
-from engine.signals.degrade import BarcodePreset, degrade_barcode
-from engine.specimens.schema import rng_for
 from engine.specimens.taxonomy import RANKS
-from train.evaluation.calibrate import CLEAN, DAMAGED, WITHHELD, fit_query, fit_unknown
-from train.evaluation.known_questions import DAMAGE, GENUS, SPECIES, Cases
-from train.inference.calibration import FILE, Calibration, Cap, FittedLibrary
+from train.evaluation.fit_rules import fit_caps, fit_query, fit_unknown
+from train.evaluation.known_questions import (
+    CLEAN,
+    DAMAGE,
+    DAMAGED,
+    GENUS,
+    OUTSIDE,
+    OUTSIDE_ASKED,
+    SPECIES,
+    WITHHELD,
+    Cases,
+)
+from train.evaluation.outsiders import outside_barcode
+from train.inference.calibration import FILE, Calibration, FittedLibrary
 from train.inference.evidence import Answers
-from train.inference.library_alone import FARTHEST, INPUTS, QUERY, LibraryScorer
+from train.inference.library_alone import INPUTS, QUERY, LibraryScorer
 from train.reference import Library
 from train.reference.library import read_manifest
 
@@ -38,12 +46,8 @@ TIMES = 8  # that a library is asked at most, until ASKED are
 FEWEST = 20  # barcodes named to species
 DAMAGED_ASKED = 500  # of ASKED, in each kind of damage
 UNKNOWN_ASKED = {0: 150, 1: 150, GENUS: 250, SPECIES: 500}  # specimens of taxa taken out whole: rank -> how many
-OUTSIDE_ASKED = 300
 UNKNOWN = {0: 0.02, 1: 0.03, GENUS: 0.05, SPECIES: 0.08}  # shares of the mixture
-OUTSIDE = 0.02
 NEARNESS = ("rate", "length")  # all that says whether a taxon is unknown: the rest differs once a species is taken out
-_CHANGED = (0.14, 0.40)  # share of sites: COI of different insect orders differs at 15 to 25%
-_KNOTS = (0.0, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.08, 0.12, 0.16, 0.2, 0.3, FARTHEST)  # of a cap, edits per letter
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,7 @@ def fit_library(library: Library, *, seed: int = 0, threads: int = 1) -> Calibra
         ValueError: when too few specimens are named at some rank.
     """
     cases = collect(library, seed, threads)
-    calibrator = replace(fit_query(cases, INPUTS), unknown=fit_unknown(cases, NEARNESS), caps=fit_caps(cases))
+    calibrator = replace(fit_query(cases, INPUTS), unknown=fit_unknown(cases, NEARNESS), caps=fit_caps(cases, "rate"))
     fitted = FittedLibrary(QUERY, len(library.records))
     return Calibration(library.taxonomy.fingerprint, {QUERY: calibrator}, library=fitted)
 
@@ -97,18 +101,6 @@ def collect(library: Library, seed: int = 0, threads: int = 1) -> Cases:
     for rows, share in ((whole.withheld, WITHHELD), (~whole.withheld, 1 - WITHHELD)):
         weight[rows] *= share / max(weight[rows].sum(), 1e-12)
     return replace(whole, weight=weight)
-
-
-def fit_caps(cases: Cases) -> tuple[Cap, ...]:
-    """Fit, per rank, the share of members among members and specimens of unknown taxa, by edits per letter."""
-    caps = []
-    for rank in range(len(RANKS)):
-        rows = cases.scored[:, rank] & (cases.right[:, rank] | cases.unknown[:, rank])
-        rate = cases.answers.evidence["rate"][rows, rank]
-        curve = IsotonicRegression(increasing=False, y_min=0.0, y_max=1.0, out_of_bounds="clip")
-        curve.fit(rate, cases.right[rows, rank].astype(float), cases.weight[rows])
-        caps.append(Cap(_KNOTS, tuple(curve.predict(np.array(_KNOTS)).tolist())))
-    return tuple(caps)
 
 
 def fit_folder(folder: Path | str, *, seed: int = 0, threads: int = 1) -> Calibration:
@@ -189,19 +181,8 @@ def _questions(
     result += [Question(rows, _barcodes(library, rows), weight) for rows, weight in unknown]
     rows = np.sort(rng.choice(known, min(OUTSIDE_ASKED, len(known)), replace=False))
     pairs = zip(_barcodes(library, rows), rows.tolist(), strict=True)
-    outside = [_outsider(barcode, str(keys[row]), number % 4) for number, (barcode, row) in enumerate(pairs)]
+    outside = [outside_barcode(barcode, str(keys[row]), number % 4) for number, (barcode, row) in enumerate(pairs)]
     return [*result, Question(rows, outside, OUTSIDE, inside=False)]
-
-
-def _outsider(barcode: str, key: str, kind: int) -> str:
-    """Return a barcode of no taxon: 0 = letters shuffled, 1 = codons shuffled, others = changed at many sites."""
-    rng = rng_for(0, 0, key, "outside")
-    if kind < 2:
-        size = (1, 3)[kind]
-        pieces = [barcode[first : first + size] for first in range(0, len(barcode), size)]
-        return "".join([pieces[place] for place in rng.permutation(len(pieces)).tolist()])
-    rate = float(rng.uniform(*_CHANGED))
-    return degrade_barcode(barcode, rng, 1.0, BarcodePreset.only(substitution=rate))
 
 
 def ask(scorer: LibraryScorer, question: Question, named: Library, threads: int = 1) -> Cases:

@@ -18,11 +18,14 @@ from engine.signals.damage import measured_barcodes
 from engine.specimens.taxonomy import RANKS
 from train.evaluation import subsets
 from train.evaluation.model_under_test import Setting
-from train.evaluation.predict import QUERIES, Encoded
+from train.evaluation.outsiders import Outsiders, make
+from train.evaluation.predict import QUERIES, SHARPNESS, Encoded, combined
 from train.inference import evidence
-from train.inference.calibration import WITH_LIBRARY, Combination
-from train.inference.combination import Combiner, Nearest
+from train.inference.calibration import POOLED, WITH_LIBRARY
 from train.inference.evidence import Answers
+from train.inference.experts import Inputs, barcode_quality
+from train.inference.nearest import Combiner
+from train.inference.pool import Pool
 
 DAMAGE = {
     "preset": DegradeConfig(severity=1.0, blur_kernel=5),
@@ -30,6 +33,9 @@ DAMAGE = {
     "fragment_100": DegradeConfig(severity=0.0, fragment=100, blur_kernel=15),
     "fragment_200": DegradeConfig(severity=0.0, fragment=200, blur_kernel=5),
 }
+CLEAN, DAMAGED, WITHHELD = 0.6, 0.2, 0.2  # shares of the mixture that probabilities are fitted for
+OUTSIDE = 0.02  # of WITHHELD, in the fit: of nothing that anybody knows
+OUTSIDE_ASKED = 300
 SPECIES, GENUS = RANKS.index("species"), RANKS.index("genus")
 
 
@@ -86,10 +92,42 @@ class Part:
             found[name] = self.setting.encode(self.rows, f"{self.split}_{name}", degrade=degrade)
         return found
 
+    @cached_property
+    def outside(self) -> Outsiders:
+        """Return outsiders made of some specimens, `outside_rows`."""
+        rows = self.outside_rows
+        barcodes = [self.barcodes[row] for row in rows.tolist()]
+        return make(self.setting, self.rows.take(rows), barcodes)
+
+    @cached_property
+    def outside_rows(self) -> np.ndarray:
+        """Return OUTSIDE_ASKED specimens spread over the part, int64 [n]."""
+        return np.unique(np.linspace(0, len(self.labels) - 1, min(len(self.labels), OUTSIDE_ASKED)).astype(int))
+
+    def asked_outside(self, query: str, weight: float = 1.0) -> "Asked":
+        """Return outsiders, asked with a query of `queries`; no answer to them is right."""
+        found, rows = self.outside, self.outside_rows
+        there = self.mask(query)[rows] & (found.image.any(axis=1) if _sees(query) else True)
+        place = np.flatnonzero(there)
+        barcodes = [found.barcodes[one] for one in place.tolist()]
+        image, dna = found.image[place], found.dna[place]
+        features: np.ndarray | Inputs
+        if is_pooled(query):
+            nearest = None
+            if query.endswith(WITH_LIBRARY):
+                assert self.combiner is not None
+                nearest = self.combiner.find(barcodes)
+            measured = barcode_quality(barcodes) | {SHARPNESS: found.sharp[place]}
+            features = Inputs(image if _sees(query) else None, dna, nearest, measured)
+        else:
+            parts = {"image": [image], "dna": [dna]}.get(query, [image, dna])
+            features = combined(query, parts, fuse_with(self.setting))
+        return Asked(self, rows[place], "", features, None, weight, outside=True)
+
     def queries(self) -> list[str]:
-        """Return what some specimen can be asked with: of QUERIES, and with a library those with a barcode."""
-        there = [query for query in QUERIES if self.mask(query).any()]
-        return there + [f"{query}{WITH_LIBRARY}" for query in ("dna", "fused") if self.combiner and query in there]
+        """Return what some specimen can be asked with: of QUERIES, POOLED, and with a library those with a barcode."""
+        there = [query for query in (*QUERIES, POOLED) if self.mask(query).any()]
+        return there + [f"{query}{WITH_LIBRARY}" for query in ("dna", POOLED) if self.combiner and query in there]
 
     def mask(self, query: str) -> np.ndarray:
         """Return the specimens that have what the query needs, bool [N]."""
@@ -102,7 +140,7 @@ class Part:
 
         Args:
             damage: of DAMAGE; "" = clean.
-            query: of QUERIES, perhaps with a library.
+            query: of `queries`.
             rows: int64 [n], rows of the part.
             withhold: take each query's own species from the candidates and its references from the library; rows
                 without one are left out.
@@ -110,16 +148,24 @@ class Part:
         """
         if withhold:
             rows = rows[self.labels[rows, SPECIES] >= 0]
-        encoded = self.damaged[damage] if damage else self.clean
-        plain = query.removesuffix(WITH_LIBRARY)
-        condition = list(QUERIES[plain])[-1] if damage else "clean"
-        features = encoded.query(plain, condition, fuse_with(self.setting), rows)
         without = self.labels[rows, SPECIES] if withhold else None
-        nearest = None
-        if query != plain:
-            assert self.combiner is not None
-            nearest = self.combiner.find(self.given(rows, damage), without=without)
-        return Asked(self, rows, damage, features, without, nearest, weight)
+        encoded, suffix = (self.damaged[damage], "_noisy") if damage else (self.clean, "")
+        if is_pooled(query):
+            barcodes = self.given(rows, damage)
+            measured = barcode_quality(barcodes)
+            image = None
+            if query.startswith(POOLED):
+                image = encoded.features[f"image{suffix}"][rows]
+                measured[SHARPNESS] = encoded.features[SHARPNESS + suffix][rows][:, 0].astype(np.float64)
+            nearest = None
+            if query.endswith(WITH_LIBRARY):
+                assert self.combiner is not None
+                nearest = self.combiner.find(barcodes, without=without)
+            inputs = Inputs(image, encoded.features[f"dna{suffix}"][rows], nearest, measured)
+            return Asked(self, rows, damage, inputs, without, weight)
+        condition = list(QUERIES[query])[-1] if damage else "clean"
+        features = encoded.query(query, condition, fuse_with(self.setting), rows)
+        return Asked(self, rows, damage, features, without, weight)
 
     def given(self, rows: np.ndarray, damage: str) -> list[str]:
         """Return the cleaned barcodes of some rows as they are asked about, "" = none."""
@@ -139,37 +185,51 @@ class Asked:
     part: Part
     rows: np.ndarray  # int64 [N]
     damage: str  # of DAMAGE, "" = clean
-    features: np.ndarray  # float32 [N, D]
+    features: np.ndarray | Inputs  # float32 [N, D]; inputs of a pool
     without: np.ndarray | None  # int64 [N], species that are taken away
-    nearest: Nearest | None
     weight: float
+    outside: bool = False  # of nothing that anybody knows
 
-    def cases(self, combination: Combination | None = None) -> Cases:
-        """Return the answers; `combination` where a library was asked, too."""
+    def cases(self, pool: Pool | None = None) -> Cases:
+        """Return the answers; `pool` for a query of several experts."""
         part, rows = self.part, self.rows
-        answers = evidence.answers(part.setting.scorer, self.features, self.without, self._library(combination))
+        scorer = part.setting.scorer
+        if isinstance(self.features, Inputs):
+            assert pool is not None
+            chunks = evidence.pooled(scorer, self.features, pool, without=self.without)
+            answers = Answers.concatenate([chunk.answers for chunk in chunks])
+        else:
+            answers = evidence.answers(scorer, self.features, self.without)
         right = (answers.path == part.labels[rows]) & (answers.path >= 0)
         unknown = part.named[rows, SPECIES] & (part.labels[rows, SPECIES] < 0)
         withheld = unknown if self.without is None else np.ones(len(rows), dtype=bool)
         right[withheld, SPECIES] = False
-        missing = part.named[rows] & (part.labels[rows] < 0)
+        named, genus_known = part.named[rows], part.others[rows] > 0
+        missing = named & (part.labels[rows] < 0)
         missing[:, SPECIES] |= withheld
+        if self.outside:
+            named, missing = np.ones_like(named), np.ones_like(missing)
+            right, withheld, genus_known = np.zeros_like(right), np.ones_like(withheld), np.zeros_like(genus_known)
         return Cases(
             answers,
             right,
-            part.named[rows],
+            named,
             withheld,
-            part.others[rows] > 0,
+            genus_known,
             missing,
             part.group[rows],
             np.full(len(rows), self.weight / max(1, len(rows))),
         )
 
-    def _library(self, combination: Combination | None) -> tuple[Nearest, Combination] | None:
-        if self.nearest is None:
-            return None
-        assert combination is not None
-        return self.nearest, combination
+
+def _sees(query: str) -> bool:
+    """Say whether a query reads the photo."""
+    return not query.startswith("dna")
+
+
+def is_pooled(query: str) -> bool:
+    """Say whether a query is answered by several experts."""
+    return query.startswith(POOLED) or query.endswith(WITH_LIBRARY)
 
 
 def fuse_with(setting: Setting) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:

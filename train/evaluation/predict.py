@@ -18,10 +18,12 @@ from engine.batches.pipeline import CpuBudget, evaluation_batches
 from engine.config import DataConfig
 from engine.specimens.taxonomy import RANKS, Taxonomy
 from train.evaluation.store import FeatureStore
+from train.inference.experts import sharpness
 from train.inference.scoring import Scorer
 from train.metrics import prefix
 
 MODALITIES = ("image", "dna")
+SHARPNESS = "sharpness"
 QUERY_ROWS = 8192  # specimens whose features are in memory at once
 
 QUERIES: dict[str, dict[str, tuple[str, ...]]] = {
@@ -49,7 +51,8 @@ class Encoded:
     labels: np.ndarray  # int64 [N, R], -1 = unknown
     has_image: np.ndarray  # bool [N]
     has_dna: np.ndarray  # bool [N]
-    features: Mapping[str, Any]  # image, image_noisy, dna, dna_noisy -> float32 [N, D], or a StoredArray of it
+    features: Mapping[str, Any]  # image, image_noisy, dna, dna_noisy -> float32 [N, D], or a StoredArray of it; and
+    # sharpness, sharpness_noisy -> float32 [N, 1]
 
     @property
     def has_both(self) -> np.ndarray:
@@ -95,9 +98,7 @@ def encode_batch(
 ) -> dict[str, Tensor]:
     """Return features [b, D] of a batch on `device`, as they are (`clean`) and damaged (`noisy`).
 
-    Rows of zeros where a modality is missing.
-
-    A modality that no row has is left out.
+    Of photos the sharpness [b, 1], too. Rows of zeros where a modality is missing; one that no row has is left out.
     """
     result = {}
     for suffix in [name for name, wanted in (("", clean), ("_noisy", noisy)) if wanted]:
@@ -107,6 +108,8 @@ def encode_batch(
                 continue
             if modality == "image":
                 features = model.encode_image(batch[f"image{suffix}"][rows].to(device)).float()
+                found = torch.tensor([[sharpness(view.numpy())] for view in batch[f"image{suffix}"][rows]])
+                result[SHARPNESS + suffix] = torch.zeros(len(batch["valid"]), 1).index_copy(0, rows, found)
             else:
                 parts = (batch[f"dna_{part}{suffix}"][rows].to(device) for part in ("tokens", "mask"))
                 features = model.encode_dna(*parts).float()
@@ -118,10 +121,14 @@ def encode_batch(
 def only(index: pa.Table, modality: str) -> pa.Table:
     """Return the rows of the index that have `modality`, without the other, which is then not read."""
     rows = index.filter(pa.compute.greater(index[f"{modality}_size"], 0))
-    other = "dna" if modality == "image" else "image"
+    return lacking(rows, "dna" if modality == "image" else "image")
+
+
+def lacking(rows: pa.Table, modality: str) -> pa.Table:
+    """Return rows of the index as if no specimen had `modality`."""
     for part, nothing in (("size", 0), ("offset", -1)):
-        column = rows.column_names.index(f"{other}_{part}")
-        rows = rows.set_column(column, f"{other}_{part}", pa.array(np.full(len(rows), nothing, dtype=np.int64)))
+        column = rows.column_names.index(f"{modality}_{part}")
+        rows = rows.set_column(column, f"{modality}_{part}", pa.array(np.full(len(rows), nothing, dtype=np.int64)))
     return rows
 
 

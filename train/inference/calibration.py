@@ -22,12 +22,14 @@ import numpy as np
 
 from engine.specimens.taxonomy import RANKS
 from engine.store.storage import Location
+from train.inference.pool import Pool
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 FILE = "calibration.json"
 LIBRARY_INPUTS = ("edits", "edits_to_other", "length")
 """Evidence of a reference library, log(1 + edits) to the nearest reference of the answered taxon and of any other taxon
 of the rank, and the log of the query's nucleotides."""
+POOLED = "pooled"  # photo and barcode by the pool: what a service answers with where it was fitted
 WITH_LIBRARY = "+library"  # at the end of a query's name: its rules read what a library found, too
 
 Evidence = Mapping[str, np.ndarray]
@@ -71,34 +73,27 @@ def columns_of(evidence: Evidence, inputs: tuple[str, ...], rank: int | None) ->
 
 @dataclass(frozen=True)
 class Cap:
-    """The share of true members of a taxon among specimens as far from it, by edits per letter; straight between."""
+    """The share of true members of a taxon among specimens as far from it; straight between the points."""
 
-    rate: tuple[float, ...]  # rising
-    share: tuple[float, ...]  # never rising
+    input: str  # the evidence that says how far: `rate`, edits per letter; `cosine`
+    at: tuple[float, ...]  # rising
+    share: tuple[float, ...]  # never rising with the distance
 
-    def __call__(self, rate: np.ndarray) -> np.ndarray:
+    def __call__(self, values: np.ndarray) -> np.ndarray:
         """Return the highest probability that a rank may have, float64 [N]."""
-        return np.interp(rate, self.rate, self.share)
-
-
-@dataclass(frozen=True)
-class Combination:
-    """How much a library's references count beside the model's scores, see `train.inference.combination`."""
-
-    per_edit: float  # log score
-    step: float  # edits
+        return np.interp(values, self.at, self.share)
 
 
 @dataclass(frozen=True)
 class Calibrator:
-    """The rules of one query (image, dna, average, fused; dna and fused also with a library)."""
+    """The rules of one query (image, dna, average, fused, pooled; dna and pooled also with a library)."""
 
     ranks: tuple[Rule, ...]  # is the answer at this rank right?
     known: Rule  # is the species one that the model knows? read at the species rank
     novel_from: float  # score 1 - known from which a query is flagged
     unknown: tuple[Rule, ...]  # where the taxon above is right and the answer is not: is the true one unknown?
-    combination: Combination | None = None  # of queries WITH_LIBRARY
-    caps: tuple[Cap, ...] = ()  # of a library alone: how probable a rank may be so far from its nearest reference
+    pool: Pool | None = None  # of queries of several experts
+    caps: tuple[Cap, ...] = ()  # how probable each rank may be so far from what is known
 
     def probabilities(self, evidence: Evidence) -> np.ndarray:
         """Return whether the answer is right at each rank, float64 [N, R]; never rising from a rank to a finer one."""
@@ -106,7 +101,7 @@ class Calibrator:
         rising = np.maximum.accumulate(np.column_stack(found)[:, ::-1], axis=1)[:, ::-1]
         if not self.caps:
             return rising
-        most = [cap(columns_of(evidence, ("rate",), rank)[:, 0]) for rank, cap in enumerate(self.caps)]
+        most = [cap(columns_of(evidence, (cap.input,), rank)[:, 0]) for rank, cap in enumerate(self.caps)]
         return np.minimum.accumulate(np.minimum(rising, np.column_stack(most)), axis=1)
 
     def unknown_taxa(self, evidence: Evidence, probabilities: np.ndarray | None = None) -> np.ndarray:
@@ -191,18 +186,14 @@ class Calibration:
                 known=_rule(one["known"]),
                 novel_from=one["novel_from"],
                 unknown=tuple(map(_rule, one["unknown"])),
-                combination=_combination(one),
-                caps=tuple(Cap(tuple(cap["rate"]), tuple(cap["share"])) for cap in one.get("caps", ())),
+                pool=Pool.of(one["pool"]) if one["pool"] else None,
+                caps=tuple(Cap(cap["input"], tuple(cap["at"]), tuple(cap["share"])) for cap in one["caps"]),
             )
             for name, one in value["queries"].items()
         }
         pair, library = value["disagreement"], value.get("library")
         disagreement = pair and Disagreement(_rule(pair["rule"]), pair["flag_from"])
         return cls(value["taxonomy"], queries, disagreement, library and FittedLibrary(**library))
-
-
-def _combination(value: Mapping[str, Any]) -> Combination | None:
-    return Combination(**value["combination"]) if value.get("combination") else None  # absent in older files
 
 
 def _rule(value: Mapping[str, Any]) -> Rule:

@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from engine.specimens.taxonomy import RANKS
-from train.inference.calibration import Combination, logit
-from train.inference.combination import Nearest
+from train.inference.calibration import logit
+from train.inference.experts import Inputs, Opinion, mixed, opinions
+from train.inference.pool import Pool
 from train.inference.scoring import Scorer
 
 INPUTS = ("probability", "margin", "cosine")
-MODEL = "model"  # beside a library: the logit of the model's own probability of the answer
+AGREED = "agreed"  # of a pool: the lowest logit that any of its experts gives the answer
 AGREEMENTS = tuple(f"agreement_{rank}" for rank in RANKS)
 FLOOR = 1e-9
 CERTAIN = 1e-5  # a probability counts as so far from 0 and 1 at least: float32 does not resolve what is nearer to 1
@@ -29,7 +30,7 @@ class Answers:
     """Answered lineages and their evidence."""
 
     path: np.ndarray  # int64 [N, R], -1 = no taxon
-    evidence: dict[str, np.ndarray]  # float64, INPUTS and, with a library, MODEL and LIBRARY_INPUTS
+    evidence: dict[str, np.ndarray]  # float64, INPUTS and what `pooled` adds
 
     @classmethod
     def concatenate(cls, parts: list["Answers"]) -> "Answers":
@@ -40,11 +41,22 @@ class Answers:
 
 
 @dataclass(frozen=True)
+class Voice:
+    """What one expert of a pool says of b queries by itself."""
+
+    expert: str
+    weight: np.ndarray  # float64 [b], in the pool; 0 = it did not count
+    species: np.ndarray  # int64 [b], the most probable; -1 = it read or found nothing
+    probability: np.ndarray  # float64 [b], of that species, at the expert's temperature
+
+
+@dataclass(frozen=True)
 class Scored:
     """Some queries, scored: b rows."""
 
     probabilities: list[Tensor]  # per rank [b, T_r], rolled up
     answers: Answers
+    voices: tuple[Voice, ...] = ()  # of a pool
 
 
 @torch.inference_mode()
@@ -54,7 +66,6 @@ def scored(
     *,
     without: np.ndarray | None = None,
     among: np.ndarray | None = None,
-    library: tuple[Nearest, Combination] | None = None,
 ) -> Iterator[Scored]:
     """Score queries against the taxonomy in chunks, in order; a chunk without rows where there is no query.
 
@@ -64,7 +75,6 @@ def scored(
         without: int64 [N], a species that is taken from the candidates of each query, as if the model did not know
             it; -1 = none.
         among: bool [L], the lineages that compete, at least one; None = all.
-        library: what was found for these queries, and how much it counts; MODEL and LIBRARY_INPUTS are evidence then.
     """
     for rows in list(scorer.chunks(len(features))) or [slice(0, 0)]:  # no query has evidence of the right shape
         chunk = torch.as_tensor(features[rows]).to(scorer.device).float()
@@ -73,38 +83,83 @@ def scored(
             _withhold(scorer, cosine, torch.as_tensor(without[rows]).to(scorer.device))
         if among is not None:
             cosine[:, torch.as_tensor(~among).to(scorer.device)] = -torch.inf
-        logits = cosine * float(scorer.model.logit_scale)
-        alone = probabilities = scorer.sum_descendants(logits.softmax(1))
-        if library is not None:
-            nearest, how = library
-            moved = logits - how.per_edit * nearest.leaf_distances(scorer, rows, how.step)
-            probabilities = scorer.sum_descendants(moved.softmax(1))
+        probabilities = scorer.sum_descendants((cosine * float(scorer.model.logit_scale)).softmax(1))
         path, share, rival = descend(scorer, probabilities)
-        whole = {
-            "probability": torch.logit(share.clamp(CERTAIN, 1 - CERTAIN)),
-            "margin": torch.log(share.clamp(min=FLOOR) / rival.clamp(min=FLOOR)),
-            "cosine": cosine.amax(1),
-        }
-        found = Answers(path.cpu().numpy(), {name: value.cpu().numpy() for name, value in whole.items()})
-        if library is not None:
-            found.evidence[MODEL] = logit(of_path(alone, found.path), CERTAIN)
-            found.evidence.update(library[0].evidence(found.path, rows.start))
-        yield Scored(probabilities, found)
+        cosines = cosine.amax(1).double().cpu().numpy()
+        yield Scored(probabilities, Answers(path.cpu().numpy(), _told(share, rival) | {"cosine": cosines}))
 
 
-def answers(
+@torch.inference_mode()
+def pooled(
     scorer: Scorer,
-    features: np.ndarray,
+    inputs: Inputs,
+    pool: Pool,
+    *,
     without: np.ndarray | None = None,
-    library: tuple[Nearest, Combination] | None = None,
-) -> Answers:
+    among: np.ndarray | None = None,
+) -> Iterator[Scored]:
+    """Score specimens by the pool of what their inputs say; arguments else as of `scored`.
+
+    Evidence: that of INPUTS (cosine: the mean over the towers), AGREED, the logarithm of the barcode's known
+    nucleotides as `length`; where a library was asked LIBRARY_INPUTS and `rate`, edits per letter to the taxon.
+    """
+    for rows in list(scorer.chunks(len(inputs))) or [slice(0, 0)]:
+        said = opinions(scorer, inputs, rows, without=without, among=among)
+        measured = {name: inputs.of(name, rows) for name in (inputs.measured or {})}
+        counts = pool.counts([one.quality for one in said], [one.speaks for one in said], measured)
+        tempered = [
+            one.log_p if weight.temperature == 1.0 else (one.log_p / weight.temperature).log_softmax(1)
+            for one, weight in zip(said, pool.weights, strict=True)
+        ]
+        whole = mixed(tempered, torch.from_numpy(counts).to(scorer.device))
+        probabilities = scorer.sum_descendants(whole.exp())
+        path, share, rival = descend(scorer, probabilities)
+        answered = path.cpu().numpy()
+        each = [scorer.sum_descendants(one.exp()) for one in tempered]
+        told = _told(share, rival) | _pool_evidence(inputs, rows, answered, said, each)
+        yield Scored(probabilities, Answers(answered, told), tuple(_voices(said, counts, each)))
+
+
+def _pool_evidence(
+    inputs: Inputs, rows: slice, path: np.ndarray, said: Sequence[Opinion], each: Sequence[list[Tensor]]
+) -> dict[str, np.ndarray]:
+    """Return what `pooled` tells of answered lineages int64 [b, R] beside probability and margin."""
+    own = [logit(of_path(one, path), CERTAIN) for one in each]
+    heard = [np.where(one.speaks[:, None], of, np.inf) for one, of in zip(said, own, strict=True)]
+    told = {
+        "cosine": np.mean([one.cosine for one in said if one.cosine is not None], axis=0),
+        AGREED: np.minimum(np.min(heard, axis=0), -logit(np.array(0.0), CERTAIN)),
+        "length": inputs.of("length", rows),
+    }
+    if inputs.nearest is not None:
+        told |= inputs.nearest.evidence(path, rows.start)
+        told["rate"] = inputs.nearest.rate(path, told["edits"], rows.start)
+    return told
+
+
+def _told(share: Tensor, rival: Tensor) -> dict[str, np.ndarray]:
+    """Return `probability` and `margin` of answers, float64 [b, R] each."""
+    return {
+        "probability": torch.logit(share.clamp(CERTAIN, 1 - CERTAIN)).cpu().numpy(),
+        "margin": torch.log(share.clamp(min=FLOOR) / rival.clamp(min=FLOOR)).cpu().numpy(),
+    }
+
+
+def _voices(said: Sequence[Opinion], counts: np.ndarray, each: Sequence[list[Tensor]]) -> Iterator[Voice]:
+    for number, (one, ranks) in enumerate(zip(said, each, strict=True)):
+        best = ranks[-1].max(1) if ranks[-1].shape[1] else None
+        taxon = np.full(len(counts), -1) if best is None else best.indices.cpu().numpy()
+        chance = np.zeros(len(counts)) if best is None else best.values.double().cpu().numpy()
+        yield Voice(one.expert, counts[:, number], np.where(one.speaks, taxon, -1), chance)
+
+
+def answers(scorer: Scorer, features: np.ndarray, without: np.ndarray | None = None) -> Answers:
     """Answer queries and gather evidence; arguments as of `scored`.
 
     probability [N, R]: logit of the answer's rolled-up probability; margin [N, R]: log of its ratio to the most
     probable other taxon of the rank (0 or less where that one is more probable); cosine [N]: highest with any lineage.
     """
-    parts = scored(scorer, features, without=without, library=library)
-    return Answers.concatenate([chunk.answers for chunk in parts])
+    return Answers.concatenate([chunk.answers for chunk in scored(scorer, features, without=without)])
 
 
 def _withhold(scorer: Scorer, cosine: Tensor, species: Tensor) -> None:

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from train.inference.calibration import logit
-from train.inference.combination import Combiner, Nearest
 from train.inference.evidence import CERTAIN, Answers, Scored, descend
+from train.inference.nearest import Combiner, Nearest
 from train.inference.scoring import Scorer
 from train.reference import Library
 

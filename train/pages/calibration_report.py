@@ -11,14 +11,18 @@ from sklearn.metrics import roc_auc_score
 
 from engine import html, markdown
 from engine.html import Section
+from engine.signals.damage import measured_barcodes
 from engine.specimens.taxonomy import RANKS
 from train import metrics
-from train.evaluation import calibrate, reliability, subsets
+from train.evaluation import calibrate, reliability, subsets, top1_accuracy
 from train.evaluation.known_questions import SPECIES, Cases, Part, genus_parts
 from train.evaluation.model_under_test import Setting
-from train.inference.calibration import FILE, Calibration, Calibrator, FittedLibrary, back_off, sigmoid
-from train.inference.combination import Combiner
-from train.pages import plots
+from train.evaluation.predict import QUERIES, SHARPNESS
+from train.inference import evidence
+from train.inference.calibration import FILE, POOLED, Calibration, Calibrator, FittedLibrary, back_off, sigmoid
+from train.inference.experts import Inputs, barcode_quality
+from train.inference.nearest import Combiner
+from train.pages import plots, pool_page
 from train.reference import Library
 from train.reference.library import read_manifest
 
@@ -26,6 +30,11 @@ log = logging.getLogger(__name__)
 
 THRESHOLD = 0.95
 FIT_ON = "val"
+POOLS = (
+    "A pool multiplies what its experts say, each raised to a weight that follows the quality of what it read. In each "
+    "cell of quality it answers only where val does not show it worse than the best single expert (species and genus, "
+    "cross-fitted, groups of equal barcodes, one-sided 95%, half a point allowed); elsewhere that expert answers."
+)
 RANK_COLOURS = dict(zip(RANKS, html.COLOURS, strict=False))
 
 
@@ -51,11 +60,34 @@ def measure(setting: Setting) -> dict[str, float]:
     for query in part.queries():
         if query in fitted.queries:
             calibrator = fitted.queries[query]
-            cases = calibrate.mixture(part, query, unseen, calibrator.combination)
+            cases = calibrate.mixture(part, query, unseen, calibrator.pool)
             found = measure_query(calibrator, cases, setting.config.eval.bootstrap)
             result |= {f"{split}/calibration/{query}/{name}": value for name, value in found.items()}
+            result |= pool_page.as_metrics(calibrator, f"{split}/pool/{query}")
+    if POOLED in fitted.queries:
+        result |= measure_pool(fitted.queries[POOLED], part)
     found = measure_disagreement(fitted, part)
     return result | {f"{split}/calibration/disagreement/{name}": value for name, value in found.items()}
+
+
+def measure_pool(calibrator: Calibrator, part: Part) -> dict[str, float]:
+    """Return the pool's top-1 beside gate and average, in their conditions: `test/pooled/noisy_both/species/top1`."""
+    assert calibrator.pool is not None
+    features, rows = part.clean.features, np.flatnonzero(part.mask(POOLED))
+    keys, data = [part.clean.keys[row] for row in rows.tolist()], part.setting.config.data
+    whole = part.given(rows, "")
+    answers = {}
+    for condition, (image, dna) in QUERIES["fused"].items():
+        noisy = dna.endswith("_noisy")
+        barcodes = measured_barcodes(whole, keys, 0, data.degrade, data.orient) if noisy else whole
+        sharp = features[image.replace("image", SHARPNESS)][rows][:, 0].astype(np.float64)
+        measured = barcode_quality(barcodes) | {SHARPNESS: sharp}
+        inputs = Inputs(features[image][rows], features[dna][rows], None, measured)
+        answers[condition] = np.full(part.labels.shape, -1)
+        chunks = evidence.pooled(part.setting.scorer, inputs, calibrator.pool)
+        answers[condition][rows] = np.concatenate([chunk.answers.path for chunk in chunks])
+    subsets_of = top1_accuracy.Subsets(part.group, None, part.clean.has_both)
+    return top1_accuracy.measure_peer(part.split, POOLED, answers, part.clean, subsets_of)
 
 
 def library_of(setting: Setting) -> Combiner | None:
@@ -177,6 +209,9 @@ def section(values: Mapping[str, float], split: str) -> Section:
         html.paragraph("Species unknown to the model, by the novelty score (flagged: above val's threshold):"),
         _novelty_table(values, start, queries),
     ]
+    pools = [pool_page.blocks(values, f"{split}/pool/{query}", plots.TITLES[query]) for query in queries]
+    blocks += [html.paragraph(POOLS)] if any(pools) else []
+    blocks += [block for shown in pools for block in shown]
     return Section("Calibration, back-off, novelty", [*blocks, *_disagreement_blocks(values, start)])
 
 

@@ -13,10 +13,10 @@ import pyarrow.compute as pc
 
 from engine.batches.pipeline import load_index
 from engine.relations.containment import novel_mask
-from train.evaluation import compare, error_analysis, peers, probes, retrieval, subsets, top1_accuracy
-from train.evaluation.compare import compare_fused
+from train.evaluation import error_analysis, peers, probes, retrieval, subsets, top1_accuracy
 from train.evaluation.model_under_test import Setting
 from train.evaluation.predict import Encoded, accuracy_of
+from train.evaluation.top1_accuracy import compare_fused
 from train.inference.scoring import Scorer
 from train.pages import calibration_report, page, plots, report, robustness_page, tables
 from train.pages.result import Evaluation
@@ -128,7 +128,7 @@ def run_evaluation(setting: Setting, out: Path, *, baselines: bool = True, extra
     fused = split != "val" and f"{split}/fused/noisy_both/rows" in found.metrics
     if fused and (chosen := _choosing_metrics(setting)):
         compared = compare_fused(chosen, found.predictions, config.eval.bootstrap)
-        values = found.metrics | chosen | compare.as_metrics(compared, split)
+        values = found.metrics | chosen | top1_accuracy.as_metrics(compared, split)
         found = dataclasses.replace(found, metrics=values, comparison=compared)
     sections = []
     for extra in extras:

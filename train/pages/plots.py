@@ -11,7 +11,7 @@ from matplotlib.patches import Patch
 from engine import html
 from engine.specimens.taxonomy import RANKS
 from train import metrics
-from train.inference.calibration import WITH_LIBRARY
+from train.inference.calibration import POOLED, WITH_LIBRARY
 
 COLOURS = {"image": "#E69F00", "dna": "#0072B2", "average": "#999999", "fused": "#009E73"}  # Okabe and Ito, 2008
 INSIDE = {"image": "black", "dna": "white", "average": "black", "fused": "white"}  # of the numbers, for contrast
@@ -21,8 +21,9 @@ TITLES = {
     "dna": "barcode",
     "average": "average",
     "fused": "gated fusion",
-    f"dna{WITH_LIBRARY}": "barcode and library",
-    f"fused{WITH_LIBRARY}": "gated fusion and library",
+    POOLED: "pool of photo and barcode",
+    f"dna{WITH_LIBRARY}": "pool of barcode and library",
+    f"{POOLED}{WITH_LIBRARY}": "pool of photo, barcode and library",
 }
 GRID = "#dddddd"
 

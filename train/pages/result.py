@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
-from train.evaluation.compare import Comparison
+from train.evaluation.top1_accuracy import Comparison
 from train.pages import tables
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from engine.markdown import interval, markdown, percent
 from engine.specimens.taxonomy import RANKS
 from train import metrics
-from train.evaluation.compare import Comparison
+from train.evaluation.top1_accuracy import Comparison
 
 Metrics = Mapping[str, float]
 
@@ -18,6 +18,7 @@ LABELS = {
     "dna": "dna",
     "average": "average",
     "fused": "gated fusion",
+    "pooled": "pool",
     "clean": "clean",
     "noisy_dna": "noisy dna",
     "noisy_both": "noisy both",
@@ -33,6 +34,9 @@ TABLE2 = (
     ("fused", "clean"),
     ("fused", "noisy_dna"),
     ("fused", "noisy_both"),
+    ("pooled", "clean"),
+    ("pooled", "noisy_dna"),
+    ("pooled", "noisy_both"),
 )
 PEERS = {
     "image/colour_histogram": "colour histogram, nearest photo",

@@ -257,16 +257,21 @@ function lineage(answer) {
 }
 
 function share(answer) {
-  if (answer.asked_with !== "fused") return null;
-  const kinds = [["photo", "photo", answer.share.image], ["dna", "barcode", answer.share.dna]];
+  const kinds = [["photo", "photo", answer.share.image], ["dna", "barcode", answer.share.dna], ["library", "library", answer.share.library]]
+    .filter(([, , value]) => value > 0);
+  if (answer.asked_with !== "fused" && !answer.experts.length) return null;
   const parts = kinds.map(([name, , value]) => {
     const part = el("span", { class: name });
     part.style.flexGrow = value;
     return part;
   });
-  const key = kinds.map(([name, told, value]) => el("span", {}, el("span", { class: `dot ${name}` }), `${told} ${percent(value, 0)}`));
+  const says = (told) => answer.experts.find((one) => one.expert === told)?.species;
+  const key = kinds.map(([name, told, value]) => el("span", {}, el("span", { class: `dot ${name}` }),
+    `${told} ${percent(value, 0)}`, says(told) ? [": ", taxon(says(told), "species")] : null));
+  const silent = answer.experts.filter((one) => !one.weight).map((one) => one.expert);
+  const rest = silent.length ? el("p", { class: "legend" }, `Not counted: ${silent.join(", ")}.`) : null;
   return el("section", {}, el("h3", {}, "What the answer rests on"),
-    el("div", { class: "share", "aria-hidden": "true" }, parts), el("p", { class: "share-key" }, key));
+    el("div", { class: "share", "aria-hidden": "true" }, parts), el("p", { class: "share-key" }, key), rest);
 }
 
 function evidence(answer) {

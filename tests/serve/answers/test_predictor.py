@@ -25,7 +25,7 @@ from train.evaluation.model_under_test import Setting
 from train.evaluation.top1_accuracy import Subsets, rank_queries
 from train.inference import evidence
 from train.inference.calibration import FILE, WITH_LIBRARY, Calibration, FittedLibrary
-from train.inference.combination import Combiner
+from train.inference.nearest import Combiner
 from train.models import checkpoint
 from train.pages import report
 from train.reference import Library
@@ -59,7 +59,7 @@ def same(one: Answer, other: Answer) -> None:
     np.testing.assert_allclose(numbers(one), numbers(other), atol=CLOSE)
 
 
-@pytest.mark.parametrize("asked", ["image", "dna", "fused"])
+@pytest.mark.parametrize("asked", ["image", "dna"])
 def test_answers_are_those_of_the_evaluation(served: Served, asked: str) -> None:
     """Names and scores of predictions.parquet, probabilities of the calibration file, for the same specimens."""
     predictor = Predictor.load(served.checkpoint)
@@ -87,15 +87,17 @@ def test_answers_are_those_of_the_evaluation(served: Served, asked: str) -> None
             assert rank.probability == pytest.approx(calibrated[place, column], abs=CLOSE)
 
 
-@pytest.mark.parametrize("asked", ["dna", "fused"])
-def test_answers_with_a_library_are_those_of_the_evaluation(served: Served, predictor: Predictor, asked: str) -> None:
+@pytest.mark.parametrize(("asked", "name"), [("dna", "dna+library"), ("fused", "pooled+library"), ("fused", "pooled")])
+def test_pooled_answers_are_those_of_the_evaluation(served: Served, asked: str, name: str) -> None:
     """The same lineages, evidence and probabilities as when the calibration is measured; and the library counts."""
+    backed = name.endswith(WITH_LIBRARY)
+    predictor = Predictor.load(served.checkpoint, library=served.library if backed else None)
     loaded = checkpoint.load(served.checkpoint)
     setting = Setting(loaded.model, loaded.config, loaded.taxonomy, served.index, "test")
     part = Part(setting, "test", Combiner(Library.load(served.library), loaded.taxonomy))
-    calibrator = Calibration.load(served.checkpoint / FILE).queries[f"{asked}{WITH_LIBRARY}"]
+    calibrator = Calibration.load(served.checkpoint / FILE).queries[name]
     rows = np.flatnonzero(part.mask(asked))
-    found = part.asked(f"{asked}{WITH_LIBRARY}", rows).cases(calibrator.combination)
+    found = part.asked(name, rows).cases(calibrator.pool)
     probabilities = calibrator.probabilities(found.answers.evidence)
     specimens = {one.key: one for one in served.specimens()}
     queries = [query(specimens[part.clean.keys[row]], asked != "dna", asked != "image") for row in rows]
@@ -106,6 +108,8 @@ def test_answers_with_a_library_are_those_of_the_evaluation(served: Served, pred
         for column, rank in enumerate(answer.ranks):
             assert rank.name == loaded.taxonomy.names[column][found.answers.path[place, column]]
             assert rank.probability == pytest.approx(probabilities[place, column], abs=CLOSE)
+    if not backed:
+        return
     alone = part.asked(asked, rows).cases()
     species = RANKS.index("species")
     assert found.right[:, species].mean() > alone.right[:, species].mean() + 0.2  # random weights know no species
@@ -206,8 +210,17 @@ def test_shares_evidence_and_card(served: Served, predictor: Predictor, both: li
         ]
     )
     assert isinstance(photo, Answer) and isinstance(dna, Answer) and isinstance(fused, Answer)
-    assert dict(photo.share) == {"image": 1.0, "dna": 0.0} and dict(dna.share) == {"image": 0.0, "dna": 1.0}
-    assert 0 < fused.share["image"] < 1 and sum(fused.share.values()) == pytest.approx(1)
+    assert dict(photo.share) == {"image": 1.0, "dna": 0.0, "library": 0.0} and photo.experts == ()
+    assert [[one.expert for one in answer.experts] for answer in (dna, fused)] == [
+        ["barcode", "library"],
+        ["photo", "barcode", "library"],
+    ]
+    for answer in (dna, fused):
+        weights = [one.weight for one in answer.experts]
+        assert sum(answer.share.values()) == pytest.approx(1) and min(weights) >= 0
+        assert list(answer.share.values())[-len(weights) :] == pytest.approx([one / sum(weights) for one in weights])
+        near = {one.name for one in answer.evidence} | {name for tie in answer.ties for name in tie.names}
+        assert answer.experts[-1].species in near
     assert photo.disagreement is None and fused.disagreement and fused.disagreement.flagged is not None
     assert photo.evidence == () and photo.barcode is None
     nearest = fused.evidence[0]

@@ -17,7 +17,7 @@ from tests.train.planted import (
     columns,
     specimen_index,
 )
-from train.evaluation import compare, predict, subsets, top1_accuracy
+from train.evaluation import predict, subsets, top1_accuracy
 from train.inference.scoring import Scorer
 from train.pages import report, result, tables
 
@@ -91,14 +91,14 @@ def test_fusion_is_compared_with_the_modality_that_val_prefers(
 ) -> None:
     table = report.predictions(specimen_index(), encoded, rankings, taxonomy, parts)
     val = {f"val/both/{name}/noisy/{rank}/top1": v for name, v in (("image", 0.9), ("dna", 0.2)) for rank in RANKS}
-    found = compare.compare_fused(val, table, resamples=100)["species"]
+    found = top1_accuracy.compare_fused(val, table, resamples=100)["species"]
     assert found.modality == "image"  # worse on the test rows, but that is not asked
     assert found.difference.value == pytest.approx(5 / 6 - 1 / 6)
     assert (found.difference.rows, found.difference.groups) == (6, 4)
     assert found.difference.low <= found.difference.value <= found.difference.high
     with pytest.raises(ValueError, match="val/both/image/noisy/order/top1"):
-        compare.compare_fused({}, table)
-    text = tables.comparison_table(compare.compare_fused(val, table, resamples=100)).text()
+        top1_accuracy.compare_fused({}, table)
+    text = tables.comparison_table(top1_accuracy.compare_fused(val, table, resamples=100)).text()
     assert "| species | image" in text and "+66.7" in text
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,10 +10,10 @@ from sklearn.linear_model import LogisticRegression
 
 from engine.specimens.taxonomy import RANKS, Taxonomy
 from tests.train.planted import PlantedModel
-from train.evaluation import calibrate, reliability
-from train.evaluation.calibrate import COMBINATION, Cases, fit_rule
+from train.evaluation import calibrate, fit_rules, reliability
+from train.evaluation.fit_rules import Cases, fit_rule
 from train.inference import calibration, evidence
-from train.inference.calibration import Calibration, Combination, Rule, back_off
+from train.inference.calibration import Calibration, Rule, back_off
 from train.inference.evidence import Answers
 from train.inference.scoring import Scorer
 
@@ -68,7 +67,7 @@ def simulated_cases(count: int, seed: int) -> Cases:
 
 
 def test_probabilities_mean_what_they_say_and_never_rise() -> None:
-    calibrator = calibrate.fit_query(simulated_cases(4000, 0), ("probability", "hint"))
+    calibrator = fit_rules.fit_query(simulated_cases(4000, 0), ("probability", "hint"))
     fresh = simulated_cases(4000, 1)
     told = calibrator.probabilities(fresh.answers.evidence)
     assert (np.diff(told, axis=1) <= 0).all()
@@ -78,47 +77,10 @@ def test_probabilities_mean_what_they_say_and_never_rise() -> None:
         assert fresh.right[chosen, rank].mean() > 0.95
     seen = ~fresh.withheld
     assert calibrator.is_novel(fresh.answers.evidence)[seen].mean() < 0.05
-    blind = calibrate.fit_query(simulated_cases(4000, 0), ("probability",))
+    blind = fit_rules.fit_query(simulated_cases(4000, 0), ("probability",))
     own, less = (one.probabilities(fresh.answers.evidence)[:, 3] for one in (calibrator, blind))
     areas = [reliability.risk_coverage(told, fresh.right[:, 3])[1] for told in (own, less)]
     assert areas[0] < areas[1]  # further evidence helps without any change of the code
-
-
-def test_a_combination_is_left_for_another_only_when_that_is_shown_better() -> None:
-    noise = np.random.default_rng(0).normal(size=(400, 2))
-    other = Combination(0.25, 32.0)
-    for better, found in ((0.0, COMBINATION), (0.05, COMBINATION), (0.5, other)):
-
-        def right(one: Combination, better: float = better) -> np.ndarray:
-            """Each number that is `other`'s adds `better` to a group on average, 1 more or less."""
-            return (better + noise) @ np.array([one.per_edit == other.per_edit, one.step == other.step])
-
-        assert calibrate.choose_combination(right) == found
-    gone = Combination(COMBINATION.per_edit, 1.0)
-    assert calibrate.choose_combination(lambda one: np.full(400, float(one == gone))) == gone
-    assert calibrate.choose_combination(lambda one: np.zeros(400)) == COMBINATION
-
-
-def test_a_combination_is_fitted_on_known_species_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Withheld pieces, which would choose another one, are not asked."""
-    other = dataclasses.replace(COMBINATION, per_edit=0.25)
-
-    def piece(without: np.ndarray | None, best: Combination) -> SimpleNamespace:
-        def cases(one: Combination) -> SimpleNamespace:
-            right = np.full((50, 4), one == best)
-            return SimpleNamespace(right=right, scored=np.ones_like(right), group=np.arange(50))
-
-        return SimpleNamespace(without=without, cases=cases)
-
-    part = SimpleNamespace(mask=lambda query: np.ones(50, dtype=bool))
-    withheld = piece(np.zeros(50, dtype=int), other)
-    for known, found in (
-        (COMBINATION, COMBINATION),
-        (dataclasses.replace(COMBINATION, step=32.0), dataclasses.replace(COMBINATION, step=32.0)),
-    ):
-        pieces = [piece(None, known), withheld, withheld]
-        monkeypatch.setattr(calibrate, "_pieces", lambda *_, pieces=pieces: pieces)
-        assert calibrate.fit_combination(part, "dna+library") == found
 
 
 def test_back_off_ends_at_the_deepest_rank_past_the_threshold() -> None:
@@ -139,7 +101,7 @@ def test_parent_is_never_below_its_child_whatever_the_rules_say() -> None:
 
 def test_a_rank_is_never_more_probable_than_members_so_far_away(tmp_path: Path) -> None:
     sure = Rule(("rate",), (0.0,), (1.0,), (0.0,), 9.0)
-    far, near = calibration.Cap((0.1, 0.3), (1.0, 0.0)), calibration.Cap((0.0, 0.1), (1.0, 0.5))
+    far, near = calibration.Cap("rate", (0.1, 0.3), (1.0, 0.0)), calibration.Cap("rate", (0.0, 0.1), (1.0, 0.5))
     one = calibration.Calibrator((sure,) * 4, sure, 0.5, (sure,) * 4, caps=(far, near, far, far))
     told = one.probabilities({"rate": np.array([[0.0] * 4, [0.2] * 4, [0.9] * 4])})
     np.testing.assert_allclose(told, [[calibration.sigmoid(9.0)] * 4, [0.5] * 4, [0.0] * 4])
@@ -148,7 +110,7 @@ def test_a_rank_is_never_more_probable_than_members_so_far_away(tmp_path: Path) 
 
 
 def test_unknown_taxa_are_shares_of_what_a_rank_loses() -> None:
-    calibrator = calibrate.fit_query(simulated_cases(4000, 0), ("probability", "hint"))
+    calibrator = fit_rules.fit_query(simulated_cases(4000, 0), ("probability", "hint"))
     fresh = simulated_cases(4000, 1)
     told = calibrator.probabilities(fresh.answers.evidence)
     unknown = calibrator.unknown_taxa(fresh.answers.evidence)
@@ -162,14 +124,14 @@ def test_unknown_taxa_are_shares_of_what_a_rank_loses() -> None:
 
 
 def test_file_of_the_format_before_is_refused_with_the_command_to_fit_anew(tmp_path: Path) -> None:
-    (tmp_path / "c.json").write_text('{"format_version": 1}')
-    with pytest.raises(ValueError, match=r"got format version 1.*python -m train\.evaluate --calibration"):
+    (tmp_path / "c.json").write_text('{"format_version": 2}')
+    with pytest.raises(ValueError, match=r"got format version 2.*python -m train\.evaluate --calibration"):
         Calibration.load(tmp_path / "c.json")
 
 
 def test_file_gives_back_the_same_probabilities(tmp_path: Path) -> None:
     cases = simulated_cases(300, 2)
-    calibrator = calibrate.fit_query(cases, ("probability", "hint"))
+    calibrator = fit_rules.fit_query(cases, ("probability", "hint"))
     pair = calibration.Disagreement(Rule(("a",), (0.0,), (1.0,), (1.0,), 0.0), 0.5)
     Calibration("print", {"dna": calibrator}, pair).save(tmp_path / "c.json")
     loaded = Calibration.load(tmp_path / "c.json")
@@ -275,6 +237,6 @@ def test_swapped_pairs_differ_where_they_should() -> None:
 
 def test_quantile_by_weight() -> None:
     values, weight = np.array([0.1, 0.2, 0.3]), np.array([1.0, 8.0, 1.0])
-    assert 0.2 < calibrate.weighted_quantile(values, weight, 0.9) < 0.3
-    assert RANKS[calibrate.SPECIES] == "species"
-    assert calibrate.flagged_share(10) == 0.005 < calibrate.flagged_share(300) < calibrate.flagged_share(30_000) < 0.05
+    assert 0.2 < fit_rules.weighted_quantile(values, weight, 0.9) < 0.3
+    assert RANKS[fit_rules.SPECIES] == "species"
+    assert fit_rules.flagged_share(10) == 0.005 < fit_rules.flagged_share(300) < fit_rules.flagged_share(30_000) < 0.05

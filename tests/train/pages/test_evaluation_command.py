@@ -101,10 +101,10 @@ def test_command_from_shards_to_tables(
     gain = numbers["test/curves/preset/0/fused_minus_dna/species/difference"]
     assert gain == pytest.approx(numbers["test/fused/clean/species/top1"] - numbers["test/both/dna/clean/species/top1"])
     fitted = Calibration.load(saved / "calibration.json")
-    assert set(fitted.queries) == {"image", "dna", "average", "fused", "dna+library", "fused+library"}
+    assert set(fitted.queries) == {"image", "dna", "average", "fused", "pooled", "dna+library", "pooled+library"}
     assert fitted.disagreement is not None
-    assert {name for name, one in fitted.queries.items() if one.combination} == {"dna+library", "fused+library"}
-    assert 0 <= numbers["test/calibration/fused+library/species/ece"] <= 1
+    assert {name for name, one in fitted.queries.items() if one.pool} == {"pooled", "dna+library", "pooled+library"}
+    assert 0 <= numbers["test/calibration/pooled+library/species/ece"] <= 1
     assert 0 <= numbers["test/calibration/fused/species/ece"] <= 1
     assert numbers["test/calibration/dna/novelty/withheld/rows"] > 0
     assert "In short" in page and page.count("<svg") > 4

@@ -1,10 +1,8 @@
-"""What a reference library adds to a model's scores: every lineage is moved by how near its nearest reference is.
+"""The nearest references of a library, by the taxa of a model: what the expert `library` and the rules read.
 
-A lineage loses `per_edit` of its log score for each edit by which the query is farther from its nearest reference than
-from the nearest of all, counted as in a whole barcode: a fragment has fewer letters to differ in. A taxon of which no
-reference was found counts as `step` edits farther than the taxon that it lies in, so that a species without references
-is still told before those of another genus. Scores of several sources are thus multiplied, and all that follows
-(roll-up, back-off, calibration, checklists) is as without a library.
+A lineage is as far as its nearest reference, in edits counted as in a whole barcode: a fragment has fewer letters to
+differ in. A taxon of which no reference was found is `step` edits farther than the taxon that it lies in, so that a
+species without references is still nearer than those of another genus.
 
 Legend: N queries, b of a chunk, M records of the library, R ranks, T_r taxa of a rank, L lineages.
 """
@@ -24,7 +22,8 @@ from train.reference import Hits, Library, RankScores, rank_scores
 
 _SPECIES = RANKS.index("species")
 WHOLE = 658  # nucleotides of a barcode: the edits of a fragment count as those that a whole one would have
-_FAR = 0.3  # differences per nucleotide between barcodes that have nothing in common: taxa of which none was found
+MORE = 0.02  # far less than half an edit, whatever their number
+FAR = 0.3  # differences per nucleotide between barcodes that have nothing in common: taxa of which none was found
 
 
 @dataclass(frozen=True)
@@ -33,18 +32,50 @@ class Nearest:
 
     ranks: tuple[RankScores, ...]
     length: np.ndarray  # int64 [N], nucleotides of the query
+    known: tuple[np.ndarray, ...] = ()  # per rank bool [T_r], the taxa of which the library has a barcode; () = all
 
     @cached_property
     def _begin(self) -> list[np.ndarray]:
         numbers = np.arange(len(self.length) + 1)
         return [np.searchsorted(one.query, numbers) for one in self.ranks]
 
+    @cached_property
+    def least(self) -> np.ndarray:
+        """Edits to the nearest reference of all, float64 [N]; inf where none was found."""
+        least = np.full(len(self.length), np.inf)
+        for one in self.ranks:
+            np.minimum.at(least, one.query, one.difference)
+        return least
+
+    @cached_property
+    def references(self) -> np.ndarray:
+        """Specimens that speak for the nearest species, int64 [N]."""
+        species = self.ranks[_SPECIES]
+        found = np.zeros(len(self.length), dtype=np.int64)
+        found[species.query[::-1]] = species.records[::-1]
+        return found
+
+    def take(self, rows: np.ndarray) -> "Nearest":
+        """Return what was found for some queries, int64 [n], rising."""
+        place = np.full(len(self.length), -1)
+        place[rows] = np.arange(len(rows))
+        ranks = []
+        for one in self.ranks:
+            kept = place[one.query] >= 0
+            parts = (getattr(one, name)[kept] for name in ("taxon", "difference", "records", "hit"))
+            ranks.append(RankScores(place[one.query[kept]], *parts))
+        return Nearest(tuple(ranks), self.length[rows], self.known)
+
     def found(self, scorer: Scorer, rows: slice) -> np.ndarray:
-        """Return the edits to the nearest reference of every candidate, float32 [b, C]; inf where none was found."""
+        """Return the edits to the nearest reference of every candidate, float32 [b, C]; inf where none was found.
+
+        Of equally near taxa the one with more specimens there is nearer, by MORE edits for e times as many.
+        """
         found = np.full((rows.stop - rows.start, len(scorer.candidates)), np.inf, dtype=np.float32)
         for rank, (one, begin) in enumerate(zip(self.ranks, self._begin, strict=True)):
             span = slice(begin[rows.start], begin[rows.stop])
-            found[one.query[span] - rows.start, int(scorer.first[rank]) + one.taxon[span]] = one.difference[span]
+            edits = one.difference[span] - MORE * np.log1p(one.records[span])
+            found[one.query[span] - rows.start, int(scorer.first[rank]) + one.taxon[span]] = edits
         return found
 
     def leaf_distances(self, scorer: Scorer, rows: slice, step: float) -> Tensor:
@@ -54,7 +85,7 @@ class Nearest:
         """
         found = self.found(scorer, rows)
         whole = torch.from_numpy(WHOLE / np.maximum(self.length[rows], 1).astype(np.float32)).to(scorer.device)[:, None]
-        distance = (torch.from_numpy(found).to(scorer.device) * whole).clamp_(max=_FAR * WHOLE)
+        distance = (torch.from_numpy(found).to(scorer.device) * whole).clamp_(max=FAR * WHOLE)
         least = distance.amin(1, keepdim=True)
         for rank, size in enumerate(scorer.sizes):
             taxa = slice(int(scorer.first[rank]), int(scorer.first[rank]) + size)
@@ -64,9 +95,9 @@ class Nearest:
         return distance[:, scorer.leaf_candidate] - least
 
     def evidence(self, path: np.ndarray, first: int) -> dict[str, np.ndarray]:
-        """LIBRARY_INPUTS of answered lineages int64 [b, R], those of the queries from `first` on."""
+        """Return LIBRARY_INPUTS of answered lineages int64 [b, R], those of the queries from `first` on."""
         rows = np.arange(first, first + len(path))
-        far = _FAR * self.length[rows]
+        far = FAR * self.length[rows]
         own, other = (np.tile(far[:, None], len(RANKS)) for _ in range(2))
         for rank, (one, begin) in enumerate(zip(self.ranks, self._begin, strict=True)):
             span = slice(begin[first], begin[first + len(path)])
@@ -82,6 +113,23 @@ class Nearest:
             )
         )
 
+    def rate(self, path: np.ndarray, edits: np.ndarray, first: int) -> np.ndarray:
+        """Return edits per letter to the nearest reference of answered taxa, float64 [b, R].
+
+        0 for a taxon of which the library has no barcode: then nothing follows from finding none.
+
+        Args:
+            path: int64 [b, R], answered lineages of the queries from `first` on.
+            edits: float64 [b, R], of `evidence`, their log1p.
+            first: place of the first query.
+        """
+        length = np.maximum(self.length[first : first + len(path)], 1)[:, None]
+        there = np.ones(path.shape, dtype=bool)
+        for rank, known in enumerate(self.known):
+            if len(known):
+                there[:, rank] = known[np.maximum(path[:, rank], 0)] | (path[:, rank] < 0)
+        return np.where(there, np.expm1(edits) / length, 0.0)
+
 
 class Combiner:
     """A library whose records are labelled with a model's taxa."""
@@ -90,6 +138,11 @@ class Combiner:
         self.library = library
         self.labels = taxonomy.encode(library.names)  # int64 [M, R]
         place = {name: number for number, name in enumerate(library.taxonomy.names[_SPECIES])}
+        barcoded = library.records["haplotype"].to_numpy() >= 0
+        self._known = tuple(
+            np.bincount(self.labels[barcoded, rank] + 1, minlength=size + 1)[1:] > 0
+            for rank, size in enumerate(taxonomy.sizes)
+        )
         self._species = np.array([place.get(name, -1) for name in taxonomy.names[_SPECIES]], dtype=np.int64)
 
     def find(self, barcodes: Sequence[str], *, without: np.ndarray | None = None, threads: int = 1) -> Nearest:
@@ -105,4 +158,4 @@ class Combiner:
     def of(self, hits: Hits, without: np.ndarray | None = None) -> Nearest:
         """Return what a search of this library found."""
         ranks = (rank_scores(self.library, hits, rank, self.labels, without) for rank in range(len(RANKS)))
-        return Nearest(tuple(ranks), hits.length)
+        return Nearest(tuple(ranks), hits.length, self._known)

@@ -1,4 +1,4 @@
-"""A model's scores moved by a library: distances down the taxonomy, evidence, species that are taken away."""
+"""The nearest references by a model's taxa: distances down the taxonomy, evidence, species that are taken away."""
 
 import numpy as np
 import pytest
@@ -7,13 +7,14 @@ import torch
 from engine.specimens.taxonomy import RANKS, Taxonomy
 from tests.train.planted import PlantedModel
 from tests.train.reference.test_reference import Planted, mutate, random_barcode
-from train.inference import evidence
-from train.inference.calibration import LIBRARY_INPUTS, Combination
-from train.inference.combination import WHOLE, Combiner
+from train.inference import nearest as nearest_module
+from train.inference.calibration import LIBRARY_INPUTS
+from train.inference.experts import PER_EDIT, STEP, Inputs, opinions
+from train.inference.nearest import WHOLE, Combiner, Nearest
 from train.inference.scoring import Scorer
+from train.reference import RankScores
 
 SPECIES = RANKS.index("species")
-HOW = Combination(per_edit=0.5, step=8.0)
 
 
 @pytest.fixture(scope="module")
@@ -54,41 +55,50 @@ def plain_distances(combiner: Combiner, scorer: Scorer, barcode: str, step: floa
     return np.array(result)
 
 
-def test_distances_go_down_the_taxonomy(planted: Planted, scorer: Scorer, combiner: Combiner) -> None:
+def test_of_equally_near_species_the_one_with_more_specimens_is_nearer(scorer: Scorer, combiner: Combiner) -> None:
+    one = np.zeros(2, dtype=np.int64)
+    pairs = RankScores(one, np.array([1, 0]), np.array([3.0, 3.0]), np.array([5, 2]), one)
+    none = RankScores(one[:0], one[:0], np.empty(0), one[:0], one[:0])
+    distance = Nearest((none, none, none, pairs), np.array([600])).leaf_distances(scorer, slice(0, 1), STEP)[0]
+    leaf = {int(row): place for place, row in enumerate(scorer.leaves[:, SPECIES])}
+    assert distance[leaf[1]] == 0 and 0 < distance[leaf[0]] < 0.1
+
+
+def test_distances_go_down_the_taxonomy(
+    planted: Planted, scorer: Scorer, combiner: Combiner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nearest_module, "MORE", 0.0)
     rng = np.random.default_rng(1)
     queries = [mutate(planted.barcodes[row], rng, 0.01) for row in (0, 7, 33)]
     nearest = combiner.find(queries)
-    found = nearest.leaf_distances(scorer, slice(0, 3), HOW.step).numpy()
+    found = nearest.leaf_distances(scorer, slice(0, 3), STEP).numpy()
     for row, query in enumerate(queries):
-        np.testing.assert_allclose(found[row], plain_distances(combiner, scorer, query, HOW.step), atol=1e-5)
+        np.testing.assert_allclose(found[row], plain_distances(combiner, scorer, query, STEP), atol=1e-5)
     assert (found[0, 3:] > found[0, :3].max()).all()  # species of other genera are farther
-    np.testing.assert_array_equal(nearest.leaf_distances(scorer, slice(1, 3), HOW.step).numpy(), found[1:])
+    np.testing.assert_array_equal(nearest.leaf_distances(scorer, slice(1, 3), STEP).numpy(), found[1:])
 
 
-def test_a_query_that_finds_nothing_moves_nothing(scorer: Scorer, combiner: Combiner) -> None:
+def test_a_query_that_finds_nothing_says_nothing(scorer: Scorer, combiner: Combiner) -> None:
     nearest = combiner.find([random_barcode(np.random.default_rng(9), 300), ""])
-    assert (nearest.leaf_distances(scorer, slice(0, 2), HOW.step) == 0).all()
+    assert (nearest.leaf_distances(scorer, slice(0, 2), STEP) == 0).all()
     features = np.eye(16, dtype=np.float32)[:2]
-    alone = evidence.answers(scorer, features)
-    both = evidence.answers(scorer, features, library=(nearest, HOW))
-    np.testing.assert_array_equal(alone.path, both.path)
-    np.testing.assert_array_equal(alone.evidence["probability"], both.evidence["probability"])
+    barcode, library = opinions(scorer, Inputs(None, features, nearest), slice(0, 2))
+    assert barcode.speaks.all() and not library.speaks.any()
+    assert np.isfinite(library.quality).all()
 
 
-def test_library_and_model_are_multiplied(planted: Planted, scorer: Scorer, combiner: Combiner) -> None:
+def test_a_library_says_how_near_the_references_are(planted: Planted, scorer: Scorer, combiner: Combiner) -> None:
     nearest = combiner.find(planted.barcodes[:15])
-    rng = np.random.default_rng(2)
-    features = rng.normal(size=(15, 16)).astype(np.float32)
-    features /= np.linalg.norm(features, axis=1, keepdims=True)
-    (plain,) = scorer.leaf_probabilities(features)
-    moved = plain[1].numpy() * np.exp(-HOW.per_edit * nearest.leaf_distances(scorer, slice(0, 15), HOW.step).numpy())
-    (chunk,) = evidence.scored(scorer, features, library=(nearest, HOW))
-    species = chunk.probabilities[SPECIES].numpy()
-    leaf = scorer.taxonomy.leaves()[:, SPECIES]
-    np.testing.assert_allclose(species[:, leaf], moved / moved.sum(axis=1, keepdims=True), rtol=1e-4, atol=1e-9)
-    right = combiner.labels[:15, SPECIES]
-    alone = evidence.answers(scorer, features).path[:, SPECIES]
-    assert (chunk.answers.path[:, SPECIES] == right).sum() > 5 + (alone == right).sum()
+    (library,) = opinions(scorer, Inputs(dna=None, image=None, nearest=nearest), slice(0, 15))
+    expected = (-PER_EDIT * nearest.leaf_distances(scorer, slice(0, 15), STEP)).log_softmax(1)
+    np.testing.assert_allclose(library.log_p.numpy(), expected.numpy(), atol=1e-5)
+    species = scorer.taxonomy.leaves()[library.log_p.argmax(1).numpy(), SPECIES]
+    assert (species == combiner.labels[:15, SPECIES]).all()
+    chosen = np.array([2, 3, 9])
+    few = nearest.take(chosen)
+    (again,) = opinions(scorer, Inputs(nearest=few), slice(0, 3))
+    np.testing.assert_array_equal(again.log_p.numpy(), library.log_p.numpy()[chosen])
+    np.testing.assert_array_equal(again.quality, library.quality[chosen])
 
 
 def test_evidence_is_of_the_answered_taxon_and_of_the_others(
