@@ -14,7 +14,7 @@ PACKAGES = ("engine", "train", "tune", "serve", "infra")
 MAY_IMPORT = {  # room or file -> the others that it may import; a package's own ground files are free to all its rooms
     "engine": "",
     "engine.specimens": "",
-    "engine.signals": "engine.specimens",
+    "engine.signals": "engine.specimens engine.store",
     "engine.store": "engine.specimens",
     "engine.relations": "engine.specimens engine.signals",
     "engine.simulated": "engine.specimens engine.signals",

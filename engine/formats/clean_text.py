@@ -5,6 +5,7 @@ import io
 from pathlib import Path
 
 from engine.formats.unpacked import open_unpacked
+from engine.store.limits import MAX_ZERO_BYTES
 
 
 def _byte_as_windows(error: UnicodeError) -> tuple[str, int]:
@@ -32,6 +33,7 @@ class CleanText(io.RawIOBase):
     """
 
     def __init__(self, path: Path, member: str | None = None, returns_end_lines: bool | None = None) -> None:
+        self._path, self._zeros = path, 0
         self._file = open_unpacked(path, member)
         self._pending = self._file.read(1 << 20)
         encoding = _encoding(self._pending)
@@ -53,6 +55,9 @@ class CleanText(io.RawIOBase):
             at_end = not self._pending
             text = self._decoder.decode(self._pending, final=at_end).replace("\0", "")
             self._clean = text.replace("\r", self._return).encode(errors="replace")
+            self._zeros = 0 if self._clean else self._zeros + len(self._pending)
+            if self._zeros > MAX_ZERO_BYTES:
+                raise ValueError(f"file: got {self._path} with {self._zeros:,} zero bytes in a row, allowed: text")
             self._pending = self._file.read(1 << 20)
         size = min(len(buffer), len(self._clean))
         buffer[:size] = self._clean[:size]

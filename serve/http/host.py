@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from pydantic_core import to_json
 
+from engine.signals.photo_cost import HEAVY, cost
 from serve.answers.answer import Query, QueryError
 from serve.answers.predictor import Options, Predictor
 from serve.answers.query import MAX_IMAGES, PHOTO, Prepared
 from serve.http.batching import Batcher
-from serve.http.photos import HEAVY, cost
 from serve.models.directory import Spec, library_of, located
 from serve.models.settings import Settings
 

@@ -4,15 +4,16 @@ A decoder does what the whole file says, not what its first bytes promise: a lat
 scan of a progressive JPEG is a pass over all pixels. Both are read here as the decoder would read them.
 """
 
+import math
 import re
 import struct
 
-from engine.store.limits import MAX_JPEG_SCANS, MAX_SCAN_PIXELS
+from engine.store.limits import MAX_JPEG_SCANS, MAX_PAGE_PIXELS, MAX_SCAN_PIXELS
 
 HEAVY = 60_000_000  # scans times pixels beyond which a photo waits with other heavy ones
 _TIFF = {b"II*\0": "<", b"MM\0*": ">"}
 _SIZES = {0x0100: "width", 0x0101: "height", 0x0115: "samples", 0x0142: "tile width", 0x0143: "tile height"}
-_MAX_ENTRIES = 512
+_MAX_ENTRIES, _MAX_PAGES, _MAX_SAMPLES = 512, 1000, 16
 _MAX_SEGMENTS = 4096
 _SEGMENT = re.compile(rb"\xff[\x02-\xcf\xda-\xfe]")  # a marker that has a length: no data, restart or fill byte
 _FRAMES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})  # SOF markers
@@ -57,21 +58,37 @@ def _jpeg_cost(photo: bytes) -> int:
 
 
 def _check_tiff(photo: bytes, order: str) -> None:
-    """Raise ValueError unless a TIFF says its sizes once, as one number each."""
+    """Raise ValueError unless each page of a TIFF says its sizes once, as one number each, and all are no bomb."""
+    places: list[int] = []
     try:
         (place,) = struct.unpack_from(order + "I", photo, 4)
-        (count,) = struct.unpack_from(order + "H", photo, place)
-        if count > _MAX_ENTRIES:
-            raise ValueError(f"photo: got a TIFF of {count} entries, allowed at most {_MAX_ENTRIES}")
-        seen = set()
-        for entry in range(place + 2, place + 2 + 12 * count, 12):
-            tag, kind, number = struct.unpack_from(order + "HHI", photo, entry)
-            if tag not in _SIZES:
-                continue
-            if tag in seen or number != 1 or kind not in (3, 4):
-                raise ValueError(f"photo: got a TIFF whose {_SIZES[tag]} is not one number, allowed: one")
-            seen.add(tag)
-            if tag == 0x0115 and struct.unpack_from(order + ("H" if kind == 3 else "I"), photo, entry + 8)[0] > 4:
-                raise ValueError("photo: got a TIFF of more than 4 samples a pixel, allowed: up to 4")
+        while place:
+            if place in places or len(places) == _MAX_PAGES:
+                raise ValueError(f"photo: got a TIFF of more than {_MAX_PAGES} pages, or whose pages form a ring")
+            places.append(place)
+            place = _check_page(photo, order, place)
     except struct.error:
         raise ValueError("photo: truncated TIFF directory") from None
+
+
+def _check_page(photo: bytes, order: str, place: int) -> int:
+    """Check one page's directory; return the place of the next page, 0 = there is none. Raises struct.error, too."""
+    (count,) = struct.unpack_from(order + "H", photo, place)
+    if count > _MAX_ENTRIES:
+        raise ValueError(f"photo: got a TIFF of {count} entries, allowed at most {_MAX_ENTRIES}")
+    seen: dict[int, int] = {}
+    end = place + 2 + 12 * count
+    for entry in range(place + 2, end, 12):
+        tag, kind, number = struct.unpack_from(order + "HHI", photo, entry)
+        if tag not in _SIZES:
+            continue
+        if tag in seen or number != 1 or kind not in (3, 4):
+            raise ValueError(f"photo: got a TIFF whose {_SIZES[tag]} is not one number, allowed: one")
+        (seen[tag],) = struct.unpack_from(order + ("H" if kind == 3 else "I"), photo, entry + 8)
+    samples = seen.get(0x0115, 1)
+    if samples > _MAX_SAMPLES:
+        raise ValueError(f"photo: got a TIFF of {samples} samples a pixel, allowed: up to {_MAX_SAMPLES}")
+    for sides in ((0x0100, 0x0101), (0x0142, 0x0143)):
+        if math.prod(seen.get(side, 1) for side in sides) * max(1, samples / 4) > MAX_PAGE_PIXELS:
+            raise ValueError(f"photo: got a TIFF with a page or tile of more than {MAX_PAGE_PIXELS:,} pixels")
+    return int(struct.unpack_from(order + "I", photo, end)[0]) if end + 4 <= len(photo) else 0
