@@ -24,7 +24,7 @@ from engine.formats.lookup import name_hashes
 from engine.formats.photos import HDF5_SUFFIXES
 from engine.formats.split_names import SPLIT_ALIASES
 from engine.specimens.taxonomy import RANKS
-from engine.store.limits import MAX_PHOTO_BYTES, MAX_ROWS_BYTES
+from engine.store.limits import MAX_BARCODE_BYTES, MAX_PHOTO_BYTES, MAX_ROWS_BYTES
 
 TRAINING = "no_split_and_seen_train"
 GROUPS = (
@@ -45,6 +45,7 @@ GROUPS = (
 )
 IDS = ("processid", "sampleid", "image_file")  # the first that a group has
 _ROWS = 1 << 14  # read at once
+_LONG_ROWS = 64  # read at once of texts without a fixed length
 
 
 @dataclasses.dataclass
@@ -138,7 +139,10 @@ def _rows(group: h5py.Group, name: str, number: int, path: Path) -> Iterator[Row
     step = max(1, min(_ROWS, MAX_ROWS_BYTES // max(one.dtype.itemsize for one in texts.values())))
     for start in range(0, num_rows.pop(), step):
         part = slice(start, start + step)
-        columns = {field: _text(values[part]) for field, values in texts.items()}
+        try:
+            columns = {field: _text(values, part) for field, values in texts.items()}
+        except (ValueError, OSError, RuntimeError) as error:
+            raise ValueError(f"clibd-hdf5: {path} group {name}: {str(error).splitlines()[0]}") from None
         lengths = photos[1][part].tolist() if has_photos else [None] * len(columns["key"])
         refs = [
             f"{number}:{start + row}:{size}:{name}" if size is not None else None for row, size in enumerate(lengths)
@@ -146,8 +150,18 @@ def _rows(group: h5py.Group, name: str, number: int, path: Path) -> Iterator[Row
         yield pa.table({**columns, "ref": pa.array(refs, pa.large_string())}), []
 
 
-def _text(values: np.ndarray) -> pa.Array:
-    decoded = [one.decode("utf-8", "replace") if isinstance(one, bytes) else str(one) for one in values.tolist()]
+def _text(values: h5py.Dataset, part: slice) -> pa.Array:
+    """Return some rows as text; those of no fixed length are read a few at a time, since they may share one long one.
+
+    Raises ValueError for a text that is longer than a barcode may be.
+    """
+    step = _LONG_ROWS if values.dtype.hasobject else _ROWS
+    decoded: list[str] = []
+    for start in range(part.start, min(part.stop, len(values)), step):
+        cells = values[start : min(start + step, part.stop)].tolist()
+        if any(len(one) > MAX_BARCODE_BYTES for one in cells if isinstance(one, bytes | str)):
+            raise ValueError(f"a text of more than {MAX_BARCODE_BYTES:,} bytes after row {start}")
+        decoded += [one.decode("utf-8", "replace") if isinstance(one, bytes) else str(one) for one in cells]
     return pa.array(decoded, pa.large_string())
 
 

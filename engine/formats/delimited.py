@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 
 from engine.formats.clean_text import CleanText
-from engine.store.limits import MAX_COLUMNS, MAX_LINE_BYTES
+from engine.store.limits import MAX_COLUMNS, MAX_LINE_BYTES, MAX_NAMED_ROWS
 
 log = logging.getLogger(__name__)
 
@@ -303,9 +303,14 @@ def read_delimited(path: Path, pick: Picker, member: str | None = None) -> Itera
         [found[field] for field in ("barcode", "image") if field in found],
     )
     bad_rows: list[tuple[str, str]] = []
+    further = 0
 
     def leave_out(text: str, reason: str) -> None:
-        bad_rows.append((f"{path.name} row {text.splitlines()[0][:40]!r}", reason))
+        nonlocal further
+        if len(bad_rows) < MAX_NAMED_ROWS:
+            bad_rows.append((f"{path.name} row {text[:40].splitlines()[0]!r}", reason))
+        else:
+            further += 1
 
     try:
         clean = cast(BinaryIO, io.BufferedReader(CleanText(path, member), buffer_size=1 << 20))
@@ -325,6 +330,8 @@ def read_delimited(path: Path, pick: Picker, member: str | None = None) -> Itera
     except pa.ArrowInvalid as error:
         if "Empty CSV file" not in str(error):
             raise ValueError(f"table: {path} cannot be parsed ({str(error).splitlines()[0]})") from None
+    if further:
+        bad_rows.append((path.name, f"further rows that cannot be read: {further:,}"))
     if bad_rows:
         yield pa.table({field: pa.array([], pa.large_string()) for field in places}), bad_rows
 

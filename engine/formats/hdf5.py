@@ -4,6 +4,7 @@ Only what lies in the file itself is read: a link to another file, a data set wh
 one that says it holds far more than the file can hold, are refused by name.
 """
 
+import math
 import os
 import threading
 from pathlib import Path
@@ -90,11 +91,16 @@ def _check(dataset: Any, path: str) -> None:
     layout = dataset.id.get_create_plist()
     if layout.get_external_count() or dataset.is_virtual:
         raise ValueError(f"{path!r:.200} lies in other files, allowed: what lies in the file itself")
-    chunk = int(np.prod(dataset.chunks, dtype=object)) * dataset.dtype.itemsize if dataset.chunks else 0
+    chunk = math.prod(dataset.chunks or (0,)) * dataset.dtype.itemsize
     most = MIB + MAX_RATIO * os.path.getsize(dataset.file.filename)
-    if chunk > MAX_PHOTO_BYTES or dataset.nbytes > most:
-        got = f"{dataset.nbytes:,} bytes in chunks of {chunk:,}"
+    if chunk > MAX_PHOTO_BYTES or _size(dataset) > most:
+        got = f"{_size(dataset):,} bytes in chunks of {chunk:,}"
         raise ValueError(f"{path!r:.200} has {got}, allowed in this file: {most:,} in chunks of {MAX_PHOTO_BYTES:,}")
+
+
+def _size(dataset: Any) -> int:
+    """Return a data set's bytes; h5py's own number may run over."""
+    return (0 if dataset.shape is None else math.prod(dataset.shape)) * int(dataset.dtype.itemsize)
 
 
 class Hdf5Images:
@@ -124,9 +130,10 @@ def _bytes_of(dataset: Any) -> bytes:
 
     A fixed-length scalar is read as an array, since a Python bytes object of it would lose the zeros at its end.
     """
-    if not isinstance(dataset, h5py.Dataset) or dataset.nbytes > MAX_PHOTO_BYTES:
-        got = f"{dataset.nbytes:,} bytes" if isinstance(dataset, h5py.Dataset) else "a group"
-        raise TypeError(f"{got}, a photo has at most {MAX_PHOTO_BYTES:,}")
+    if not isinstance(dataset, h5py.Dataset) or (dataset.dtype.hasobject and dataset.size != 1):
+        raise TypeError("a group or a list of objects is no encoded photo")
+    if _size(dataset) > MAX_PHOTO_BYTES:
+        raise TypeError(f"{_size(dataset):,} bytes, a photo has at most {MAX_PHOTO_BYTES:,}")
     value = np.asarray(dataset)
     if (value.dtype == np.uint8 and value.ndim <= 1) or (value.size == 1 and value.dtype.kind in "SV"):
         return value.tobytes()

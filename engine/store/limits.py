@@ -11,6 +11,7 @@ MAX_PATH_LETTERS = 4096  # of a photo's path in a table: PATH_MAX of Linux
 
 MAX_LINE_BYTES = 2 * MIB  # of a line or a quoted record of a table; the parser's blocks have 8 MiB
 MAX_COLUMNS = 20_000  # of a table; Excel has 16,384
+MAX_NAMED_ROWS = 100_000  # unreadable rows of a table between two blocks of readable ones; further ones are counted
 MAX_ZERO_BYTES = 64 * MIB  # in a row in a text file: a sparse file, no text
 MAX_RATIO = 1100  # unpacked bytes for each packed one; deflate reaches 1,032, text 20
 MAX_XZ_BYTES = 256 * MIB  # of memory for an xz file's dictionary; `xz -9` asks for 64

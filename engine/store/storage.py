@@ -244,7 +244,7 @@ def read_regular(path: str | Path, most: int = MAX_PHOTO_BYTES) -> bytes:
     """Return a local regular file. Raises OSError for one of more than `most` bytes, before it is read."""
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
-        data = file.read(most + 1) if size <= most else b""  # files of /proc say 0
+        data = (file.read(most + 1) or b"") if size <= most else b""  # files of /proc say 0, or have nothing now
     if max(size, len(data)) > most:
         raise OSError(errno.EFBIG, f"file of {max(size, len(data)):,} bytes, allowed at most {most:,}", os.fspath(path))
     return data
