@@ -24,7 +24,7 @@ MAY_IMPORT = {  # room or file -> the others that it may import; a package's own
     "engine.ingest": "engine.specimens engine.signals engine.store engine.relations engine.formats",
     "engine.main": "engine.store engine.relations engine.formats engine.ingest engine.curation",
     "train": "engine engine.specimens engine.store",
-    "train.models": "engine engine.specimens engine.signals",
+    "train.models": "engine engine.specimens engine.signals engine.store",
     "train.reference": "engine engine.specimens engine.signals engine.store engine.formats engine.batches",
     "train.losses": "engine engine.specimens train.models",
     "train.photo_head": "engine engine.specimens engine.store train.reference",

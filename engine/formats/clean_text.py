@@ -2,10 +2,12 @@
 
 import codecs
 import io
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 from engine.formats.unpacked import open_unpacked
-from engine.store.limits import MAX_ZERO_BYTES
+from engine.store.limits import MAX_LINE_BYTES, MAX_ZERO_BYTES
 
 
 def _byte_as_windows(error: UnicodeError) -> tuple[str, int]:
@@ -68,6 +70,16 @@ class CleanText(io.RawIOBase):
         """Close the file, too."""
         self._file.close()
         super().close()
+
+
+def bounded_lines(text: TextIO) -> Iterator[str]:
+    """Yield the lines of a text; one of MAX_LINE_BYTES letters or more is passed over without being held."""
+    is_too_long = False
+    for line in iter(lambda: text.readline(MAX_LINE_BYTES), ""):
+        ends = len(line) < MAX_LINE_BYTES or line.endswith("\n")
+        if ends and not is_too_long:
+            yield line
+        is_too_long = not ends
 
 
 def _encoding(start: bytes) -> str:

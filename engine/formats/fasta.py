@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from engine.formats.clean_text import CleanText
+from engine.formats.clean_text import CleanText, bounded_lines
 from engine.formats.columns import FileSource, match_columns, specimens_of, tidy, with_column
 from engine.formats.delimited import Header, Rows, read_delimited
 from engine.formats.headers import read_header, read_taxonomy
@@ -26,7 +26,7 @@ from engine.formats.markers import is_coi
 from engine.formats.understood import read_names, with_origins
 from engine.formats.unpacked import inner_name
 from engine.specimens.taxonomy import RANKS
-from engine.store.limits import MAX_BARCODE_BYTES, MAX_LINE_BYTES, MAX_ROWS_BYTES
+from engine.store.limits import MAX_BARCODE_BYTES, MAX_ROWS_BYTES
 
 log = logging.getLogger(__name__)
 
@@ -222,8 +222,8 @@ def _read_two_columns(path: Path) -> Iterator[pa.Table]:
     """Yield the names of a table without a header: id, lineage."""
     with io.TextIOWrapper(io.BufferedReader(CleanText(path), 1 << 20), encoding="utf-8") as text:
         delimiter = Header(path, "\t,").delimiter
-        lines = iter(lambda: text.readline(MAX_LINE_BYTES), "")
-        rows = [(key.strip(), read_taxonomy(cell)) for key, _, cell in (line.partition(delimiter) for line in lines)]
+        parts = (line.partition(delimiter) for line in bounded_lines(text))
+        rows = [(key.strip(), read_taxonomy(cell)) for key, _, cell in parts]
     columns = {rank: pa.array([said.get(rank) for _, said in rows], pa.string()) for rank in RANKS}
     yield pa.table({"key": pa.array([key for key, _ in rows], pa.large_string()), **columns})
 

@@ -20,6 +20,7 @@ MAX_SHEET_ROWS, MAX_SHEET_PARTS_BYTES = 1 << 20, GIB  # Excel's own limit; all p
 MAX_ROWS_BYTES = 64 * MIB  # of rows of a source that are held at once
 
 MAX_LAYERS, MAX_WIDTH, MAX_IMAGE_SIDE = 512, 65_536, 4096  # of a checkpoint's towers; the largest published have 64
+MAX_VOCABULARY = 1 << 21  # of a text tower; the largest published has 256,000
 MAX_TENSORS = 100_000  # in a file of weights
 
 MAX_JPEG_SCANS = 64  # encoders write about 10; each is a pass over all pixels

@@ -321,3 +321,13 @@ def test_every_page_of_a_tiff_is_bounded() -> None:
     ring[-4:] = struct.pack("<I", 8)
     with pytest.raises(ValueError, match="ring"):
         to_jpeg(bytes(ring))
+
+
+def test_a_long_line_in_a_table_of_names_is_passed_over(tmp_path: Path) -> None:
+    lineage = "k__Animalia;p__Arthropoda;c__Insecta;o__Diptera;f__Muscidae;g__Musca;s__Musca domestica"
+    (tmp_path / "a.fasta").write_text(">a1\nACGT\n>b1\nACGT\n")
+    names = (tmp_path / "names_TAXONOMY.tsv").open("w")
+    with names:
+        names.write(f"a1\t{lineage}\n" + "x" * (2 * MAX_LINE_BYTES + 5) + f"\nb1\t{lineage}\n")
+    found = read_all(open_dataset("fasta", [tmp_path / "a.fasta"]))
+    assert found["order"].to_pylist() == ["Diptera", "Diptera"]
