@@ -7,10 +7,22 @@ scan of a progressive JPEG is a pass over all pixels. Both are read here as the 
 import math
 import re
 import struct
+from collections.abc import Sequence
 
+from engine.signals.image_headers import file_header
 from engine.store.limits import MAX_JPEG_SCANS, MAX_PAGE_PIXELS, MAX_SCAN_PIXELS
 
-HEAVY = 60_000_000  # scans times pixels beyond which a photo waits with other heavy ones
+HEAVY = 20_000_000  # scans times pixels beyond which a photo waits with other heavy ones
+FORMATS = {
+    "JPEG": (b"\xff\xd8",),
+    "PNG": (b"\x89PNG\r\n\x1a\n",),
+    "WEBP": (b"RIFF",),
+    "TIFF": (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
+    "BMP": (b"BM",),
+    "GIF": (b"GIF8",),
+}
+"""How files begin."""
+_INFLATED = 3  # what a pixel of an inflated file costs, in pixels of a JPEG
 _TIFF = {b"II*\0": "<", b"MM\0*": ">"}
 _SIZES = {0x0100: "width", 0x0101: "height", 0x0115: "samples", 0x0142: "tile width", 0x0143: "tile height"}
 _MAX_ENTRIES, _MAX_PAGES, _MAX_SAMPLES = 512, 1000, 16
@@ -19,8 +31,15 @@ _SEGMENT = re.compile(rb"\xff[\x02-\xcf\xda-\xfe]")  # a marker that has a lengt
 _FRAMES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})  # SOF markers
 
 
+def check_format(photo: bytes, allowed: Sequence[str]) -> None:
+    """Raise ValueError for a photo of one of the FORMATS that is none of the `allowed`."""
+    found = next((name for name, starts in FORMATS.items() if photo.startswith(starts)), None)
+    if found is not None and found not in allowed:  # of another file the decoder says what it begins with
+        raise ValueError(f"photo: got {found}, allowed here: {', '.join(allowed)}")
+
+
 def cost(photo: bytes) -> int:
-    """Return scans times pixels of a JPEG, bytes of another file times 8 as a rough equal.
+    """Return scans times pixels of a JPEG; of another file its pixels, and 8 times its bytes, as a rough equal.
 
     Raises ValueError for a photo whose structure asks its decoder for more than a photo can need.
     """
@@ -31,7 +50,12 @@ def cost(photo: bytes) -> int:
         _check_tiff(photo, order)
     elif photo[:4] in (b"II+\0", b"MM\0+"):
         raise ValueError("photo: got a BigTIFF, allowed: a plain TIFF")
-    return 8 * len(photo)
+    try:
+        width, height, _ = file_header(photo)
+    except ValueError:  # the decoder says what is wrong with it
+        return 8 * len(photo)
+    may_move = photo[:4] in (b"GIF8", b"RIFF") or order is not None
+    return 8 * len(photo) + _INFLATED * width * height * (4 if may_move else 1)
 
 
 def _jpeg_cost(photo: bytes) -> int:
