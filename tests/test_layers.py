@@ -32,7 +32,7 @@ MAY_IMPORT = {  # room or file -> the others that it may import; a package's own
     "train.learning": "engine engine.specimens engine.batches train.models train.losses",
     "train.evaluation": "engine engine.specimens engine.signals engine.store engine.batches train.models "
     "train.reference train.inference",
-    "train.pages": "engine engine.specimens engine.signals engine.relations engine.batches train.models "
+    "train.pages": "engine engine.specimens engine.store engine.signals engine.relations engine.batches train.models "
     "train.reference train.inference train.evaluation",
     "train.run": "engine engine.specimens engine.store engine.formats engine.batches engine.ingest train.models "
     "train.inference train.evaluation train.learning",
