@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import pyarrow as pa
 
 from engine.formats.delimited import Picker, Rows, read_delimited
-from engine.formats.unpacked import members, open_member, packing_of
+from engine.formats.unpacked import members, open_unpacked, packing_of
 from engine.store.limits import MAX_META_BYTES, MAX_SHEET_PARTS_BYTES, MAX_SHEET_ROWS
 from engine.store.storage import open_regular, read_regular
 
@@ -75,7 +75,7 @@ def _file_of(path: Path, names: list[str], kind: str, usual: tuple[str, ...]) ->
 def _read_meta(path: Path) -> bytes:
     if path.is_dir():
         return read_regular(path / META, MAX_META_BYTES)
-    with open_member(path, META) as file:
+    with open_unpacked(path, META) as file:
         text = file.read(MAX_META_BYTES + 1)
     if len(text) > MAX_META_BYTES:
         raise ValueError(f"Darwin Core archive: {META} of {path} has more than {MAX_META_BYTES:,} bytes")

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 
 from engine.formats.columns import FileSource, specimens_of, with_column
 from engine.formats.delimited import Rows
-from engine.formats.hdf5 import Hdf5File, has_child, own_child
+from engine.formats.hdf5 import Hdf5File, has_child, names_in, own_child
 from engine.formats.lookup import name_hashes
 from engine.formats.photos import HDF5_SUFFIXES
 from engine.formats.split_names import SPLIT_ALIASES
@@ -44,6 +44,7 @@ GROUPS = (
     "all_keys",
 )
 IDS = ("processid", "sampleid", "image_file")  # the first that a group has
+MOST_GROUPS = 1000  # a file of photos has a million members, which are never listed
 _ROWS = 1 << 14  # read at once
 _LONG_ROWS = 64  # read at once of texts without a fixed length
 
@@ -99,12 +100,12 @@ class ClibdHdf5Source(FileSource):
 
 def _groups(file: h5py.File, path: Path) -> dict[str, Any]:
     """Return the groups that hold specimens, by name."""
-    names = list(file) if len(file) <= 1000 else []  # a file of photos has a million members
+    names = names_in(file, MOST_GROUPS)
     groups = groups_with_barcodes(file, names)
     groups = {name: group for name, group in groups.items() if any(has_child(group, field) for field in IDS)}
     if not groups:
         raise ValueError(
-            f"clibd-hdf5: got {path} with {', '.join(names[:20]) or f'{len(file)} members'} at the top; "
+            f"clibd-hdf5: got {path} with {', '.join(names[:20]) or f'none or more than {MOST_GROUPS:,} members'} at the top; "
             f"allowed: groups named after splits, with barcode and one of {', '.join(IDS)}"
         )
     return groups
@@ -116,10 +117,10 @@ def groups_with_barcodes(file: h5py.File, names: Iterable[str]) -> dict[str, h5p
     for name in names:
         try:
             child = own_child(file, name)
+            if isinstance(child, h5py.Group) and has_child(child, "barcode"):
+                found[name] = child
         except (KeyError, ValueError):
             continue
-        if isinstance(child, h5py.Group) and has_child(child, "barcode"):
-            found[name] = child
     return found
 
 
@@ -141,9 +142,9 @@ def _rows(group: h5py.Group, name: str, number: int, path: Path) -> Iterator[Row
         part = slice(start, start + step)
         try:
             columns = {field: _text(values, part) for field, values in texts.items()}
-        except (ValueError, OSError, RuntimeError) as error:
+            lengths = photos[1][part].tolist() if has_photos else [None] * len(columns["key"])
+        except (ValueError, OSError, RuntimeError, TypeError, MemoryError) as error:
             raise ValueError(f"clibd-hdf5: {path} group {name}: {str(error).splitlines()[0]}") from None
-        lengths = photos[1][part].tolist() if has_photos else [None] * len(columns["key"])
         refs = [
             f"{number}:{start + row}:{size}:{name}" if size is not None else None for row, size in enumerate(lengths)
         ]

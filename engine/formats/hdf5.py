@@ -65,8 +65,24 @@ class Hdf5File:
 
 
 def has_child(group: h5py.Group, name: str) -> bool:
-    """Return whether a group has a member of that name, wherever its link leads."""
-    return bool(group.id.links.exists(name.encode()))
+    """Return whether a group has a member of that name, wherever its link leads. Raises ValueError for damage."""
+    try:
+        return bool(group.id.links.exists(name.encode()))
+    except (RuntimeError, OSError) as error:
+        raise _damaged(group, error) from None
+
+
+def names_in(group: h5py.Group, most: int) -> list[str]:
+    """Return the names of a group's members, [] where there are more than `most`. Raises ValueError for damage."""
+    try:
+        return list(group) if len(group) <= most else []
+    except (RuntimeError, OSError, ValueError) as error:
+        raise _damaged(group, error) from None
+
+
+def _damaged(group: h5py.Group, error: Exception) -> ValueError:
+    reason = (str(error).splitlines() or [repr(error)])[0]
+    return ValueError(f"hdf5: got {group.file.filename}, which is damaged ({reason}); get it again")
 
 
 def own_child(group: h5py.Group, path: str) -> Any:
@@ -79,22 +95,27 @@ def own_child(group: h5py.Group, path: str) -> Any:
     for name in filter(None, path.split("/")):
         if not isinstance(found, h5py.Group) or name == "." or not has_child(found, name):
             raise KeyError(path)
-        if found.id.links.get_info(name.encode()).type != h5py.h5l.TYPE_HARD:
+        try:
+            kind = found.id.links.get_info(name.encode()).type
+            found = found[name] if kind == h5py.h5l.TYPE_HARD else None
+            size = _size(found) if isinstance(found, h5py.Dataset) else 0
+        except (RuntimeError, OSError, TypeError, KeyError, ValueError) as error:
+            raise _damaged(group, error) from None
+        if found is None:
             raise ValueError(f"{path!r:.200} is a link to another place, allowed: what lies in the file itself")
-        found = found[name]
     if isinstance(found, h5py.Dataset):
-        _check(found, path)
+        _check(found, path, size)
     return found
 
 
-def _check(dataset: Any, path: str) -> None:
+def _check(dataset: Any, path: str, size: int) -> None:
     layout = dataset.id.get_create_plist()
     if layout.get_external_count() or dataset.is_virtual:
         raise ValueError(f"{path!r:.200} lies in other files, allowed: what lies in the file itself")
     chunk = math.prod(dataset.chunks or (0,)) * dataset.dtype.itemsize
     most = MIB + MAX_RATIO * os.path.getsize(dataset.file.filename)
-    if chunk > MAX_PHOTO_BYTES or _size(dataset) > most:
-        got = f"{_size(dataset):,} bytes in chunks of {chunk:,}"
+    if chunk > MAX_PHOTO_BYTES or size > most:
+        got = f"{size:,} bytes in chunks of {chunk:,}"
         raise ValueError(f"{path!r:.200} has {got}, allowed in this file: {most:,} in chunks of {MAX_PHOTO_BYTES:,}")
 
 

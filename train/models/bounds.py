@@ -1,6 +1,7 @@
 """What a checkpoint's configuration may ask for, checked before anything is built from it."""
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,18 @@ def check_numbers(tree: Any, what: str) -> None:
             most = next((limit for word, limit in _BY_WORD.items() if word in name), MAX_WIDTH)
             if not abs(value) <= most:  # also NaN
                 raise UserError(what, f"{name} = {value!s:.40}", f"at most {most:,}")
+
+
+@contextlib.contextmanager
+def without_hub() -> Iterator[None]:
+    """Keep the Hugging Face client from the network: a checkpoint that names a repository is built from the cache."""
+    from huggingface_hub import constants
+
+    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 def check_weights(expected: Mapping[str, Tensor], path: Path) -> None:

@@ -27,7 +27,7 @@ from engine.specimens.taxonomy import Taxonomy
 from engine.store.limits import MAX_JSON_BYTES
 from engine.store.storage import read_regular
 from train.config import Config, from_dict, to_dict
-from train.models.bounds import check_numbers, check_weights
+from train.models.bounds import check_numbers, check_weights, without_hub
 from train.models.trimodal import Trimodal, build_model
 
 FORMAT_VERSION = 1
@@ -189,9 +189,10 @@ def load(path: str | Path) -> Checkpoint:
         )
     try:
         check_numbers([meta["architecture"], tree.get("model"), _shapes(config)], f"{folder}: configuration")
-        with torch.device("meta"):  # no memory is asked for what the file does not hold
-            check_weights(build(config, taxonomy, meta["architecture"]).state_dict(), folder / WEIGHTS)
-        model = build(config, taxonomy, meta["architecture"])
+        with without_hub():
+            with torch.device("meta"):  # no memory is asked for what the file does not hold
+                check_weights(build(config, taxonomy, meta["architecture"]).state_dict(), folder / WEIGHTS)
+            model = build(config, taxonomy, meta["architecture"])
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{folder / META}: its architecture cannot be built ({error!r})") from None
     _load_weights(model, folder)

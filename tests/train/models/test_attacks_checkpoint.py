@@ -1,6 +1,7 @@
 """A hostile checkpoint: what its files ask for is refused before anything is built from it."""
 
 import json
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -73,12 +74,22 @@ HOSTILE: dict[str, Callable[[Path], object]] = {
     ),
     "a header of 2^62": lambda folder: (folder / WEIGHTS).write_bytes((1 << 62).to_bytes(8, "little") + b"{}"),
     "no weights": lambda folder: (folder / WEIGHTS).write_bytes(b""),
+    "a repository": put(
+        *(META, *TOWER, "text_cfg"),
+        value={"hf_model_name": "evil/model", "hf_tokenizer_name": "evil/model", "context_length": 8},
+    ),
     "a sparse config": lambda folder: (folder / CONFIG).open("r+b").truncate(100 << 30),
 }
 
 
 @pytest.mark.parametrize("kind", HOSTILE)
-def test_a_hostile_checkpoint_is_refused(honest: Path, tmp_path: Path, kind: str) -> None:
+def test_a_hostile_checkpoint_is_refused(
+    honest: Path, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*address: object, **_: object) -> None:
+        raise AssertionError(f"a checkpoint made us call {address}")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
     for file in honest.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     HOSTILE[kind](tmp_path)
