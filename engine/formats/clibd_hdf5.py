@@ -105,7 +105,7 @@ def _groups(file: h5py.File, path: Path) -> dict[str, Any]:
     groups = {name: group for name, group in groups.items() if any(has_child(group, field) for field in IDS)}
     if not groups:
         raise ValueError(
-            f"clibd-hdf5: got {path} with {', '.join(names[:20]) or f'none or more than {MOST_GROUPS:,} members'} at the top; "
+            f"clibd-hdf5: got {path} with {', '.join(names[:20]) or 'no members, or too many'} at the top; "
             f"allowed: groups named after splits, with barcode and one of {', '.join(IDS)}"
         )
     return groups

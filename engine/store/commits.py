@@ -10,6 +10,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import shutil
 import socket
 import time
@@ -43,6 +44,7 @@ def owned(place: Path, wait_s: float = 0.0) -> Iterator[None]:
     hidden = _hidden(place, "lock")
     number = _lock(hidden, place, time.monotonic() + wait_s)
     try:
+        _sweep(place)
         value = {"pid": os.getpid(), "machine": socket.gethostname(), "since": time.time()}
         os.pwrite(number, json.dumps(value).encode().ljust(256), 0)
         yield
@@ -86,6 +88,13 @@ def _lock(hidden: Path, place: Path, deadline: float) -> int:
                 ) from None
             time.sleep(_POLL_S)
         os.close(number)
+
+
+def _sweep(place: Path) -> None:
+    """Remove what killed writers left beside a file, `Location.writing`'s hidden files of it and of its description."""
+    left = re.compile(rf"\.{re.escape(place.name)}(\.\w+)?\.\d+\.part")
+    for name in filter(left.fullmatch, os.listdir(place.parent)):
+        os.unlink(place.parent / name)
 
 
 def _is_named(number: int, path: Path) -> bool:
