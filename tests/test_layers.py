@@ -14,7 +14,7 @@ PACKAGES = ("engine", "train", "tune", "serve", "infra")
 MAY_IMPORT = {  # room or file -> the others that it may import; a package's own ground files are free to all its rooms
     "engine": "",
     "engine.specimens": "",
-    "engine.signals": "engine.specimens",
+    "engine.signals": "engine.specimens engine.store",
     "engine.store": "engine.specimens",
     "engine.relations": "engine.specimens engine.signals",
     "engine.simulated": "engine.specimens engine.signals",
@@ -24,7 +24,7 @@ MAY_IMPORT = {  # room or file -> the others that it may import; a package's own
     "engine.ingest": "engine.specimens engine.signals engine.store engine.relations engine.formats",
     "engine.main": "engine.store engine.relations engine.formats engine.ingest engine.curation",
     "train": "engine engine.specimens engine.store",
-    "train.models": "engine engine.specimens engine.signals",
+    "train.models": "engine engine.specimens engine.signals engine.store",
     "train.reference": "engine engine.specimens engine.signals engine.store engine.formats engine.batches",
     "train.losses": "engine engine.specimens train.models",
     "train.photo_head": "engine engine.specimens engine.store train.reference",
@@ -32,7 +32,7 @@ MAY_IMPORT = {  # room or file -> the others that it may import; a package's own
     "train.learning": "engine engine.specimens engine.batches train.models train.losses",
     "train.evaluation": "engine engine.specimens engine.signals engine.store engine.batches train.models "
     "train.reference train.inference",
-    "train.pages": "engine engine.specimens engine.signals engine.relations engine.batches train.models "
+    "train.pages": "engine engine.specimens engine.store engine.signals engine.relations engine.batches train.models "
     "train.reference train.inference train.evaluation",
     "train.run": "engine engine.specimens engine.store engine.formats engine.batches engine.ingest train.models "
     "train.inference train.evaluation train.learning",

@@ -9,7 +9,9 @@ from xml.etree import ElementTree
 import pyarrow as pa
 
 from engine.formats.delimited import Picker, Rows, read_delimited
-from engine.formats.unpacked import members, packing_of
+from engine.formats.unpacked import members, open_unpacked, packing_of
+from engine.store.limits import MAX_META_BYTES, MAX_SHEET_PARTS_BYTES, MAX_SHEET_ROWS
+from engine.store.storage import open_regular, read_regular
 
 META = "meta.xml"
 _CORE = ("occurrence.txt", "occurrence.tsv", "occurrence.csv", "verbatim.txt")
@@ -56,8 +58,7 @@ def _read(path: Path, name: str, pick: Picker) -> Iterator[Rows]:
 def _file_of(path: Path, names: list[str], kind: str, usual: tuple[str, ...]) -> str | None:
     """Return the file that meta.xml gives for "core" or "extension", else the one that is usually named so."""
     try:
-        text = (path / META).read_bytes() if path.is_dir() else zipfile.ZipFile(path).read(META)
-        tree = ElementTree.fromstring(text)
+        tree = ElementTree.fromstring(_read_meta(path))
     except (ElementTree.ParseError, OSError, KeyError):
         tree = ElementTree.Element("archive")
     places = [
@@ -69,6 +70,16 @@ def _file_of(path: Path, names: list[str], kind: str, usual: tuple[str, ...]) ->
     ]
     wanted = [place for place in places if kind == "core" or Path(place).name.lower() in usual]
     return next((name for name in [*wanted, *usual] if name in names), None)
+
+
+def _read_meta(path: Path) -> bytes:
+    if path.is_dir():
+        return read_regular(path / META, MAX_META_BYTES)
+    with open_unpacked(path, META) as file:
+        text = file.read(MAX_META_BYTES + 1)
+    if len(text) > MAX_META_BYTES:
+        raise ValueError(f"Darwin Core archive: {META} of {path} has more than {MAX_META_BYTES:,} bytes")
+    return text
 
 
 def _images(path: Path, name: str) -> dict[str, str]:
@@ -101,10 +112,12 @@ def read_excel(path: Path, pick: Picker) -> Iterator[Rows]:
             f"table: got {path}; Excel files need openpyxl (pip install 'taxafuse[excel]'); allowed: also saved as CSV"
         ) from None
     try:
+        _refuse_large_parts(path)
         book = openpyxl.load_workbook(path, read_only=True, data_only=True)
     except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
         raise ValueError(f"table: {path} cannot be read as an Excel file ({error})") from None
-    rows = (row for row in book.worksheets[0].iter_rows(values_only=True) if any(cell is not None for cell in row))
+    sheet = book.worksheets[0].iter_rows(values_only=True, max_row=MAX_SHEET_ROWS)
+    rows = (row for row in sheet if any(cell is not None for cell in row))
     header = [_text(cell) or "" for cell in next(rows, ())]
     if not header:
         raise ValueError(f"table: got {path}, which is empty; allowed: a header line and at least one row")
@@ -117,6 +130,14 @@ def read_excel(path: Path, pick: Picker) -> Iterator[Rows]:
         }
         yield pa.table(columns), []
     book.close()
+
+
+def _refuse_large_parts(path: Path) -> None:
+    """Raise ValueError for a workbook that is no regular file or unpacks to more than is held: openpyxl holds texts."""
+    with open_regular(path) as file, zipfile.ZipFile(file) as book:
+        size = sum(part.file_size for part in book.infolist())
+    if size > MAX_SHEET_PARTS_BYTES:
+        raise ValueError(f"{size:,} bytes unpacked, allowed at most {MAX_SHEET_PARTS_BYTES:,}; save it as CSV")
 
 
 def _text(cell: object) -> str | None:

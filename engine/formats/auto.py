@@ -10,15 +10,15 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import h5py
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from engine.formats import archives, bioscan1m, bioscan5m, fasta, image_folders, table
 from engine.formats.barcodebert import split_of_file
+from engine.formats.clibd_hdf5 import MOST_GROUPS, groups_with_barcodes
 from engine.formats.columns import match_columns
 from engine.formats.delimited import read_header
-from engine.formats.hdf5 import TOP_GROUP
+from engine.formats.hdf5 import TOP_GROUP, Hdf5File, has_child, names_in
 from engine.formats.photos import HDF5_SUFFIXES
 from engine.formats.registry import FORMATS
 from engine.formats.registry import open_dataset as open_by_name
@@ -116,13 +116,8 @@ def _starts_like_fasta(path: Path) -> bool:
 
 
 def _has_split_groups(path: Path) -> bool:
-    try:
-        with h5py.File(path, "r", locking=False) as file:
-            if TOP_GROUP in file or len(file) > 1000:  # photos only, which are never listed
-                return False
-            return any(isinstance(file[name], h5py.Group) and "barcode" in file[name] for name in file)
-    except OSError as error:
-        raise ValueError(f"auto: {path} cannot be read ({str(error).splitlines()[0]})") from None
+    with Hdf5File(path).file() as file:
+        return not has_child(file, TOP_GROUP) and bool(groups_with_barcodes(file, names_in(file, MOST_GROUPS)))
 
 
 def detect(paths: list[Path]) -> tuple[str, list[Path]]:

@@ -23,6 +23,7 @@ from engine.formats.columns import with_column
 from engine.formats.lookup import NameIndex
 from engine.formats.photos import Layout
 from engine.formats.split_names import CLIBD_PARTITIONS, SPLIT_ALIASES, our_splits
+from engine.store.storage import read_regular
 
 PACKAGES = ("cropped_256", "original_256", "cropped_full", "original_full")
 FOLDERS = ("", "bioscan1m", "images", "bioscan1m/images", "bioscan/images", "BIOSCAN_1M", "data/BIOSCAN_1M")
@@ -107,7 +108,7 @@ class _Partitions:
 
         def ids() -> Iterator[str]:
             for file in files:
-                lines = [line for line in file.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
+                lines = [line for line in read_regular(file).decode("utf-8-sig").split("\n") if line.strip()]
                 counts.append(len(lines))
                 yield from (line.strip() for line in lines)
 

@@ -2,9 +2,12 @@
 
 import codecs
 import io
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 from engine.formats.unpacked import open_unpacked
+from engine.store.limits import MAX_LINE_BYTES, MAX_ZERO_BYTES
 
 
 def _byte_as_windows(error: UnicodeError) -> tuple[str, int]:
@@ -32,6 +35,7 @@ class CleanText(io.RawIOBase):
     """
 
     def __init__(self, path: Path, member: str | None = None, returns_end_lines: bool | None = None) -> None:
+        self._path, self._zeros = path, 0
         self._file = open_unpacked(path, member)
         self._pending = self._file.read(1 << 20)
         encoding = _encoding(self._pending)
@@ -53,6 +57,9 @@ class CleanText(io.RawIOBase):
             at_end = not self._pending
             text = self._decoder.decode(self._pending, final=at_end).replace("\0", "")
             self._clean = text.replace("\r", self._return).encode(errors="replace")
+            self._zeros = 0 if self._clean else self._zeros + len(self._pending)
+            if self._zeros > MAX_ZERO_BYTES:
+                raise ValueError(f"file: got {self._path} with {self._zeros:,} zero bytes in a row, allowed: text")
             self._pending = self._file.read(1 << 20)
         size = min(len(buffer), len(self._clean))
         buffer[:size] = self._clean[:size]
@@ -63,6 +70,16 @@ class CleanText(io.RawIOBase):
         """Close the file, too."""
         self._file.close()
         super().close()
+
+
+def bounded_lines(text: TextIO) -> Iterator[str]:
+    """Yield the lines of a text; one of MAX_LINE_BYTES letters or more is passed over without being held."""
+    is_too_long = False
+    for line in iter(lambda: text.readline(MAX_LINE_BYTES), ""):
+        ends = len(line) < MAX_LINE_BYTES or line.endswith("\n")
+        if ends and not is_too_long:
+            yield line
+        is_too_long = not ends
 
 
 def _encoding(start: bytes) -> str:

@@ -16,6 +16,7 @@ from engine.formats.understood import NameLog, read_names
 from engine.specimens.names import plain
 from engine.specimens.schema import SPECIMEN_SCHEMA
 from engine.specimens.taxonomy import RANKS
+from engine.store.storage import Location
 
 MISSING = ("", "na", "n/a", "#n/a", "<na>", "nan", "none", "null", "not_classified", "not classified", "no_data", "-")
 """Cells that mean "unknown" in the exports of BOLD, BIOSCAN and of the usual tools; compared trimmed, in lower case."""
@@ -179,7 +180,7 @@ def read_parquet(path: Path, pick: Picker) -> Iterator[Rows]:
     Raises ValueError when the file cannot be read.
     """
     try:
-        with pq.ParquetFile(path) as file:
+        with Location.parse(path).open_input() as opened, pq.ParquetFile(opened) as file:
             names = file.schema_arrow.names
             chosen = pick(names)
             warn_repeated(names, chosen.values(), path)

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 
 from engine.formats.clean_text import CleanText
+from engine.store.limits import MAX_COLUMNS, MAX_LINE_BYTES, MAX_NAMED_ROWS
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +71,8 @@ class Header:
 
     def __init__(self, path: Path, delimiters: str = DELIMITERS, member: str | None = None) -> None:
         with io.TextIOWrapper(io.BufferedReader(CleanText(path, member)), encoding="utf-8", newline="\n") as text:
-            lines = [line.rstrip("\n") for line in itertools.islice(text, _HEAD)]
+            read = (text.readline(MAX_LINE_BYTES) for _ in range(_HEAD))
+            lines = [line.rstrip("\n") for line in itertools.takewhile(len, read)]
         if not any(line.strip() for line in lines):
             raise ValueError(f"table: got {path}, which is empty; allowed: a header line and at least one row")
         self.num_skipped = 0  # lines before the header
@@ -80,6 +82,8 @@ class Header:
             named = line[4:5] if line.lower().startswith("sep=") else named
             self.num_skipped += 1
         first, *rows = lines[self.num_skipped :]
+        if len(first) >= MAX_LINE_BYTES:
+            raise ValueError(f"table: got {path} with a header line of {MAX_LINE_BYTES:,} letters or more")
         self.delimiter = named or _delimiter(first, [row for row in rows if row.strip()], delimiters)
         names = [name.strip() for name in split_cells(first, self.delimiter)[0]]
         if names[0].startswith("#"):
@@ -90,6 +94,8 @@ class Header:
         whole = [row for row, is_open in cells if not is_open]
         if _has_row_names(whole, rows, len(names)):
             names = ["", *names]
+        if len(names) > MAX_COLUMNS:
+            raise ValueError(f"table: got {path} with {len(names):,} columns, allowed at most {MAX_COLUMNS:,}")
         self.names = names
         opened = sum(is_open for _, is_open in cells)
         self.quoted = not (opened > 5 and 2 * opened > len(cells))  # else the quotes of this file are letters
@@ -151,6 +157,7 @@ class WholeRecords(io.RawIOBase):
             source.readline()
         self._ready = self._rest = b""
         self._waiting: list[bytes] = []  # lines whose quote is open
+        self._is_too_long = False  # the line whose rest is being passed over
 
     def readable(self) -> bool:
         """Return True: `io.BufferedReader` asks."""
@@ -168,13 +175,24 @@ class WholeRecords(io.RawIOBase):
         self._ready = self._ready[size:]
         return size
 
-    def _whole(self, chunk: bytes, at_end: bool) -> bytes:
+    def _lines(self, chunk: bytes, at_end: bool) -> list[bytes]:
+        """Return the lines that wait and those that a chunk makes whole; one that gets too long is left out."""
+        if self._is_too_long:
+            end = chunk.find(b"\n") + 1
+            chunk, self._is_too_long = chunk[end:] if end else b"", not end
         data = self._rest + chunk
         cut = len(data) if at_end else data.rfind(b"\n") + 1
         data, self._rest = data[:cut], data[cut:]
+        if len(self._rest) > MAX_LINE_BYTES:
+            self._leave_out(self._rest[:100].decode(errors="replace"), f"row of more than {MAX_LINE_BYTES:,} bytes")
+            self._rest, self._is_too_long = b"", True
         lines, self._waiting = self._waiting + data.split(b"\n"), []
         if lines and not lines[-1]:
             lines.pop()
+        return lines
+
+    def _whole(self, chunk: bytes, at_end: bool) -> bytes:
+        lines = self._lines(chunk, at_end)
         good: list[bytes] = []
         place = 0
         while place < len(lines):
@@ -193,7 +211,9 @@ class WholeRecords(io.RawIOBase):
                 place += 1
                 continue
             count = self._continued(lines, place, cells)
-            if not count and not at_end and len(lines) < place + _MAX_LINES and len(cells) <= self._width:
+            held = sum(map(len, lines[place : place + _MAX_LINES]))
+            may_end = len(lines) < place + _MAX_LINES and held < MAX_LINE_BYTES and len(cells) <= self._width
+            if not count and not at_end and may_end:
                 self._waiting = lines[place:]
                 break
             if not count:
@@ -210,7 +230,8 @@ class WholeRecords(io.RawIOBase):
 
     def _continued(self, lines: list[bytes], first: int, cells: list[str]) -> int:
         """Return how many further lines make the record that begins at `first` whole, 0 = none do."""
-        text, delimiter = cells[-1], self._header.delimiter
+        before, parts, is_first = len(cells) - 1, [cells[-1]], True
+        held = len(cells[-1])
         if len(lines) > first + 1 and self._is_row(lines[first]) and self._is_row(lines[first + 1]):
             return 0  # two rows of full width, of which the first has a stray quote
         trusts_quotes = lines[first].startswith(b'"')
@@ -218,15 +239,18 @@ class WholeRecords(io.RawIOBase):
             line = lines[first + count].decode()
             if not trusts_quotes and self._is_row(lines[first + count]):
                 return 0  # it is a row of its own
-            if '"' not in line:
-                text += "\n" + line
-                continue
-            tail, is_open = split_cells(text + "\n" + line, delimiter)
-            if not is_open:
-                return count if len(cells) - 1 + len(tail) == self._width and "\n" in tail[0] else 0
-            if len(cells) - 1 + len(tail) > self._width:
+            held += len(line)
+            parts.append(line)
+            if held > MAX_LINE_BYTES:
                 return 0
-            text += "\n" + line
+            if '"' not in line.replace('""', ""):
+                continue  # the quote is still open
+            tail, is_open = split_cells("\n".join(parts), self._header.delimiter)
+            if (is_first and "\n" not in tail[0]) or before + len(tail) > self._width:
+                return 0
+            if not is_open:
+                return count if before + len(tail) == self._width else 0
+            before, parts, is_first = before + len(tail) - 1, [tail[-1]], False
         return 0
 
     def _is_row(self, line: bytes) -> bool:
@@ -279,9 +303,14 @@ def read_delimited(path: Path, pick: Picker, member: str | None = None) -> Itera
         [found[field] for field in ("barcode", "image") if field in found],
     )
     bad_rows: list[tuple[str, str]] = []
+    further = 0
 
     def leave_out(text: str, reason: str) -> None:
-        bad_rows.append((f"{path.name} row {text.splitlines()[0][:40]!r}", reason))
+        nonlocal further
+        if len(bad_rows) < MAX_NAMED_ROWS:
+            bad_rows.append((f"{path.name} row {text[:40].splitlines()[0]!r}", reason))
+        else:
+            further += 1
 
     try:
         clean = cast(BinaryIO, io.BufferedReader(CleanText(path, member), buffer_size=1 << 20))
@@ -301,6 +330,8 @@ def read_delimited(path: Path, pick: Picker, member: str | None = None) -> Itera
     except pa.ArrowInvalid as error:
         if "Empty CSV file" not in str(error):
             raise ValueError(f"table: {path} cannot be parsed ({str(error).splitlines()[0]})") from None
+    if further:
+        bad_rows.append((path.name, f"further rows that cannot be read: {further:,}"))
     if bad_rows:
         yield pa.table({field: pa.array([], pa.large_string()) for field in places}), bad_rows
 

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from engine.formats.clean_text import CleanText
+from engine.formats.clean_text import CleanText, bounded_lines
 from engine.formats.columns import FileSource, match_columns, specimens_of, tidy, with_column
 from engine.formats.delimited import Header, Rows, read_delimited
 from engine.formats.headers import read_header, read_taxonomy
@@ -26,6 +26,7 @@ from engine.formats.markers import is_coi
 from engine.formats.understood import read_names, with_origins
 from engine.formats.unpacked import inner_name
 from engine.specimens.taxonomy import RANKS
+from engine.store.limits import MAX_BARCODE_BYTES, MAX_ROWS_BYTES
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +40,7 @@ TABLE_KEYS = (
 LINEAGES = ("taxon", "taxonomy", "lineage", "classification", "taxonomic_path", "scientificname", "scientific_name")
 _GLUED = re.compile(r"([A-Za-z*.\-]+)>(?=\S)")
 _ROWS = 1 << 14
+_PIECE = 1 << 16  # letters of a line read at once, and of the longest header
 
 
 def is_fasta(path: Path) -> bool:
@@ -81,10 +83,16 @@ class FastaSource(FileSource):
         rows: list[dict[str, str]] = []
         bad: list[tuple[str, str]] = []
         known_name = sum(other.name == path.name for other in self.paths) == 1
-        for number, (header, sequence) in enumerate(_records(path), start=1):
-            if header is None:
-                bad.append((f"{path.name} line {sequence[:40]!r}", "text before the first header"))
+        letters = 0
+        for number, (header, sequence, problem) in enumerate(_records(path), start=1):
+            if len(rows) + len(bad) >= _ROWS or letters > MAX_ROWS_BYTES:
+                yield _as_table(rows), bad
+                rows, bad, letters = [], [], 0
+            if header is None or problem:
+                place = f"record {header[:40]!r}" if header else f"line {sequence[:40]!r}"
+                bad.append((f"{path.name} {place}", problem or ""))
                 continue
+            letters += len(sequence)
             row: dict[str, Any] = read_header(header) | {"barcode": sequence}
             row.setdefault("key", f"{path.name if known_name else path}#{number}")  # a header that is but names
             marker = row.pop("marker", "COI-5P")
@@ -92,34 +100,58 @@ class FastaSource(FileSource):
                 rows.append(row)
             else:
                 bad.append((row["key"], f"record of another marker: {marker}"))
-            if len(rows) == _ROWS:
-                yield _as_table(rows), bad
-                rows, bad = [], []
         if rows or bad:
             yield _as_table(rows), bad
 
 
-def _records(path: Path) -> Iterator[tuple[str | None, str]]:
-    """Yield (header without ">", sequence); (None, line) for text that stands before any header."""
-    header: str | None = None
-    parts: list[str] = []
+def _records(path: Path) -> Iterator[tuple[str | None, str, str]]:
+    """Yield (header without ">", sequence, why it is left out or ""); header None for text before any header."""
+    record = _Record()
     clean = CleanText(path, returns_end_lines=True)
     with io.TextIOWrapper(io.BufferedReader(clean, 1 << 20), encoding="utf-8", newline="\n") as lines:
-        for line in lines:
-            text = line.strip()
-            if header is not None and (glued := _GLUED.match(text)):  # the file before had no newline at its end
-                parts.append(glued[1])
+        in_header = False  # the rest of a header that is longer than a piece
+        for piece in iter(lambda: lines.readline(_PIECE), ""):
+            text, ends = piece.strip(), piece.endswith("\n")
+            if in_header:
+                in_header = not ends
+                continue
+            if record.header is not None and (glued := _GLUED.match(text)):  # the file before had no newline at its end
+                record.add(glued[1])
                 text = text[glued.end() - 1 :]
             if text.startswith(">"):
-                if header is not None:
-                    yield header, "".join(parts)
-                header, parts = text[1:], []
-            elif header is not None:
-                parts.append(text)
+                if record.header is not None:
+                    yield record.whole()
+                in_header = not ends and len(piece) == _PIECE
+                record = _Record(text[1:], f"header of {_PIECE:,} letters or more" if in_header else "")
+            elif record.header is not None:
+                record.add(text)
             elif text:
-                yield None, text
-    if header is not None:
-        yield header, "".join(parts)
+                yield None, text, "text before the first header"
+    if record.header is not None:
+        yield record.whole()
+
+
+class _Record:
+    """A record while its lines come; of a sequence that is too long nothing is held."""
+
+    def __init__(self, header: str | None = None, problem: str = "") -> None:
+        self.header, self.problem = header, problem
+        self._parts: list[str] = []
+        self._length = 0
+
+    def add(self, text: str) -> None:
+        """Take a piece of the sequence."""
+        self._length += len(text)
+        if self._length <= MAX_BARCODE_BYTES:
+            self._parts.append(text)
+        else:
+            self._parts.clear()
+
+    def whole(self) -> tuple[str | None, str, str]:
+        """Return header, sequence and problem."""
+        if self._length > MAX_BARCODE_BYTES:
+            self.problem = f"barcode of more than {MAX_BARCODE_BYTES:,} letters: {self._length:,}"
+        return self.header, "".join(self._parts), self.problem
 
 
 def _as_table(rows: list[dict[str, str]]) -> pa.Table:
@@ -188,9 +220,10 @@ def _is_lineage_cell(cell: str) -> bool:
 
 def _read_two_columns(path: Path) -> Iterator[pa.Table]:
     """Yield the names of a table without a header: id, lineage."""
-    with io.TextIOWrapper(io.BufferedReader(CleanText(path)), encoding="utf-8") as lines:
+    with io.TextIOWrapper(io.BufferedReader(CleanText(path), 1 << 20), encoding="utf-8") as text:
         delimiter = Header(path, "\t,").delimiter
-        rows = [(key.strip(), read_taxonomy(cell)) for key, _, cell in (line.partition(delimiter) for line in lines)]
+        parts = (line.partition(delimiter) for line in bounded_lines(text))
+        rows = [(key.strip(), read_taxonomy(cell)) for key, _, cell in parts]
     columns = {rank: pa.array([said.get(rank) for _, said in rows], pa.string()) for rank in RANKS}
     yield pa.table({"key": pa.array([key for key, _ in rows], pa.large_string()), **columns})
 

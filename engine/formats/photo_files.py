@@ -7,6 +7,9 @@ import unicodedata
 from pathlib import Path
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
+from engine.store.limits import MAX_PATH_LETTERS
+from engine.store.storage import open_regular, read_regular
+
 PHOTO_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif"),
     ".jpg_large",
@@ -26,7 +29,7 @@ def is_photo(path: bytes | str | os.PathLike[str], name: str) -> bool:
     if lower.endswith(RAW_SUFFIXES):
         return False
     try:
-        with open(path, "rb") as file:
+        with open_regular(os.fsdecode(path)) as file:
             start = file.read(12)
     except OSError:
         return False
@@ -60,16 +63,21 @@ def read_image_file(reference: str) -> bytes:
     """
     if found := _ADDRESS.search(reference):
         raise ValueError(f"web address, which is not fetched: {reference[found.start() :]}")
+    if len(reference) > MAX_PATH_LETTERS:
+        raise ValueError(f"missing image file: path of {len(reference):,} letters ({reference[:100]}...)")
     path = unquote_to_bytes(reference.removeprefix(_ENCODED)) if reference.startswith(_ENCODED) else reference
     try:
-        return Path(os.fsdecode(path)).read_bytes()
+        return read_regular(os.fsdecode(path))
     except FileNotFoundError:
         other = find_file(reference)
     except OSError as error:
         raise ValueError(f"image file cannot be read ({error.strerror}): {reference}") from None
     if other is None:
         raise ValueError(f"missing image file: {reference}")
-    return other.read_bytes()
+    try:
+        return read_regular(other)
+    except OSError as error:
+        raise ValueError(f"image file cannot be read ({error.strerror}): {reference}") from None
 
 
 def find_file(reference: str) -> Path | None:

@@ -4,20 +4,25 @@ import bz2
 import gzip
 import io
 import lzma
+import os
 import zipfile
 import zlib
 from pathlib import Path
 from typing import BinaryIO, cast
 
+from engine.formats import zips
+from engine.store.limits import MAX_RATIO, MAX_TABLE_MEMBERS, MAX_XZ_BYTES, MIB
+from engine.store.storage import open_regular
+
 SUFFIXES = (".gz", ".bz2", ".xz", ".zip")
 _MAGIC = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"PK\x03\x04": "zip", b"\x28\xb5\x2f\xfd": "zstd"}
 _OTHERS = {b"7z\xbc\xaf": "7-zip", b"Rar!": "RAR"}
-_DAMAGED = (EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, gzip.BadGzipFile)
+_DAMAGED = (EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, gzip.BadGzipFile, NotImplementedError)
 
 
 def packing_of(path: Path) -> str | None:
     """Return how a file is packed (gzip, bzip2, xz, zip, zstd, 7-zip, RAR), by its first bytes; None = it is not."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         start = file.read(8)
     return next((name for magic, name in (_MAGIC | _OTHERS).items() if start.startswith(magic)), None)
 
@@ -32,12 +37,19 @@ def inner_name(path: Path) -> str:
 
 def members(path: Path) -> list[str]:
     """Return the names of the files in a zip, without what systems add. Raises ValueError when it is damaged."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = [info.filename for info in archive.infolist() if not info.is_dir()]
-    except zipfile.BadZipFile as error:
-        raise _damaged(path, error) from None
+    names = [name for name, *_ in zips.directory(path)]
     return [name for name in names if not name.startswith("__MACOSX/") and not name.split("/")[-1].startswith(".")]
+
+
+def open_member(path: Path, member: str) -> BinaryIO:
+    """Open one of the few files of a zip. Raises ValueError for an archive of more, KeyError where it is not there."""
+    count = sum(1 for _ in zips.directory(path))
+    if count > MAX_TABLE_MEMBERS:
+        raise ValueError(f"zip: got {path} with {count:,} files, allowed as a table: at most {MAX_TABLE_MEMBERS:,}")
+    try:
+        return cast(BinaryIO, zipfile.ZipFile(path).open(member))
+    except (RuntimeError, ValueError, OverflowError, OSError, *_DAMAGED) as error:
+        raise _damaged(path, error) from None
 
 
 def open_unpacked(path: Path, member: str | None = None) -> BinaryIO:
@@ -57,18 +69,18 @@ def open_unpacked(path: Path, member: str | None = None) -> BinaryIO:
             inside = ", ".join(names[:5]) or "nothing"
             raise ValueError(f"zip: got {path} with {inside}; allowed: one table or FASTA file in it, or unpack it")
         try:
-            return _checked(zipfile.ZipFile(path).open(names[0]), path)
-        except (KeyError, RuntimeError, zipfile.BadZipFile) as error:
+            return _checked(open_member(path, names[0]), path)
+        except KeyError as error:
             raise _damaged(path, error) from None
     if kind == "gzip":
-        return _checked(gzip.GzipFile(path), path)
+        return _checked(gzip.GzipFile(fileobj=open_regular(path)), path)
     if kind == "bzip2":
-        return _checked(bz2.BZ2File(path), path)
+        return _checked(bz2.BZ2File(open_regular(path)), path)
     if kind == "xz":
-        return _checked(lzma.LZMAFile(path), path)
+        return _checked(_Xz(open_regular(path)), path)
     if kind is not None:
         raise ValueError(f"file: got {path}, which is compressed as {kind}; allowed: gzip, bzip2, xz or zip; unpack it")
-    return path.open("rb")
+    return open_regular(path)
 
 
 def _damaged(path: Path, error: BaseException) -> ValueError:
@@ -79,11 +91,45 @@ def _checked(file: object, path: Path) -> BinaryIO:
     return cast(BinaryIO, io.BufferedReader(_Checked(cast(BinaryIO, file), path), 1 << 20))
 
 
+class _Xz:
+    """An xz file that is read forward and asks for no more than MAX_XZ_BYTES of memory, whatever its header says."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._unpack = self._new()
+        self._rest = b""
+
+    @staticmethod
+    def _new() -> lzma.LZMADecompressor:
+        return lzma.LZMADecompressor(memlimit=MAX_XZ_BYTES)
+
+    def read(self, size: int) -> bytes:
+        """Return up to `size` bytes, b"" at the end. Raises LZMAError, and EOFError for a file that is cut off."""
+        while True:
+            if self._unpack.eof:  # another stream may follow, or padding
+                self._rest = (self._unpack.unused_data or self._file.read(MIB)).lstrip(b"\0")
+                if not self._rest:
+                    return b""
+                self._unpack = self._new()
+            elif self._unpack.needs_input and not self._rest:
+                self._rest = self._file.read(MIB)
+                if not self._rest:
+                    raise EOFError("its end is missing")
+            given, self._rest = self._rest, b""
+            if data := self._unpack.decompress(given, size):
+                return data
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
 class _Checked(io.RawIOBase):
-    """A packed file whose damage is a ValueError that names it."""
+    """A packed file whose damage is a ValueError that names it, as is more in it than a text can hold."""
 
     def __init__(self, file: BinaryIO, path: Path) -> None:
         self._file, self._path = file, path
+        self._left = MIB + MAX_RATIO * os.path.getsize(path)
 
     def readable(self) -> bool:
         """Return True: `io.BufferedReader` asks."""
@@ -95,6 +141,9 @@ class _Checked(io.RawIOBase):
             data = self._file.read(len(buffer))
         except (*_DAMAGED, OSError) as error:
             raise _damaged(self._path, error) from None
+        self._left -= len(data)
+        if self._left < 0:
+            raise ValueError(f"file: got {self._path}, which unpacks to more than {MAX_RATIO:,} times its size")
         buffer[: len(data)] = data
         return len(data)
 

@@ -15,7 +15,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from engine.formats.lookup import NameIndex
+from engine.store.limits import MAX_PHOTO_BYTES
+from engine.store.storage import open_number, open_regular
 
 _ENTRY = struct.Struct("<4s6H3I5H2I")  # of the central directory, before name, extra field and comment
 _END = struct.Struct("<4s4H2IH")
@@ -23,6 +27,7 @@ _END64_LOCATOR = struct.Struct("<4sIQI")
 _END64 = struct.Struct("<4sQ2H2I4Q")
 _LOCAL = struct.Struct("<4s5H3I2H")
 _MAX_COMMENT = 1 << 16
+_NOWHERE = -1
 _STORED, _DEFLATED = 0, 8
 _FACTS = "HqqIH"  # archive, offset of the local header, compressed bytes, CRC-32, method
 
@@ -45,7 +50,7 @@ class ZipMembers:
         def names() -> Iterator[str]:
             """Names of the wanted members; where they lie is noted on the way."""
             for archive, path in enumerate(paths):
-                for member, *facts in _directory(path):
+                for member, *facts in directory(path):
                     name = name_of(member)
                     if name is not None:
                         for column, fact in zip(self._members, (archive, *facts), strict=True):
@@ -54,7 +59,20 @@ class ZipMembers:
 
         self._index = NameIndex(names())
         self.num_members = self._index.size
+        self._refuse_overlaps()
         self._open_files()
+
+    def _refuse_overlaps(self) -> None:
+        """Take the place from every member that lies inside another: so small archives hold petabytes."""
+        archive, offset, packed = (np.array(column, dtype=np.int64) for column in self._members[:3])
+        order = np.lexsort((-packed, offset, archive))
+        order = order[offset[order] >= 0]
+        archive, offset, end = archive[order], offset[order], (offset + _LOCAL.size + packed)[order]
+        for number in range(len(self.paths)):
+            low, high = np.searchsorted(archive, [number, number + 1])
+            reached = np.maximum.accumulate(end[low:high])
+            for place in order[low + 1 : high][offset[low + 1 : high] < reached[:-1]].tolist():
+                self._members[1][place] = _NOWHERE
 
     def _open_files(self) -> None:
         self._files: dict[int, int] = {}
@@ -85,6 +103,10 @@ class ZipMembers:
         archive, offset, size, crc, method = map(int, numbers)
         where = f"{name} in {self.paths[archive]}"
         try:
+            if offset < 0:
+                raise ValueError(f"image file cannot be read: outside the archive, or inside another member ({where})")
+            if size > MAX_PHOTO_BYTES:
+                raise ValueError(f"image file cannot be read: {size:,} bytes, at most {MAX_PHOTO_BYTES:,} ({where})")
             file = self._file(archive)
             header = os.pread(file, _LOCAL.size, offset)
             if header[:4] != b"PK\3\4" or len(header) < _LOCAL.size:
@@ -95,11 +117,13 @@ class ZipMembers:
             raise ValueError(f"image file cannot be read: {error.strerror} ({where})") from None
         try:
             if method == _DEFLATED:
-                data = zlib.decompress(data, -15)
+                data = zlib.decompressobj(-15).decompress(data, MAX_PHOTO_BYTES + 1)
         except zlib.error:
             data = b""
         if method not in (_STORED, _DEFLATED):
             raise ValueError(f"image file cannot be read: packed by method {method}, not stored or deflated ({where})")
+        if len(data) > MAX_PHOTO_BYTES:
+            raise ValueError(f"image file cannot be read: more than {MAX_PHOTO_BYTES:,} bytes unpacked ({where})")
         if zlib.crc32(data) != crc:
             raise ValueError(f"image file cannot be read: damaged, its checksum differs ({where})")
         return data
@@ -108,14 +132,17 @@ class ZipMembers:
         if archive not in self._files:
             with self._lock:
                 if archive not in self._files:
-                    self._files[archive] = os.open(self.paths[archive], os.O_RDONLY)
+                    self._files[archive] = open_number(self.paths[archive])
         return self._files[archive]
 
 
-def _directory(path: Path) -> Iterator[Member]:
-    """Yield the members of an archive, folders left out. Raises ValueError when it has no readable directory."""
+def directory(path: Path) -> Iterator[Member]:
+    """Yield the members of an archive, folders left out; one that would lie outside of it has the offset -1.
+
+    Raises ValueError when it has no readable directory.
+    """
     try:
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        with open_regular(path) as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             start, size, shift = _find_directory(data)
             place, end = start, start + size
             while place < end:
@@ -130,9 +157,12 @@ def _directory(path: Path) -> Iterator[Member]:
                 if 0xFFFFFFFF in (packed, full, offset):
                     packed, offset = _large(data[place : place + extra_size], packed, full, offset)
                 place += extra_size + comment_size
+                offset += shift
+                if not 0 <= offset <= start - _LOCAL.size - packed:
+                    offset = packed = _NOWHERE
                 if not name.endswith("/"):
-                    yield name, offset + shift, packed, crc, method
-    except (OSError, ValueError, struct.error) as error:
+                    yield name, offset, packed, crc, method
+    except (OSError, ValueError, struct.error, StopIteration) as error:
         raise ValueError(f"zip: got {path}, which cannot be read ({error}); allowed: a complete zip archive") from None
 
 
@@ -146,6 +176,8 @@ def _find_directory(data: mmap.mmap) -> tuple[int, int, int]:
         large = data.rfind(b"PK\6\6", 0, end)
         *_, size, start = _END64.unpack_from(data, large)
         end = large
+    if size > end:
+        raise ValueError(f"a directory of {size:,} bytes in a file of {len(data):,}")
     return end - size, size, end - size - start
 
 

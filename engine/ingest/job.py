@@ -33,6 +33,7 @@ from engine.ingest.shard import REQUESTS, ShardWriter, read_done
 from engine.ray_seams import numbered_tasks, start_ray
 from engine.relations.splits import SplitOptions
 from engine.specimens.schema import INDEX_SCHEMA
+from engine.store.commits import locked
 from engine.store.shards import (
     FORMAT_VERSION,
     INDEX_NAME,
@@ -87,7 +88,12 @@ def ingest(source: SpecimenSource, out: Path | str, options: IngestOptions | Non
     usable.
     """
     options, folder = options or IngestOptions(), Location.parse(out)
-    with _told_as_mistake(folder):
+    with _told_as_mistake(folder), contextlib.ExitStack() as alone:
+        if folder.is_file():
+            raise ValueError(f"--out: got {folder.shown}, which is a file; allowed: a folder")
+        if folder.is_local:
+            _make_folder(folder)
+            alone.enter_context(locked(folder.path))
         unfinished = _unfinished(folder, options)
         state = folder / STATE_NAME
         plan = _make_plan(source, folder, options, unfinished)
@@ -95,6 +101,9 @@ def ingest(source: SpecimenSource, out: Path | str, options: IngestOptions | Non
             _write_shards(plan, ShardWriter(state, plan, source.load_image), options.parallel)
             _finish(folder, plan, options)
         _tidy(folder)
+        if folder.is_local:  # at one stroke: what is left of it the next start removes
+            state.path.rename(folder.path / f"{STATE_NAME}-done")
+            state = folder / f"{STATE_NAME}-done"
         state.delete()
         report: dict[str, Any] = json.loads((folder / REPORT_NAME).read_bytes())
         return report
@@ -120,8 +129,6 @@ def _unfinished(folder: Location, options: IngestOptions) -> Plan | None:
 
     Raises ValueError when the folder holds something that must not be written over.
     """
-    if folder.is_file():
-        raise ValueError(f"--out: got {folder.shown}, which is a file; allowed: a folder")
     _tidy(folder)
     if options.overwrite:
         return None

@@ -23,6 +23,7 @@ from engine.signals import barcodes, images
 from engine.signals.images import Change
 from engine.specimens.schema import INDEX_SCHEMA, SPECIMEN_SCHEMA, Specimen
 from engine.specimens.taxonomy import RANKS
+from engine.store.limits import MAX_BARCODE_BYTES
 from engine.store.shards import shard_name
 from engine.store.storage import Location
 from engine.store.tars import write_shard
@@ -173,6 +174,9 @@ class _Shard:
     def _barcode(self, row: dict[str, Any]) -> tuple[str | None, int]:
         """Return the barcode as given, without surrounding whitespace, and the length of the cleaned one."""
         if row["barcode"] is None:
+            return None, 0
+        if len(row["barcode"]) > MAX_BARCODE_BYTES:
+            self._tell(BARCODE_REMOVED, row, f"barcode of more than {MAX_BARCODE_BYTES:,} letters")
             return None, 0
         try:
             cleaned = barcodes.clean(row["barcode"])

@@ -18,6 +18,7 @@ from engine.errors import UserError
 from engine.signals.colour import is_foreign, to_srgb
 from engine.signals.frames import decode_tiff, richest_frame, with_stored_colours
 from engine.signals.image_headers import file_header, jpeg_segments, tiff_orientation
+from engine.signals.photo_cost import cost
 
 MAX_PIXELS = 100_000_000  # a photo beyond this is refused before decoding (300 MB as RGB)
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as in JPEG
@@ -170,6 +171,7 @@ def to_jpeg(data: bytes, max_side: int | None = None) -> tuple[bytes, Change]:
         ValueError: as `decode`.
     """
     min_side = 0
+    cost(data)
     if data[:2] == b"\xff\xd8":
         width, height, colours = _jpeg_header(data)
         _check_size(width, height)

@@ -150,10 +150,11 @@ class Taxonomy:
     def load(cls, path: Path | str) -> "Taxonomy":
         """Read a file written by `save`. Raises ValueError when it is none."""
         try:
-            value = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise UserError("taxonomy file", f"{path} ({error})", "a file written by Taxonomy.save") from None
-        return cls.from_json(value)
+            return cls.from_json(json.loads(Path(path).read_text(encoding="utf-8")))
+        except UserError:
+            raise
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
+            raise UserError("taxonomy file", f"{path} ({error!r:.200})", "a file written by Taxonomy.save") from None
 
     @cached_property
     def fingerprint(self) -> str:

@@ -10,6 +10,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import shutil
 import socket
 import time
@@ -21,6 +22,7 @@ from engine.store.storage import named_errors
 _EXCHANGE = 2  # RENAME_EXCHANGE of renameat2(2)
 _CWD = -100  # AT_FDCWD
 _POLL_S = 0.1
+_PART, _READY = ".files.part", ".files.ready"
 _NO_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EPERM)
 
 
@@ -42,11 +44,31 @@ def owned(place: Path, wait_s: float = 0.0) -> Iterator[None]:
     hidden = _hidden(place, "lock")
     number = _lock(hidden, place, time.monotonic() + wait_s)
     try:
+        _sweep(place)
         value = {"pid": os.getpid(), "machine": socket.gethostname(), "since": time.time()}
         os.pwrite(number, json.dumps(value).encode().ljust(256), 0)
         yield
     finally:
         os.unlink(hidden)  # before it is free: who waits for it sees that it is no longer the one of that name
+        os.close(number)
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Own a folder that is there and is written in place; nothing is left in it or beside it.
+
+    Raises ValueError where another process owns it, OSError where there is no such folder.
+    """
+    number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        try:
+            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"{folder}: got one that another process is writing; allowed: when that has ended, or another place"
+            ) from None
+        yield
+    finally:
         os.close(number)
 
 
@@ -66,6 +88,13 @@ def _lock(hidden: Path, place: Path, deadline: float) -> int:
                 ) from None
             time.sleep(_POLL_S)
         os.close(number)
+
+
+def _sweep(place: Path) -> None:
+    """Remove what killed writers left beside a file, `Location.writing`'s hidden files of it and of its description."""
+    left = re.compile(rf"\.{re.escape(place.name)}(\.\w+)?\.\d+\.part")
+    for name in filter(left.fullmatch, os.listdir(place.parent)):
+        os.unlink(place.parent / name)
 
 
 def _is_named(number: int, path: Path) -> bool:
@@ -122,6 +151,42 @@ def recover(folder: Path) -> None:
     for left in (part, old):
         if left.exists():
             shutil.rmtree(left)
+
+
+@contextlib.contextmanager
+def new_files(folder: Path) -> Iterator[Path]:
+    """Yield an empty folder to fill; when the block ends without an error, its files stand in `folder`, all of them.
+
+    Other files of the folder stay. The caller owns it (`locked`). A writer that is killed while names are exchanged is
+    finished by `finish_files`, which whoever writes or reads the folder next calls.
+
+    Raises:
+        OSError: with a file name and one line, also for a full disk; the old files are whole.
+    """
+    finish_files(folder)
+    part, ready = folder / _PART, folder / _READY
+    with named_errors(str(folder)):
+        part.mkdir()
+        try:
+            yield part
+            _sync_tree(part)
+            os.rename(part, ready)  # from here on the new files count
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+        sync_folder(folder)
+        finish_files(folder)
+
+
+def finish_files(folder: Path) -> None:
+    """Bring a folder's files to the old or the new state after a writer was killed."""
+    part, ready = folder / _PART, folder / _READY
+    if ready.is_dir():
+        for path in sorted(ready.iterdir()):
+            os.replace(path, folder / path.name)
+        sync_folder(folder)
+        ready.rmdir()
+    if part.is_dir():
+        shutil.rmtree(part)
 
 
 def _hidden(folder: Path, kind: str) -> Path:

@@ -4,12 +4,10 @@ A folder holds NNNNNN.tar (`tars`), index.parquet (`schema.INDEX_SCHEMA`, in sto
 report.json and report.html. It is named by a path or a URL (`engine.store.storage`).
 """
 
-import errno
 import hashlib
 import json
 import os
 import re
-import stat
 from collections import defaultdict
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +21,7 @@ import pyarrow.parquet as pq
 from engine.specimens.schema import SPLITS, BadSpecimen
 from engine.specimens.taxonomy import RANKS
 from engine.store.limits import MAX_JSON_BYTES, MAX_OFFSET, MAX_PHOTO_BYTES
-from engine.store.storage import Location
+from engine.store.storage import Location, open_number
 
 FORMAT_VERSION = 1
 INDEX_NAME = "index.parquet"
@@ -132,9 +130,7 @@ class _Descriptor:
 
     def __init__(self, place: Location) -> None:
         self.number = -1
-        self.number = os.open(place.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe would be waited for
-        if not stat.S_ISREG(os.fstat(self.number).st_mode):
-            raise OSError(errno.EINVAL, "not a regular file", str(place.path))
+        self.number = open_number(place.path)
 
     def size(self) -> int:
         return os.fstat(self.number).st_size

@@ -142,6 +142,9 @@ class Location:
 
     def read_bytes(self, most: int = MAX_PHOTO_BYTES) -> bytes:
         """Return the whole file. Raises OSError for one of more than `most` bytes, before it is read."""
+        with self._remote():
+            if self.is_local:
+                return read_regular(self.base, most)
         with self._remote(), self.open_input() as file:
             if file.size() > most:
                 raise OSError(errno.EFBIG, f"file of {file.size():,} bytes, allowed at most {most:,}", self.shown)
@@ -215,6 +218,36 @@ class Location:
             host, _, path = rest.partition("/")
             system, root = _file_system(f"{scheme}://{host}{self.query}")
             yield system, f"{root.rstrip('/')}/{path}".rstrip("/") if root else path
+
+
+def open_number(path: str | Path) -> int:
+    """Return the descriptor of a local regular file, open for reading.
+
+    Raises OSError for a pipe, a device or a socket, without waiting for what it may hold, and for a folder.
+    """
+    number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    mode = os.fstat(number).st_mode
+    if stat.S_ISREG(mode):
+        return number
+    os.close(number)
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
+    raise OSError(errno.EINVAL, "neither a regular file nor a folder", os.fspath(path))
+
+
+def open_regular(path: str | Path) -> BinaryIO:
+    """Open a local regular file for reading, see `open_number`."""
+    return os.fdopen(open_number(path), "rb")
+
+
+def read_regular(path: str | Path, most: int = MAX_PHOTO_BYTES) -> bytes:
+    """Return a local regular file. Raises OSError for one of more than `most` bytes, before it is read."""
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        data = (file.read(most + 1) or b"") if size <= most else b""  # files of /proc say 0, or have nothing now
+    if max(size, len(data)) > most:
+        raise OSError(errno.EFBIG, f"file of {max(size, len(data)):,} bytes, allowed at most {most:,}", os.fspath(path))
+    return data
 
 
 @contextlib.contextmanager

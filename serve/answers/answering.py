@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
+
 from engine.config import DataConfig
 from engine.specimens.taxonomy import RANKS, Taxonomy
 from serve.answers.answer import Answer, Query, QueryError
@@ -82,9 +84,9 @@ class Answering(ABC):
                 found.append({"rank": rank, "name": names[rank], "lineage": lineage})
         return found
 
-    def prepare(self, query: Query) -> Prepared | QueryError:
-        """Decode and check one query (`serve.answers.query`)."""
-        return prepare(query, self.data)
+    def prepare(self, query: Query, views: Sequence[np.ndarray] | None = None) -> Prepared | QueryError:
+        """Decode and check one query (`serve.answers.query`); `views` are its photos where they are decoded."""
+        return prepare(query, self.data, views)
 
     def identify(
         self,

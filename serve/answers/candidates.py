@@ -4,7 +4,6 @@ Legend: C candidates (taxa of all ranks), L leaves (complete lineages), D embedd
 """
 
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -14,10 +13,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from engine.specimens.taxonomy import RANKS, Taxonomy
+from engine.store.storage import Location
 from serve.answers.answer import Restriction
 from train.inference.scoring import Scorer
 from train.models.checkpoint import Checkpoint
@@ -60,11 +60,9 @@ def _read(path: Path, made_of: str) -> Tensor | None:
 
 
 def _write(path: Path, text: Tensor, made_of: str) -> None:
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        save_file({"text": text.cpu().contiguous()}, part, metadata={"made_of": made_of})
-        part.replace(path)
-    except (SafetensorError, OSError) as error:
+        Location.parse(path).write_atomically(save({"text": text.cpu().contiguous()}, metadata={"made_of": made_of}))
+    except OSError as error:
         log.warning("%s cannot be written (%s): candidate features are made at every start", path, error)
 
 

@@ -3,6 +3,7 @@
 One query at a time, in any thread, before it waits for a batch: what is wrong with it concerns it alone.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,21 +54,32 @@ def barcode_of(text: str) -> str:
     return "".join(line.strip() for line in lines[1:])
 
 
-def prepare(query: Query, data: DataConfig) -> Prepared | QueryError:
-    """Decode, parse, clean and check one query, as evaluation does. Never raises for its content."""
+def decode_views(photos: Sequence[bytes], size: int) -> list[np.ndarray]:
+    """Return photos as the model sees them, uint8 [size, size, 3] each. Raises ValueError or MemoryError."""
+    views = []
+    for number, photo in enumerate(photos, 1):
+        most = MAX_JPEG_PIXELS if photo[:2] == b"\xff\xd8" else MAX_OTHER_PIXELS
+        try:
+            views.append(images.evaluation_view(images.decode(photo, size, most), size))
+        except (ValueError, MemoryError) as error:
+            which = f"photo {number} of {len(photos)}: " if len(photos) > 1 else ""
+            raise ValueError(f"{which}{error}") from None
+    return views
+
+
+def prepare(query: Query, data: DataConfig, views: Sequence[np.ndarray] | None = None) -> Prepared | QueryError:
+    """Decode, parse, clean and check one query, as evaluation does. Never raises for its content.
+
+    `views`: its photos where they are decoded already, see `decode_views`.
+    """
     if not query.images and query.dna is None:
         return QueryError(query.key, "query: got neither photo nor barcode", f"{PHOTO}; or {BARCODE}; or both")
     if len(query.images) > MAX_IMAGES:
         return QueryError(query.key, f"photo: got {len(query.images)} of one specimen", PHOTO)
-    views = []
-    for number, photo in enumerate(query.images, 1):
-        most = MAX_JPEG_PIXELS if photo[:2] == b"\xff\xd8" else MAX_OTHER_PIXELS
-        try:
-            image = images.decode(photo, data.image_size, most)
-            views.append(images.evaluation_view(image, data.image_size))
-        except (ValueError, MemoryError) as error:
-            which = f"photo {number} of {len(query.images)}: " if len(query.images) > 1 else ""
-            return QueryError(query.key, f"{which}{error}", PHOTO)
+    try:
+        views = decode_views(query.images, data.image_size) if views is None else views
+    except ValueError as error:
+        return QueryError(query.key, str(error), PHOTO)
     if query.dna is None:
         return Prepared(query.key, tuple(views), "", None)
     try:

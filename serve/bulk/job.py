@@ -36,7 +36,7 @@ from engine.store.shards import file_sha256
 from engine.store.storage import Location, named_errors
 from serve.bulk.actors import CARD, Answerer, BulkOptions
 from serve.bulk.columns import COLUMNS, STYLES, described
-from serve.bulk.plan import QUESTIONS_PER_TASK, Plan, load_plan, write_plan
+from serve.bulk.plan import PLAN, QUESTIONS_PER_TASK, Plan, load_plan, write_plan
 from serve.bulk.result import write_result
 from serve.bulk.sources import NAMES, open_source
 from serve.bulk.writers import WRITERS, check_kind
@@ -231,6 +231,7 @@ def finish(plan: Plan, arguments: argparse.Namespace) -> Counter[str]:
     }
     text = json.dumps(value, indent=1, ensure_ascii=False)
     Location.parse(out.with_name(out.name + ".json")).write_atomically(text.encode())
+    (plan.folder / PLAN).unlink()  # first: without it nothing in the folder counts
     shutil.rmtree(plan.folder)
     return counts
 

@@ -46,6 +46,7 @@ _REFUSALS: dict[int | str, dict[str, Any]] = {
         413: "the body is too large",
         415: "another content type than the documented ones",
         422: "what was sent cannot be used",
+        429: "too many requests of one address; come back after Retry-After seconds",
         503: "busy or not able to answer now; come back after Retry-After seconds",
     }.items()
 }

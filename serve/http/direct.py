@@ -15,12 +15,13 @@ from serve.http.bodies import Refused
 from serve.http.guard import HEADERS, check_host
 from serve.http.openapi import JSON
 from serve.http.service import Service
+from serve.http.turns import CLIENT
 
 log = logging.getLogger(__name__)
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 _HEADERS = [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]
-_AUDITED = {401, 403, 408, 413, 503}
+_AUDITED = {401, 403, 408, 413, 429, 503}
 
 
 class Direct:
@@ -39,6 +40,7 @@ class Direct:
             await self.app(scope, receive, send)
             return
         path = scope["path"].removeprefix(scope.get("root_path", ""))
+        route = path if path in self.known else "other"
         start, status = time.perf_counter(), 500
 
         async def watch(message: Any) -> None:
@@ -49,24 +51,30 @@ class Direct:
                 message["headers"] = [*message.get("headers", ()), *_HEADERS]
             await send(message)
 
+        request = Request(scope, receive)
+        CLIENT.set(client_of(request, self.service.settings.client_header))
+        length = request.headers.get("content-length", "unknown")
         try:
-            request = Request(scope, receive)
-            refused = self._refused(request)
-            if refused is not None:
-                await (await refuse(request, refused))(scope, receive, watch)
-            elif scope["method"] == "POST" and path in self.endpoints:
-                response = await self._answer(self.endpoints[path], request)
-                await response(scope, receive, watch)
-            else:
-                await self.app(scope, receive, watch)
+            with self.service.watchdog.watching(f"{scope['method']} {route} of {length[:20]} bytes"):
+                await self._pass_on(request, path, watch)
         finally:
-            route = path if path in self.known else "other"
             self.service.metrics.answered(route, status, time.perf_counter() - start)
             if status in _AUDITED:  # neither the body nor who sent it
                 log.warning("refused: %d %s %s", status, scope["method"], route)
 
-    def _refused(self, request: Request) -> Refused | None:
+    async def _pass_on(self, request: Request, path: str, send: Any) -> None:
+        response: Any = self.app
+        refused = self._refused(request, path)
+        if refused is not None:
+            response = await refuse(request, refused)
+        elif request.method == "POST" and path in self.endpoints:
+            response = await self._answer(self.endpoints[path], request)
+        await response(request.scope, request.receive, send)
+
+    def _refused(self, request: Request, path: str) -> Refused | None:
         try:
+            if path != "/healthz":
+                self.service.rate.check(CLIENT.get())
             if not self.service.token:  # a page of another site does not know the token
                 check_host(request.headers, self.service.hosts)
         except Refused as error:
@@ -79,6 +87,13 @@ class Direct:
             return await endpoint(request)
         except Refused as error:
             return await refuse(request, error)
+
+
+def client_of(request: Request, header: str = "") -> str:
+    """Return the address that a request comes from; with `header` the one that a proxy added to it last."""
+    if header and (given := request.headers.getlist(header)):
+        return given[-1].rpartition(",")[2].strip()[:100]
+    return request.client.host if request.client else ""
 
 
 async def refuse(request: Request, error: Exception) -> Response:

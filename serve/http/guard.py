@@ -6,8 +6,10 @@ addresses, single labels, and reserved suffixes (RFC 6761, RFC 8375, ICANN's .in
 """
 
 import ipaddress
+import math
 import os
 import time
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -27,6 +29,7 @@ PAGE_POLICY = (
 SPARE_BYTES = 512 << 20  # of memory that stays free: what photos in work and one batch of the model take together
 _RESERVED = (".localhost", ".local", ".internal", ".svc", ".test", ".home.arpa")
 _LOOK_S = 0.2  # between two looks at the memory
+_CLIENTS = 10_000  # addresses whose requests are counted; the one that was longest away is forgotten first
 _CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -55,6 +58,28 @@ def check_origin(headers: Mapping[str, str]) -> None:
         raise Refused(403, "Sec-Fetch-Site: got 'cross-site'", "the page of this service, or a program")
 
 
+class Rate:
+    """Counts the requests of each address: `per_minute` at once, and as many again in each minute; 0 = any."""
+
+    def __init__(self, per_minute: int) -> None:
+        self.per_minute = per_minute
+        self._left: OrderedDict[str, tuple[float, float]] = OrderedDict()  # requests left, and when
+
+    def check(self, client: str) -> None:
+        """Count a request. Raises Refused (429) where an address has none left."""
+        if not self.per_minute:
+            return
+        now = time.monotonic()
+        left, then = self._left.pop(client, (float(self.per_minute), now))
+        left = min(self.per_minute, left + (now - then) * self.per_minute / 60)
+        self._left[client] = (max(left - 1, 0.0) if left >= 1 else left, now)
+        if len(self._left) > _CLIENTS:
+            self._left.popitem(last=False)
+        if left < 1:
+            wait = math.ceil((1 - left) * 60 / self.per_minute)
+            raise Refused(429, "too many requests", f"{self.per_minute} a minute", {"Retry-After": str(wait)})
+
+
 class MemoryWatch:
     """Turn requests away before the machine's or the container's memory runs out."""
 
@@ -62,12 +87,16 @@ class MemoryWatch:
         self.spare = spare
         self._looked, self._free = -1.0, spare
 
-    def check(self, wanted: int = 0) -> None:
-        """Raise Refused (503) where `wanted` bytes would leave less than the spare ones."""
+    def is_short(self, wanted: int = 0) -> bool:
+        """Return whether `wanted` bytes would leave less than the spare ones."""
         now = time.monotonic()
         if now - self._looked > _LOOK_S:
             self._looked, self._free = now, free_bytes()
-        if self._free - wanted < self.spare:
+        return self._free - wanted < self.spare
+
+    def check(self, wanted: int = 0) -> None:
+        """Raise Refused (503) where `wanted` bytes would leave less than the spare ones."""
+        if self.is_short(wanted):
             raise overloaded(f"memory is short: {max(self._free, 0) >> 20:,} MiB are free")
 
 

@@ -10,11 +10,13 @@ from typing import Any
 import torch
 from pydantic_core import to_json
 
+from engine.signals.photo_cost import HEAVY, check_format, cost
 from serve.answers.answer import Query, QueryError
 from serve.answers.predictor import Options, Predictor
 from serve.answers.query import MAX_IMAGES, PHOTO, Prepared
 from serve.http.batching import Batcher
-from serve.http.photos import HEAVY, cost
+from serve.http.decoder import Decoder
+from serve.http.turns import Turns
 from serve.models.directory import Spec, library_of, located
 from serve.models.settings import Settings
 
@@ -22,6 +24,8 @@ log = logging.getLogger(__name__)
 
 DRAIN_S = 30.0  # a retired model stays so long for requests that are on their way
 _DECODERS = 2  # threads that decode photos and check barcodes while a batch is computed
+DECODE_S = 20.0  # for the costly photos of one specimen; the costliest that is let through takes some 5 s
+_WAITING = 16  # specimens with photos of one client that wait for a decoder
 COLLECT = (20_000, 20, 20)  # thresholds of Python's collector; with its own, 700, it took 5% of the time
 _FEW = 4  # barcodes that are checked at once: 0.1 ms each
 
@@ -69,7 +73,9 @@ class ModelHost:
         self._tasks: set[asyncio.Task[None]] = set()
         self._compute = ThreadPoolExecutor(1, thread_name_prefix="model")
         self._decode = ThreadPoolExecutor(_DECODERS, thread_name_prefix="decode")
-        self._heavy = ThreadPoolExecutor(1, thread_name_prefix="heavy")
+        self._decoder = Decoder(min(DECODE_S, settings.timeout_s))
+        self._light, self._heavy = Turns(_DECODERS, settings.max_in_flight), Turns(1, _WAITING)
+        self._formats = tuple(name.strip().upper() for name in settings.photo_formats.split(","))
         torch.set_num_threads(settings.threads)
 
     async def load(self, spec: Spec) -> dict[str, Any]:
@@ -106,7 +112,8 @@ class ModelHost:
         """Decode and check before the queries wait for a batch; in a thread, but for what takes less than its start.
 
         A request waits for its photos one query after another, so that one of many photos delays others by one query,
-        and a request that is given up leaves nothing behind in the queue. Costly photos wait for each other only.
+        and a request that is given up leaves nothing behind in the queue. Clients decode in turn; costly photos wait
+        for each other only, and are decoded in a process that can be ended.
         """
         loop, prepare = asyncio.get_running_loop(), model.predictor.prepare
         if not any(query.images for query in queries):
@@ -116,11 +123,18 @@ class ModelHost:
         found: list[Prepared | QueryError] = []
         for query in queries:
             try:
-                heavy = sum(map(cost, query.images[: MAX_IMAGES + 1])) > HEAVY
+                for photo in query.images:
+                    check_format(photo, self._formats)
+                heavy = len(query.images) <= MAX_IMAGES and sum(map(cost, query.images)) > HEAVY
+                if heavy:
+                    async with self._heavy.turn():
+                        views = await self._decoder.views(query.images, model.predictor.data.image_size)
+                    found.append(prepare(query, views))
+                else:
+                    async with self._light.turn():
+                        found.append(await loop.run_in_executor(self._decode, prepare, query))
             except ValueError as error:
                 found.append(QueryError(query.key, str(error), PHOTO))
-                continue
-            found.append(await loop.run_in_executor(self._heavy if heavy else self._decode, prepare, query))
         return found
 
     async def _model(self, spec: Spec) -> _Model:

@@ -12,8 +12,9 @@ from serve.answers.predictor import Options
 from serve.http.bodies import Admission, Refused, overloaded
 from serve.http.counters import Metrics, summed
 from serve.http.examples import examples_of
-from serve.http.guard import MemoryWatch
+from serve.http.guard import MemoryWatch, Rate
 from serve.http.host import ModelHost, Reply
+from serve.http.watchdog import Watchdog
 from serve.models.directory import Directory, Spec, library_of, read_directory
 from serve.models.settings import Settings
 
@@ -49,7 +50,8 @@ class Service:
         self.settings, self.directory, self.host, self.token = settings, directory, host, token
         self._everyone = everyone or self._alone
         self.max_body = settings.max_body_mib << 20
-        self.memory = MemoryWatch()
+        self.memory, self.rate = MemoryWatch(), Rate(settings.max_per_minute)
+        self.watchdog = Watchdog(self.memory)
         self.hosts = tuple(name.strip().lower() for name in settings.allowed_hosts.split(",") if name.strip())
         self.admission = Admission(settings.max_in_flight, HELD * self.max_body)
         self.metrics = Metrics(self.admission)

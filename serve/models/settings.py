@@ -6,6 +6,8 @@ from typing import Annotated, Any, get_type_hints
 
 from pydantic import Field, TypeAdapter, ValidationError
 
+from engine.signals.photo_cost import FORMATS
+
 Positive = Annotated[int, Field(gt=0)]
 
 
@@ -28,6 +30,9 @@ class Settings:
     max_batch: Positive = 64  # queries computed together
     max_queries: Positive = 256  # of one :batch request
     timeout_s: Annotated[float, Field(gt=0.0)] = 60.0  # after which a request that waits for the model gets a 503
+    photo_formats: str = "JPEG,PNG,WebP,TIFF,BMP,GIF"  # that are decoded; the fewer, the less strangers can try
+    max_per_minute: Annotated[int, Field(ge=0)] = 0  # requests of one address, beyond which it gets a 429; 0 = any
+    client_header: str = ""  # in which a proxy of yours gives the client's address, e.g. x-forwarded-for
     allowed_hosts: str = ""  # further names that Host may have, separated by commas; not asked where there is a token
     token_file: str = ""  # file with a bearer token that every request must bring, except the page and /healthz
 
@@ -42,6 +47,8 @@ def read_settings(values: dict[str, Any]) -> Settings:
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}, got {e['input']!r}" for e in error.errors())
         raise ValueError(f"settings: {problems}") from None
+    if unknown := {name.strip().upper() for name in settings.photo_formats.split(",")} - set(FORMATS):
+        raise ValueError(f"photo_formats: got {sorted(unknown)[0]!r}, allowed: {', '.join(FORMATS)}")
     if settings.max_replicas < settings.min_replicas:
         raise ValueError(f"max_replicas: got {settings.max_replicas}, allowed {settings.min_replicas} or more")
     return settings

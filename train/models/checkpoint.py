@@ -24,7 +24,10 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from engine.specimens.taxonomy import Taxonomy
+from engine.store.limits import MAX_JSON_BYTES
+from engine.store.storage import read_regular
 from train.config import Config, from_dict, to_dict
+from train.models.bounds import check_numbers, check_weights, without_hub
 from train.models.trimodal import Trimodal, build_model
 
 FORMAT_VERSION = 1
@@ -131,29 +134,26 @@ def find(path: str | Path) -> Path:
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object. Raises ValueError naming the file that holds none."""
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        tree = json.loads(read_regular(path, MAX_JSON_BYTES))
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no JSON ({error}); allowed: a file written by this program") from None
     if not isinstance(tree, dict):
         raise ValueError(f"{path} holds a {type(tree).__name__}; allowed: a JSON object written by this program")
     return tree
 
 
+def _shapes(config: Config) -> dict[str, int]:
+    """Return the numbers of a configuration's data that decide how large a model is."""
+    data = config.data
+    return {"image_size": data.image_size, "max_nucleotides": data.max_nucleotides, "kmer": data.kmer}
+
+
 def _load_weights(model: Trimodal, folder: Path) -> None:
-    """Load the weights. Raises ValueError when the file is damaged or its parameters are not the model's."""
+    """Load the weights, which `check_weights` found to fit. Raises ValueError when the file is damaged."""
     try:
-        weights = load_file(folder / WEIGHTS)
+        model.load_state_dict(load_file(folder / WEIGHTS))
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{folder / WEIGHTS} cannot be read ({error})") from None
-    expected = model.state_dict()
-    unfit = sorted(set(weights) ^ set(expected)) or [
-        f"{name} is {list(value.shape)}, expected {list(expected[name].shape)}"
-        for name, value in sorted(weights.items())
-        if value.shape != expected[name].shape
-    ]
-    if unfit:
-        raise ValueError(f"{folder}: weights do not fit the configuration, e.g. {unfit[0]}")
-    model.load_state_dict(weights)
 
 
 def load(path: str | Path) -> Checkpoint:
@@ -188,7 +188,11 @@ def load(path: str | Path) -> Checkpoint:
             f"(fingerprint {taxonomy.fingerprint[:12]}, expected {meta['taxonomy_fingerprint'][:12]})"
         )
     try:
-        model = build(config, taxonomy, meta["architecture"])
+        check_numbers([meta["architecture"], tree.get("model"), _shapes(config)], f"{folder}: configuration")
+        with without_hub():
+            with torch.device("meta"):  # no memory is asked for what the file does not hold
+                check_weights(build(config, taxonomy, meta["architecture"]).state_dict(), folder / WEIGHTS)
+            model = build(config, taxonomy, meta["architecture"])
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{folder / META}: its architecture cannot be built ({error!r})") from None
     _load_weights(model, folder)

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from engine.batches.pipeline import load_index
 from engine.relations.containment import novel_mask
+from engine.store.commits import finish_files, locked
 from train.evaluation import error_analysis, peers, probes, retrieval, subsets, top1_accuracy
 from train.evaluation.model_under_test import Setting
 from train.evaluation.predict import Encoded, accuracy_of
@@ -120,9 +121,15 @@ def run_evaluation(setting: Setting, out: Path, *, baselines: bool = True, extra
         extras: names of EXTRAS to measure, too.
 
     Raises:
-        ValueError: what `evaluate` and the extras raise.
+        ValueError: what `evaluate` and the extras raise; another process writes to the folder.
     """
-    setting = dataclasses.replace(setting, cache=Path(out) / FEATURES)
+    Path(out).mkdir(parents=True, exist_ok=True)
+    with locked(Path(out)):
+        finish_files(Path(out))
+        return _run(dataclasses.replace(setting, cache=Path(out) / FEATURES), out, baselines, extras)
+
+
+def _run(setting: Setting, out: Path, baselines: bool, extras: Sequence[str]) -> Evaluation:
     config, split = setting.config, setting.split
     found = evaluate(setting, baselines=baselines)
     fused = split != "val" and f"{split}/fused/noisy_both/rows" in found.metrics
@@ -138,7 +145,7 @@ def run_evaluation(setting: Setting, out: Path, *, baselines: bool = True, extra
     name = config.run.name or config.recipe
     text = f"# {name}: {split}\n\n{found.headline(config.eval.scoring)}\n\n{tables.full_text(found.metrics, split)}\n"
     shown = page.report(found, name, config.eval.scoring, sections)
-    report.write(Path(out), found.metrics, text, shown, found.predictions)
-    plots.accuracy_bars(found.metrics, split).savefig(Path(out) / report.PICTURE, dpi=150)
+    picture = plots.accuracy_bars(found.metrics, split)
+    report.write(Path(out), found.metrics, text, shown, found.predictions, picture)
     setting.forget()
     return dataclasses.replace(found, files=report.FILES)

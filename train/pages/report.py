@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from matplotlib.figure import Figure
 
 from engine.batches.pipeline import label_columns
 from engine.specimens.taxonomy import RANKS, Taxonomy
+from engine.store.commits import new_files
 from train import metrics
 from train.evaluation.predict import Encoded
 from train.evaluation.top1_accuracy import Rankings, Subsets
@@ -71,9 +73,21 @@ def _names(names: list[str | None]) -> pa.Array:
     return pa.array([name or None for name in names], pa.string()).dictionary_encode()
 
 
-def write(out: Path, values: Mapping[str, object], text: str, page: str, table: pa.Table) -> None:
-    """Write metrics.json (nan becomes null), tables.md, report.html and predictions.parquet into the folder `out`."""
+def write(
+    out: Path, values: Mapping[str, object], text: str, page: str, table: pa.Table, picture: Figure | None = None
+) -> None:
+    """Write metrics.json (nan becomes null), tables.md, report.html, predictions.parquet, and the picture.
+
+    They appear in the folder `out` together, or not at all; other files of it stay.
+    """
     out.mkdir(parents=True, exist_ok=True)
+    with new_files(out) as part:
+        _fill(part, values, text, page, table)
+        if picture is not None:
+            picture.savefig(part / PICTURE, dpi=150)
+
+
+def _fill(out: Path, values: Mapping[str, object], text: str, page: str, table: pa.Table) -> None:
     clean = {key: None if isinstance(v, float) and math.isnan(v) else v for key, v in values.items()}
     (out / METRICS).write_text(json.dumps(clean, indent=1, ensure_ascii=False), encoding="utf-8")
     (out / TABLES).write_text(text, encoding="utf-8")

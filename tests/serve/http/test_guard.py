@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
+from engine.signals.photo_cost import cost
 from serve.http import guard
 from serve.http.bodies import Refused, check_json
-from serve.http.photos import cost
 from tests.serve.conftest import Served
 
 BATCH = "/v1/identify:batch"
