@@ -118,10 +118,7 @@ class Pool:
     @classmethod
     def of(cls, value: Mapping[str, Any]) -> "Pool":
         """Read what `dataclasses.asdict` made of one."""
-        weights = tuple(
-            Weight(**{name: tuple(part) if isinstance(part, list) else part for name, part in one.items()})
-            for one in value["weights"]
-        )
+        weights = tuple(Weight(**{name: _frozen(part) for name, part in one.items()}) for one in value["weights"])
         found = value["guarantee"]
         if found is None:
             return cls(weights)
@@ -130,3 +127,7 @@ class Pool:
             for cell in found["cells"]
         )
         return cls(weights, Guarantee({name: tuple(edges) for name, edges in found["axes"].items()}, cells))
+
+
+def _frozen(part: Any) -> Any:
+    return tuple(part) if isinstance(part, list) else part
