@@ -33,7 +33,7 @@ from train.evaluation.known_questions import (
     WITHHELD,
     Cases,
 )
-from train.evaluation.outsiders import KINDS, outside_barcode
+from train.evaluation.outsiders import outside_barcode
 from train.inference.calibration import FILE, Calibration, FittedLibrary
 from train.inference.evidence import Answers
 from train.inference.library_alone import INPUTS, QUERY, LibraryScorer
@@ -181,7 +181,7 @@ def _questions(
     result += [Question(rows, _barcodes(library, rows), weight) for rows, weight in unknown]
     rows = np.sort(rng.choice(known, min(OUTSIDE_ASKED, len(known)), replace=False))
     pairs = zip(_barcodes(library, rows), rows.tolist(), strict=True)
-    outside = [outside_barcode(barcode, str(keys[row]), number % KINDS) for number, (barcode, row) in enumerate(pairs)]
+    outside = [outside_barcode(barcode, str(keys[row]), number % 4) for number, (barcode, row) in enumerate(pairs)]
     return [*result, Question(rows, outside, OUTSIDE, inside=False)]
 
 

@@ -1,8 +1,7 @@
 """Photos and barcodes of nothing that a model or library knows: what an answer of any rank must not be sure of.
 
-Barcodes are shuffled, whole or the third letters of their codons, or changed at many sites; photos are shuffled by
-tiles, or noise, or one colour. They are made of specimens that there are, so that lengths, colours and contrasts are
-those of the source.
+Barcodes are shuffled, or changed at many sites; photos are shuffled by tiles, or noise, or one colour. They are made of
+specimens that there are, so that lengths, colours and contrasts are those of the source.
 
 Legend: n outsiders, D embedding, S image side.
 """
@@ -21,7 +20,6 @@ from train.evaluation.model_under_test import Setting
 from train.inference.experts import sharpness
 from train.reference import Encoder
 
-KINDS = 8  # of barcodes
 CHANGED = (0.14, 0.40)  # share of sites: COI of different insect orders differs at 15 to 25%
 _TILES = 8  # a side
 _BATCH = 64  # photos read at a time
@@ -38,22 +36,13 @@ class Outsiders:
 
 
 def outside_barcode(barcode: str, key: str, kind: int) -> str:
-    """Return a barcode of no taxon.
-
-    Kinds: 0 = letters shuffled; 1 = codons shuffled; 2 to 4 = changed at many sites; above = the third letters of the
-    codons shuffled, so that the protein stays much the same, as that of another order's COI does.
-    """
+    """Return a barcode of no taxon: kind 0 = letters shuffled, 1 = codons shuffled, others = changed at many sites."""
     rng = rng_for(0, 0, key, "outside")
     if kind < 2:
         size = (1, 3)[kind]
         pieces = [barcode[first : first + size] for first in range(0, len(barcode), size)]
         return "".join([pieces[place] for place in rng.permutation(len(pieces)).tolist()])
-    if kind < 5:
-        return degrade_barcode(barcode, rng, 1.0, BarcodePreset.only(substitution=float(rng.uniform(*CHANGED))))
-    letters = np.array(list(barcode))
-    phase = max(range(3), key=lambda start: float(np.isin(letters[start::3], ("A", "T")).mean()))  # AT-rich: the thirds
-    letters[phase::3] = rng.permutation(letters[phase::3])
-    return "".join(letters.tolist())
+    return degrade_barcode(barcode, rng, 1.0, BarcodePreset.only(substitution=float(rng.uniform(*CHANGED))))
 
 
 def outside_view(view: np.ndarray, key: str, kind: int) -> np.ndarray:
@@ -85,7 +74,7 @@ def make(setting: Setting, rows: pa.Table, barcodes: Sequence[str]) -> Outsiders
     data, keys = setting.config.data, rows["key"].to_pylist()
     encoder = Encoder(setting.model, data)
     changed = [
-        one and outside_barcode(one, key, number % KINDS)
+        one and outside_barcode(one, key, number % 4)
         for number, (one, key) in enumerate(zip(barcodes, keys, strict=True))
     ]
     reader = MemberReader(Specimens.from_index(rows, setting.taxonomy))

@@ -2,21 +2,19 @@
 
 import numpy as np
 
-from train.evaluation.outsiders import CHANGED, KINDS, outside_barcode, outside_view
+from train.evaluation.outsiders import CHANGED, outside_barcode, outside_view
 
 BARCODE = "".join(np.random.default_rng(0).choice(list("ACGT"), 600))
 
 
 def test_barcodes_keep_their_length_and_lose_their_taxon() -> None:
-    for kind in range(KINDS):
+    for kind in range(4):
         found = outside_barcode(BARCODE, "a", kind)
         differs = np.mean([one != other for one, other in zip(found, BARCODE, strict=True)])
         assert CHANGED[0] - 0.04 < differs < 0.8 and found == outside_barcode(BARCODE, "a", kind)
     assert sorted(outside_barcode(BARCODE, "a", 0)) == sorted(BARCODE)
     codons = [outside_barcode(BARCODE, "a", 1)[at : at + 3] for at in range(0, 600, 3)]
     assert sorted(codons) == sorted(BARCODE[at : at + 3] for at in range(0, 600, 3))
-    thirds = outside_barcode(BARCODE, "a", 7)
-    assert sum(thirds[phase::3] == BARCODE[phase::3] for phase in range(3)) == 2  # two letters of each codon stay
 
 
 def test_photos_keep_their_shape_and_tiles_their_pixels() -> None:
