@@ -123,7 +123,7 @@ def _minimise(loss: Callable[[], Tensor], parameters: list[Tensor]) -> None:
         value.backward()
         return value
 
-    optimiser.step(closure)  # type: ignore[no-untyped-call]
+    optimiser.step(closure)
 
 
 def counts_of(pool: Pool, asked: Crossed) -> np.ndarray:
