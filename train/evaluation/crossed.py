@@ -6,8 +6,10 @@ Legend: N cases, n specimens, M experts, K lineages kept of each case, Q qualiti
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor
 
@@ -18,6 +20,7 @@ from train.evaluation.known_questions import DAMAGE, GENUS, SPECIES, Part
 from train.evaluation.predict import SHARPNESS, lacking
 from train.inference.calibration import POOLED, WITH_LIBRARY
 from train.inference.experts import Inputs, barcode_quality, opinions
+from train.inference.scoring import Scorer
 
 DNA_DAMAGE = {
     "preset_4x": DegradeConfig(severity=4.0),
@@ -70,7 +73,7 @@ class Crossing:
         self.thinned = len(self.rows) * len(self.pairs) > CASES
 
     @cached_property
-    def _index(self):  # type: ignore[no-untyped-def]
+    def _index(self) -> pa.Table:
         return self.part.rows.take(self.rows)
 
     @cached_property
@@ -139,7 +142,7 @@ def collect(part: Part, query: str) -> Crossed:
     crossing, scorer = Crossing(part, query), part.setting.scorer
     if not len(crossing.rows):
         raise ValueError(f"calibration: no specimen of {part.split} that is labelled at genus can be asked {query}")
-    found: list[tuple] = []
+    found: list[tuple[Any, ...]] = []
     for name, chosen, inputs in crossing.pieces():
         if not len(chosen):
             continue
@@ -153,25 +156,25 @@ def collect(part: Part, query: str) -> Crossed:
             of_form = np.full(len(labels), 1 / len(chosen))
             form = np.full(len(labels), name)
             found.append((log_p, size, leaf, quality, speaks, measured, labels, part.group[rows[chunk]], of_form, form))
-    log_p, size, leaf, quality, speaks, measured, labels, group, weight, form = zip(*found, strict=True)
-    total = np.concatenate(weight)
+    columns: list[Any] = list(zip(*found, strict=True))
+    total = np.concatenate(columns[8])
     return Crossed(
         experts=tuple(one.expert for one in said),
-        log_p=torch.cat(log_p),
-        size=torch.cat(size),
-        leaf=np.concatenate(leaf),
-        qualities=tuple(np.concatenate(parts) for parts in zip(*quality, strict=True)),
-        speaks=np.concatenate(speaks),
-        measured={key: np.concatenate([one[key] for one in measured]) for key in measured[0]},
-        labels=np.concatenate(labels),
+        log_p=torch.cat(columns[0]),
+        size=torch.cat(columns[1]),
+        leaf=np.concatenate(columns[2]),
+        qualities=tuple(np.concatenate(parts) for parts in zip(*columns[3], strict=True)),
+        speaks=np.concatenate(columns[4]),
+        measured={key: np.concatenate([one[key] for one in columns[5]]) for key in columns[5][0]},
+        labels=np.concatenate(columns[6]),
         lineages=scorer.leaves.cpu().numpy(),
-        group=np.concatenate(group),
+        group=np.concatenate(columns[7]),
         weight=total / total.sum(),
-        condition=np.concatenate(form),
+        condition=np.concatenate(columns[9]),
     )
 
 
-def _kept(scorer, log_p: list[Tensor], labels: np.ndarray) -> tuple[Tensor, Tensor, np.ndarray]:  # type: ignore[no-untyped-def]
+def _kept(scorer: Scorer, log_p: list[Tensor], labels: np.ndarray) -> tuple[Tensor, Tensor, np.ndarray]:
     """Return opinions [b, M, K] of the most probable lineages and of the true one, log sizes [b, K], leaves [b, K]."""
     whole = torch.stack(log_p, dim=1).clamp(min=-1e4)
     count = whole.shape[2]

@@ -1,7 +1,7 @@
 """Photos and barcodes of nothing that a model or library knows: what an answer of any rank must not be sure of.
 
-Barcodes are shuffled, or changed at many sites, as those of other phyla are; photos are shuffled by tiles, or noise, or
-one colour. They are made of specimens that there are, so that lengths, colours and contrasts are those of the source.
+Barcodes are shuffled, or changed at many sites; photos are shuffled by tiles, or noise, or one colour. They are made of
+specimens that there are, so that lengths, colours and contrasts are those of the source.
 
 Legend: n outsiders, D embedding, S image side.
 """

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 POOL = "pool"  # who answers in a cell: all experts together
+EQUAL = "equal"  # all of them, each at its word: weight and temperature 1, as barcode and library were before the pool
 ANY = -1  # band of an axis that does not matter
 
 
@@ -44,11 +45,11 @@ class Cell:
     """Specimens of like quality, and who answers them."""
 
     bands: tuple[int, ...]  # [A], of each axis; ANY = all of it
-    answers: str  # POOL or an expert
-    best: str  # the best single expert
+    answers: str  # POOL, EQUAL or an expert
+    best: str  # what the pool was compared with: the best single expert, or EQUAL
     specimens: int  # asked, in all forms
     groups: int  # of equal barcodes
-    difference: float  # right answers of the pool less those of the best expert, the worse of species and genus
+    difference: float  # right answers of the pool less those of `best`, the worse of species and genus
     low: float  # one-sided lower end, 95%
     weights: tuple[float, ...]  # mean over the specimens, of each expert
 
@@ -69,7 +70,7 @@ class Guarantee:
         return np.column_stack([np.searchsorted(edges, measured[name]) for name, edges in self.axes.items()])
 
     def who(self, measured: Mapping[str, np.ndarray]) -> list[str]:
-        """Return who answers each specimen: POOL or an expert."""
+        """Return who answers each specimen: POOL, EQUAL or an expert."""
         rest = (ANY,) * (len(self.axes) - 1)
         every = self._answers.get((ANY, *rest), POOL)
         found = []
@@ -109,19 +110,17 @@ class Pool:
         counts = self.fitted(qualities, speaks)
         if self.guarantee is None:
             return counts
-        place = {name: number for number, name in enumerate(self.experts)}
-        who = np.array([place.get(name, -1) for name in self.guarantee.who(measured)], dtype=np.int64)
-        alone = np.arange(len(self.weights)) == who[:, None]
+        who = np.array(self.guarantee.who(measured), dtype=object)
+        alone = np.array(self.experts, dtype=object) == who[:, None]
         single = alone.any(axis=1) & (counts * alone).any(axis=1)
+        at_word = np.array([one.temperature for one in self.weights]) * np.column_stack(speaks)
+        counts = np.where((who == EQUAL)[:, None], at_word, counts)
         return np.where(single[:, None], alone.astype(np.float64), counts)
 
     @classmethod
     def of(cls, value: Mapping[str, Any]) -> "Pool":
         """Read what `dataclasses.asdict` made of one."""
-        weights = tuple(
-            Weight(**{name: tuple(part) if isinstance(part, list) else part for name, part in one.items()})
-            for one in value["weights"]
-        )
+        weights = tuple(Weight(**{name: _frozen(part) for name, part in one.items()}) for one in value["weights"])
         found = value["guarantee"]
         if found is None:
             return cls(weights)
@@ -130,3 +129,7 @@ class Pool:
             for cell in found["cells"]
         )
         return cls(weights, Guarantee({name: tuple(edges) for name, edges in found["axes"].items()}, cells))
+
+
+def _frozen(part: Any) -> Any:
+    return tuple(part) if isinstance(part, list) else part

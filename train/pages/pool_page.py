@@ -9,10 +9,11 @@ from matplotlib.figure import Figure
 from engine import html
 from train.inference.calibration import Calibrator
 from train.inference.experts import BARCODE, LIBRARY, PHOTO
-from train.inference.pool import ANY, POOL
+from train.inference.pool import ANY, EQUAL, POOL
 from train.pages import plots
 
 EXPERTS = (PHOTO, BARCODE, LIBRARY)
+_OTHERS = (*EXPERTS, EQUAL)  # what a pool may be compared with
 _COLOURS = dict(zip(EXPERTS, html.COLOURS, strict=False))
 
 
@@ -30,7 +31,7 @@ def as_metrics(calibrator: Calibrator, start: str) -> dict[str, float]:
         one = f"{start}/cell/{','.join(map(str, cell.bands))}"
         result |= {f"{one}/weight/{name}": value for name, value in zip(pool.experts, cell.weights, strict=True)}
         result |= {f"{one}/difference": cell.difference, f"{one}/low": cell.low, f"{one}/groups": cell.groups}
-        result |= {f"{one}/pool_answers": float(cell.answers == POOL), f"{one}/best": EXPERTS.index(cell.best)}
+        result |= {f"{one}/pool_answers": float(cell.answers == POOL), f"{one}/best": _OTHERS.index(cell.best)}
     return result
 
 
@@ -75,10 +76,10 @@ def band_text(name: str, band: int, edges: list[float]) -> str:
 
 def _row(values: Mapping[str, float], one: str, cell: tuple[int, ...], axes: Mapping[str, list[float]]) -> list[str]:
     bands = [band_text(name, band, edges) for band, (name, edges) in zip(cell, axes.items(), strict=True)]
-    best = EXPERTS[int(values[f"{one}/best"])]
+    best = _OTHERS[int(values[f"{one}/best"])]
     answers = "pool" if values[f"{one}/pool_answers"] else best
     gaps = [f"{100 * values[f'{one}/{name}']:+.1f}" for name in ("difference", "low")]
-    return [*bands, f"{answers}\nbest alone: {best}", *gaps, f"{values[f'{one}/groups']:,.0f}"]
+    return [*bands, f"{answers}\nbest without it: {best}", *gaps, f"{values[f'{one}/groups']:,.0f}"]
 
 
 def weights_plot(values: Mapping[str, float], start: str) -> Figure:

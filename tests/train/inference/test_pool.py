@@ -14,7 +14,7 @@ from train.evaluation.crossed import Crossed
 from train.inference import evidence
 from train.inference.calibration import Calibration, Calibrator, Rule
 from train.inference.experts import BARCODE, PHOTO, QUALITIES, Inputs, barcode_quality, mixed, sharpness
-from train.inference.pool import ANY, POOL, Cell, Guarantee, Pool, Weight
+from train.inference.pool import ANY, EQUAL, POOL, Cell, Guarantee, Pool, Weight
 from train.inference.scoring import Scorer
 
 
@@ -196,3 +196,17 @@ def test_the_pool_stands_only_where_val_shows_that_it_may() -> None:
     answers = {one.bands: one.answers for one in same.cells}
     assert answers[ANY, ANY, ANY] == POOL  # 3,000 groups without a loss
     assert {one.answers for one in same.cells if one.groups < 300} == {BARCODE}
+    equal = fit_pool.guarantee(cases, better, alone, counts, alone[:, 1])
+    assert {one.best for one in equal.cells} == {EQUAL} and {one.answers for one in equal.cells} == {POOL, EQUAL}
+
+
+def test_equal_takes_every_expert_at_its_word(scorer: Scorer) -> None:
+    """Whatever the fitted weights and temperatures are: the product of what the experts say, as before the pool."""
+    given = inputs()
+    weights = (weight(PHOTO, 0.3, 0.1, temperature=2.0), weight(BARCODE, 1.0, temperature=0.5))
+    promise = Guarantee({"length": (0.5,)}, (Cell((ANY,), EQUAL, EQUAL, 30, 30, 0.0, 0.0, (1.0, 1.0)),))
+    (chunk,) = evidence.pooled(scorer, given, Pool(weights, promise))
+    one = Pool((weight(PHOTO, float(np.log(np.expm1(1.0)))), weight(BARCODE, float(np.log(np.expm1(1.0))))))
+    (plain,) = evidence.pooled(scorer, given, one)
+    np.testing.assert_allclose(chunk.probabilities[3], plain.probabilities[3], atol=1e-5)
+    assert chunk.voices[1].weight[-1] == 0

@@ -27,7 +27,7 @@ def test_verdicts_are_told_and_weights_drawn() -> None:
     values = metrics()
     picture, table = pool_page.blocks(values, "test/pool/pooled", "pool of photo and barcode")
     assert "<svg" in picture and "known nucleotides" in picture
-    assert table.count("<tr") == 7 and "above 300 nt" in table and "best alone: photo" in table and "-5.0" in table
+    assert table.count("<tr") == 7 and "above 300 nt" in table and "best without it: photo" in table and "-5.0" in table
     left, right = pool_page.weights_plot(values, "test/pool/pooled").axes
     drawn = {line.get_label(): list(line.get_ydata()) for line in left.get_lines()}
     assert drawn == {PHOTO: [1.0, 1.0, 1.0], BARCODE: [0.5, 1.5, 2.5]}
