@@ -31,11 +31,24 @@ HONEST = 200  # requests of the honest client before the attack
 GROWTH_MIB = 100
 SLOWER = 4  # times: the honest client's 99th percentile beside the attack
 FLOOR_S = 0.1  # below which its latency is that of a busy machine
+EXPENSIVE = ("draw_bomb", "draw_honest", "draw_many", "draw_long_barcode", "draw_elements", "draw_broken_json")
+EXPENSIVE_EACH = 5
 HEAVY_EACH = 250  # one attack in so many is a photo that takes a decoder seconds
 
 
 class Many(Fuzzer):
     """Also what costs most: photos of many scans and pixels, lists of a million elements, checklists of names."""
+
+    def attacks(self, count: int) -> Iterator[Attack]:
+        """`count` of them: the kinds that take long to draw, to send or to answer once in EXPENSIVE_EACH rounds."""
+        cheap = [name for name in self.kinds if name not in EXPENSIVE]
+        number = 0
+        while number < count:
+            whole = number % (EXPENSIVE_EACH * len(cheap)) < len(cheap)
+            for name in [*cheap, *(EXPENSIVE if whole else ())][: count - number]:
+                made: Attack = getattr(self, name)(self.random.choice(PATHS))
+                yield self.heavy() if number % HEAVY_EACH == 0 else made
+                number += 1
 
     def draw_elements(self, path: str) -> Attack:
         items = b",".join([self.random.choice((b"{}", b"1", b"[]"))] * 300_000)
@@ -77,8 +90,8 @@ def attack(url: str, jpeg: bytes, dna: str, results: Any) -> None:
     threads = [threading.Thread(target=send) for _ in range(CONNECTIONS)]
     for thread in threads:
         thread.start()
-    for number, one in enumerate(fuzzer.attacks(COUNT)):
-        waiting.put(fuzzer.heavy() if number % HEAVY_EACH == 0 else one)
+    for one in fuzzer.attacks(COUNT):
+        waiting.put(one)
     for _ in threads:
         waiting.put(None)
     for thread in threads:
