@@ -1,5 +1,6 @@
 """Name insects from specimen photos, COI barcodes, or both: one word for every command.
 
+taxafuse identify barcodes.fasta --reference bold_download.tsv
 taxafuse ingest table specimens.csv --images photos --out shards/mine
 taxafuse train --recipe moths --set data.shards=shards/mine
 taxafuse library build shards/mine --out libraries/mine
@@ -24,6 +25,7 @@ COMMANDS = {  # word -> (module with `main`, words put before the user's, what i
     "tune": ("tune.main", [], "search the best settings of a recipe"),
     "embed": ("train.embed", [], "encode photos once with a pretrained trunk"),
     "photos": ("train.photos", [], "name photos from a library of known ones, without training"),
+    "identify": ("serve.identify", [], "name the specimens of files by the references of other files"),
     "library": ("serve.library", [], "build, extend or thin a reference library"),
     "bulk": ("serve.bulk.job", [], "name every specimen of a file, a folder or shards"),
     "serve": ("serve.main", [], "answer over HTTP, with a page"),

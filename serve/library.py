@@ -36,7 +36,8 @@ WAIT_S = 600.0  # for another process that adds to the same library
 _SHOWN = 5  # of what was left out
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """Return what reads the command line."""
     raw = argparse.RawDescriptionHelpFormatter
     parser = Parser(prog="python -m serve.library", description=__doc__, formatter_class=raw)
     commands = parser.add_subparsers(dest="command", required=True, metavar="build | add | calibrate | inspect")
@@ -205,7 +206,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; return its exit code (2 = something the user can mend, said in one line)."""
-    arguments = _parser().parse_args(argv)
+    arguments = parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     return guarded(lambda: run(arguments))
 

@@ -37,8 +37,9 @@ from engine.store.storage import Location, named_errors
 from serve.bulk.actors import CARD, Answerer, BulkOptions
 from serve.bulk.columns import COLUMNS, STYLES, described
 from serve.bulk.plan import QUESTIONS_PER_TASK, Plan, load_plan, write_plan
-from serve.bulk.result import KINDS, write_result
+from serve.bulk.result import write_result
 from serve.bulk.sources import NAMES, open_source
+from serve.bulk.writers import WRITERS, check_kind
 from serve.models.registry import resolve_checkpoint
 
 log = logging.getLogger(__name__)
@@ -52,7 +53,8 @@ class WorkerDied(Exception):
     """Report that a worker process ended, by a signal, for want of memory or by a fault."""
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """Return what reads the command line."""
     parser = Parser(
         prog="python -m serve.bulk",
         description=__doc__,
@@ -74,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="of serve.library: names the nearest references (default: the model's own)",
     )
-    add("--out", required=True, type=Path, metavar="FILE", help="RESULT.parquet or RESULT.csv")
+    add("--out", required=True, type=Path, metavar="FILE", help=f"the result, in {', '.join(WRITERS)}")
     add("--names", choices=STYLES, default="own", help="of the columns: our own, Darwin Core's, BOLD's")
     add("--threshold", type=float, metavar="P", help="probability that an answer needs (default: 0.95)")
     add("--only", type=Path, metavar="FILE", help="names of the taxa that may be answered, one a line")
@@ -238,8 +240,7 @@ def _check(arguments: argparse.Namespace) -> None:
     import torch
 
     out = arguments.out
-    if out.suffix not in KINDS:
-        raise ValueError(f"--out: got {out}, allowed: a file ending in {' or '.join(KINDS)}")
+    check_kind(str(out), out.suffix)
     if out.exists() and not arguments.overwrite and load_plan(_state(out)) is None:
         raise ValueError(f"--out: got {out}, which is there already; allowed: another name, or --overwrite")
     if not arguments.checkpoint and not arguments.library:
@@ -298,7 +299,7 @@ def _summary(plan: Plan, counts: Counter[str], out: Path, seconds: float) -> str
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; return its exit code (2 = something the user can mend, said in one line)."""
-    arguments = _parser().parse_args(argv)
+    arguments = parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     return answered(lambda: run(arguments))
 

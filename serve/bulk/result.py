@@ -1,35 +1,32 @@
 """The result of a bulk identification: the parts of its tasks put together, one row a record, in the input's order."""
 
-import contextlib
 from collections import Counter
-from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from engine.store.storage import Location
 from serve.bulk.columns import errors_of, schema, styled
 from serve.bulk.plan import QUESTIONS_PER_TASK, Plan
+from serve.bulk.writers import WRITERS
 
-KINDS = (".parquet", ".csv")
 _PARTS = 64  # of the tasks' parts held at a time: equal barcodes far apart refer to early ones
 
 
 def write_result(plan: Plan, out: Path, style: str) -> Counter[str]:
-    """Write RESULT.parquet or .csv from the parts of a plan whose tasks are all done; whole or not at all.
+    """Write the result from the parts of a plan whose tasks are all done; whole or not at all.
 
     Returns how many records stop at which rank; "none" = at no rank, "error" = without an answer.
     """
     counts: Counter[str] = Counter()
     part = lru_cache(maxsize=_PARTS)(lambda task: pq.read_table(plan.part(task)))
     bar = tqdm(total=plan.records, desc="writing", unit=" records", disable=None, leave=False)
-    with Location.parse(out).writing() as sink, _writer(sink, out.suffix, schema(style)) as writer:
+    with Location.parse(out).writing() as sink, WRITERS[out.suffix](sink, schema(style)) as writer:
         for rows in plan.rows():
             table = _rows(rows, part)
             failed = table["error"].is_valid().to_numpy()
@@ -39,16 +36,6 @@ def write_result(plan: Plan, out: Path, style: str) -> Counter[str]:
             bar.update(len(table))
     bar.close()
     return counts
-
-
-@contextlib.contextmanager
-def _writer(sink: Any, kind: str, columns: pa.Schema) -> Iterator[Any]:
-    if kind == ".parquet":
-        with pq.ParquetWriter(sink, columns, compression="zstd") as writer:
-            yield writer
-    else:
-        with pa_csv.CSVWriter(sink, columns) as writer:
-            yield writer
 
 
 def _rows(rows: pa.RecordBatch, part: Any) -> pa.Table:

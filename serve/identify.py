@@ -1,0 +1,162 @@
+"""Name the specimens of files by the references of other files: files in, a table out.
+
+    taxafuse identify barcodes.fasta --reference bold_download.tsv
+    taxafuse identify barcodes.fasta --reference libraries/mine --out names.xlsx
+    taxafuse identify specimens.csv --reference bold_download.tsv --model runs/NAME --out names.csv
+
+References are made a library the first time, calibrated by itself, and kept below ~/.cache/taxafuse (TAXAFUSE_CACHE
+names another folder) under their checksum. One row a record, in the input's order; without --out a short table, with it
+all columns of `taxafuse bulk`, which does the work. A command that was killed goes on when it is given again.
+"""
+
+import argparse
+import contextlib
+import hashlib
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from engine.commandline import Parser, answered
+from engine.errors import UserError
+from engine.store.shards import file_sha256
+from serve.bulk.sources import PHOTOS, format_of
+from serve.bulk.writers import WRITERS, check_kind
+
+log = logging.getLogger(__name__)
+
+CACHE = "TAXAFUSE_CACHE"
+SHOWN = ("key", "name", "rank", "probability", "nearest_name", "nearest_identity", "error")
+ROWS, WIDTH = 40, 32  # of the short table
+_KEY = 16  # letters of a checksum that name a library
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = Parser(prog="taxafuse identify", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("input", nargs="+", metavar="INPUT", help="FASTA, tables, downloads, photos, shards: of one kind")
+    add(
+        "--reference",
+        nargs="+",
+        default=[],
+        metavar="PATH",
+        help="a library, or files of known specimens: FASTA with names, BOLD downloads, tables, shards",
+    )
+    add("--model", default="", metavar="RUN", help="a run's folder or models:/NAME@ALIAS; photos need one")
+    add("--out", type=Path, metavar="FILE", help=f"all columns, in a file that ends in {', '.join(WRITERS)}")
+    add("--threshold", metavar="P", help="probability that an answer needs (default: 0.95)")
+    add("--only", metavar="FILE", help="names of the taxa that may be answered, one a line")
+    add("--overwrite", action="store_true", help="replace a result that is there")
+    return parser.parse_args(arguments)
+
+
+def run(options: argparse.Namespace) -> str:
+    """Do what a command line asks; return what to print. Raises ValueError for what the user can mend."""
+    if not options.reference and not options.model:
+        raise UserError("identify", "neither --reference nor --model", "known specimens, a model, or both")
+    if not options.model and format_of(options.input) == PHOTOS:
+        raise UserError(
+            "identify",
+            f"photos ({', '.join(options.input)}) and no --model",
+            "--model RUN, trained on photos; or `taxafuse photos identify LIBRARY PHOTO ...` with a library of photos",
+        )
+    if options.out:
+        check_kind(str(options.out), options.out.suffix)
+    library = library_of(options.reference) if options.reference else None
+    if options.out:
+        return _named(options, library, options.out)
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "names.parquet"
+        _named(options, library, out)
+        return short_table(out)
+
+
+def _named(options: argparse.Namespace, library: Path | None, out: Path) -> str:
+    """Write the result with `serve.bulk` and return its summary."""
+    from serve.bulk import job
+
+    words = [*options.input, "--out", str(out), *(["--overwrite"] if options.overwrite else [])]
+    for name, value in (
+        ("library", library),
+        ("checkpoint", options.model),
+        ("threshold", options.threshold),
+        ("only", options.only),
+    ):
+        words += [f"--{name}", str(value)] if value else []
+    return job.run(job.parser().parse_args(words))
+
+
+def library_of(paths: Sequence[str]) -> Path:
+    """Return the library of some references: the folder itself where it is one, else one made of the files once.
+
+    Raises ValueError for paths that do not exist, and whatever building a library finds wrong.
+    """
+    from serve import library
+    from train.reference.library import MANIFEST
+
+    if len(paths) == 1 and (Path(paths[0]) / MANIFEST).is_file() and (Path(paths[0]) / "records.parquet").is_file():
+        return Path(paths[0])
+    for path in paths:
+        if not Path(path).exists():
+            raise UserError("--reference", path, "an existing library, file or folder of known specimens")
+    folder = _cache() / f"{Path(paths[0]).stem[:40]}-{checksum(paths)[:_KEY]}"
+    if (folder / MANIFEST).is_file():
+        return folder
+    log.warning("the references become a library once: %s", folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        tempfile.TemporaryDirectory(dir=folder.parent) as place,  # whole, with its probabilities, or not at all
+        contextlib.redirect_stdout(sys.stderr),  # only names go to stdout
+    ):
+        made = Path(place) / folder.name
+        library.run(library.parser().parse_args(["build", *paths, "--out", str(made)]))
+        with contextlib.suppress(FileExistsError):  # another process made the same meanwhile
+            made.rename(folder)
+    return folder
+
+
+def _cache() -> Path:
+    return Path(os.environ.get(CACHE) or Path.home() / ".cache" / "taxafuse") / "libraries"
+
+
+def checksum(paths: Sequence[str]) -> str:
+    """Return the SHA-256 of files and folders: of what they hold, and of the names of files inside folders."""
+    found = hashlib.sha256()
+    for path in map(Path, paths):
+        files = sorted(one for one in path.rglob("*") if one.is_file()) if path.is_dir() else [path]
+        for file in files:
+            found.update(f"{file.relative_to(path)}\0{file_sha256(file)}\n".encode())
+    return found.hexdigest()
+
+
+def short_table(path: Path) -> str:
+    """Return the first rows of a result as text in columns, and how many there are."""
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(path, columns=list(SHOWN))
+    rows = [[_cell(row[name]) for name in SHOWN] for row in table.slice(0, ROWS).to_pylist()]
+    names = [name for place, name in enumerate(SHOWN) if any(row[place] for row in rows)]
+    kept = [names, *([row[SHOWN.index(name)] for name in names] for row in rows)]
+    widths = [max(len(row[place]) for row in kept) for place in range(len(names))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in kept]
+    more = len(table) - len(rows)
+    return "\n".join(lines) + (f"\n... and {more:,} more: --out FILE writes all rows and columns" if more else "")
+
+
+def _cell(value: object) -> str:
+    text = f"{value:.3f}" if isinstance(value, float) else "" if value is None else str(value)
+    return text if len(text) <= WIDTH else text[: WIDTH - 1] + "…"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; return its exit code (2 = something the user can mend, said in one line)."""
+    options = parse(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    return answered(lambda: run(options))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
