@@ -306,7 +306,7 @@ def test_a_plan_numbers_questions_by_their_first_record(tmp_path: Path, small_ta
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["{tmp}/in.fasta", "--out", "{tmp}/x.txt"], ".parquet or .csv"),
+        (["{tmp}/in.fasta", "--out", "{tmp}/x.txt"], ".csv, .parquet, .xlsx, .json"),
         (["{tmp}/in.fasta", "--out", "{tmp}/there.csv"], "--overwrite"),
         (["{tmp}/none", "--out", "{tmp}/x.csv"], "does not exist"),
         (["{tmp}/in.fasta", "--out", "{tmp}/x.csv", "--workers", "0"], "--workers: got 0"),
