@@ -36,7 +36,7 @@ from engine.store.shards import file_sha256
 from engine.store.storage import Location, named_errors
 from serve.bulk.actors import CARD, Answerer, BulkOptions
 from serve.bulk.columns import COLUMNS, STYLES, described
-from serve.bulk.plan import QUESTIONS_PER_TASK, Plan, load_plan, write_plan
+from serve.bulk.plan import Plan, load_plan, write_plan
 from serve.bulk.result import write_result
 from serve.bulk.sources import NAMES, open_source
 from serve.bulk.writers import WRITERS, check_kind
@@ -165,7 +165,7 @@ def answer(plan: Plan, source: SpecimenSource, asking: BulkOptions, arguments: a
     """
     left, tries = plan.unfinished(), 0
     run = _here if arguments.serial or len(left) <= 1 else _through_ray
-    done = min(plan.questions, (plan.tasks - len(left)) * QUESTIONS_PER_TASK)
+    done = min(plan.questions, (plan.tasks - len(left)) * plan.per_task)
     with tqdm(total=plan.questions, initial=done, desc="naming", unit=" specimens", disable=None) as bar:
         while left:
             try:
