@@ -32,7 +32,7 @@ def files(simulated_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> t
     known = pa.concat_tables(open_source([str(simulated_shards)]).batches()).drop_columns(["image"]).to_pylist()
     known = [row for row in known if row["barcode"]]
     table = folder / "known.csv"
-    columns = ("key", "order", "family", "genus", "species", "barcode")
+    columns = ("key", "order", "family", "genus", "species", "barcode", "country")
     lines = [",".join(columns), *(",".join(row[name] or "" for name in columns) for row in known)]
     table.write_text("\n".join(lines) + "\n")
     fasta = folder / "unnamed.fasta"
@@ -77,6 +77,24 @@ def test_references_become_a_library_once_and_answer_as_in_bulk(
     shown = capsys.readouterr().out.splitlines()
     assert shown[0].split() == ["key", "name", "rank", "probability", "nearest_name", "nearest_identity", "error"]
     assert len(shown) == 9 and shown[1].startswith("q0 ") and len(list(cache.iterdir())) == 1
+
+
+def test_a_region_leaves_the_species_of_its_references(
+    files: tuple[Path, Path], cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table, fasta = files
+    known = pa_csv.read_csv(table).to_pylist()
+    country = next(row["country"] for row in known if row["country"])
+    there = {row["species"] for row in known if row["country"] == country and row["species"]}
+    out = tmp_path / "there.parquet"
+    words = [str(fasta), "--reference", str(table), "--region"]
+    assert identify.main([*words, country.upper(), "--out", str(out)]) == 0
+    assert {row["species"] for row in rows_of(out) if row["species"]} <= there
+    (made,) = cache.iterdir()
+    assert identify.species_of(made, [country]) == sorted(there)
+    assert json.loads(out.with_name("there.parquet.json").read_text())["settings"]["only"] == sorted(there)
+    assert identify.main([*words, "Atlantis"]) == 2
+    assert "'Atlantis'; allowed: a country of the references: " in capsys.readouterr().err
 
 
 def test_other_content_is_another_library(files: tuple[Path, Path], tmp_path: Path) -> None:
