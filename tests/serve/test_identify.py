@@ -96,7 +96,7 @@ def test_a_region_leaves_the_species_of_its_references(
     assert identify.species_of(made, [country]) == sorted(there)
     assert json.loads(out.with_name("there.parquet.json").read_text())["settings"]["only"] == sorted(there)
     assert identify.main([*words, "Atlantis"]) == 2
-    assert "'Atlantis'; allowed: a country of the references: " in capsys.readouterr().err
+    assert "'Atlantis', allowed: a country of the references: " in capsys.readouterr().err
 
 
 def test_other_content_is_another_library(files: tuple[Path, Path], tmp_path: Path) -> None:
