@@ -77,7 +77,7 @@ def test_ingest_inspect_verify(table: Path, tmp_path: Path, capsys: pytest.Captu
         (["ingest", "table", "{tmp}/specimens.csv", "--out", "{tmp}/o", "--group", "event"], "without splits to draw"),
         (
             ["ingest", "images", "{tmp}", "--out", "{tmp}/o", "--split-fractions", "0.8,0.1,0.1", "--group", "night"],
-            "--group: got 'night' for the format images; allowed: event, or a table",
+            "--group: got 'night' for the format images, allowed: event, or a table",
         ),
         (
             [
