@@ -24,6 +24,7 @@ from engine.relations.splits import DEFAULT_FRACTIONS, GROUPINGS, SCHEMES, Split
 from engine.store.storage import Location
 from engine.store.verify import verify
 
+EVENT = "event"  # of --group
 EXAMPLES = """\
 examples:
   python -m engine.main ingest simulated --out shards/simulated --num-specimens 9200
@@ -117,6 +118,12 @@ def _add_ingest_options(command: argparse.ArgumentParser) -> None:
         "stretch (also any 200 nt in common) (default: %(default)s)",
     )
     command.add_argument(
+        "--group",
+        metavar="COLUMN|event",
+        help="what stays in one split beside equal photos and barcodes: rows with the same cell in this COLUMN of a "
+        "table, or the photos of an event, whose names differ in the last number alone (night2_f1.jpg, night2_f2.jpg)",
+    )
+    command.add_argument(
         "--layout",
         choices=LAYOUTS,
         default="random",
@@ -155,6 +162,8 @@ def _parse_option(option: Option, text: str) -> Any:
 def _split_options(arguments: argparse.Namespace) -> SplitOptions | None:
     scheme, text = arguments.split_scheme, arguments.split_fractions
     if scheme is None and text is None:
+        if arguments.group:
+            raise UserError("--group", f"{arguments.group!r} without splits to draw", "it with --split-fractions")
         return None
     try:
         train, val, test = (float(part) for part in text.split(",")) if text is not None else DEFAULT_FRACTIONS
@@ -165,6 +174,7 @@ def _split_options(arguments: argparse.Namespace) -> SplitOptions | None:
         fractions=(train, val, test),
         grouping=arguments.split_grouping,
         seed=arguments.seed,
+        by_event=arguments.group == EVENT,
     )
 
 
@@ -176,6 +186,10 @@ def _ingest(arguments: argparse.Namespace) -> int:
     paths = arguments.paths if entry.takes_paths else []
     given = {option: getattr(arguments, option.name) for option in entry.options}
     chosen = {option.name: _parse_option(option, text) for option, text in given.items() if text is not None}
+    if arguments.group not in (None, EVENT):
+        if "columns" not in (option.name for option in entry.options):
+            raise UserError("--group", f"{arguments.group!r} for the format {arguments.format}", f"{EVENT}, or a table")
+        chosen["columns"] = {**chosen.get("columns", {}), "group": arguments.group}
     if entry.takes_seed:
         chosen["seed"] = arguments.seed
     options = IngestOptions(
@@ -189,7 +203,8 @@ def _ingest(arguments: argparse.Namespace) -> int:
         source={
             "format": arguments.format,
             "paths": [path.shown if isinstance(path, Location) else str(path) for path in paths],
-            "options": {option.name: text for option, text in given.items() if text is not None},
+            "options": {option.name: text for option, text in given.items() if text is not None}
+            | ({"group": arguments.group} if arguments.group else {}),
         },
     )
     started = time.monotonic()

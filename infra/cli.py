@@ -28,6 +28,7 @@ COMMANDS = {  # word -> (module with `main`, words put before the user's, what i
     "identify": ("serve.identify", [], "name the specimens of files by the references of other files"),
     "library": ("serve.library", [], "build, extend or thin a reference library"),
     "bulk": ("serve.bulk.job", [], "name every specimen of a file, a folder or shards"),
+    "again": ("serve.bulk.again", [], "judge a stored result by other thresholds, without the model"),
     "serve": ("serve.main", [], "answer over HTTP, with a page"),
     "export": ("serve.export", [], "write a model as a folder, or register it in MLflow"),
     "doctor": ("infra.doctor", [], "look at machine and cluster before a run"),

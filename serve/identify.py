@@ -3,10 +3,12 @@
     taxafuse identify barcodes.fasta --reference bold_download.tsv
     taxafuse identify barcodes.fasta --reference libraries/mine --out names.xlsx
     taxafuse identify specimens.csv --reference bold_download.tsv --model runs/NAME --out names.csv
+    taxafuse identify barcodes.fasta --reference bold_download.tsv --region Canada --region "United States"
 
 References are made a library the first time, calibrated by itself, and kept below ~/.cache/taxafuse (TAXAFUSE_CACHE
 names another folder) under their checksum. One row a record, in the input's order; without --out a short table, with it
-all columns of `taxafuse bulk`, which does the work. A command that was killed goes on when it is given again.
+all columns of `taxafuse bulk`, which does the work. Records that could not be read stand behind the block of records in
+which they were met. A command that was killed goes on when it is given again.
 """
 
 import argparse
@@ -16,8 +18,11 @@ import logging
 import os
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+
+import pyarrow as pa
 
 from engine.commandline import Parser, answered
 from engine.errors import UserError
@@ -30,6 +35,7 @@ log = logging.getLogger(__name__)
 CACHE = "TAXAFUSE_CACHE"
 SHOWN = ("key", "name", "rank", "probability", "nearest_name", "nearest_identity", "error")
 ROWS, WIDTH = 40, 32  # of the short table
+_SHOWN = 20  # countries that a mistake names
 _KEY = 16  # letters of a checksum that name a library
 
 
@@ -49,6 +55,13 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--out", type=Path, metavar="FILE", help=f"all columns, in a file that ends in {', '.join(WRITERS)}")
     add("--threshold", metavar="P", help="probability that an answer needs (default: 0.95)")
     add("--only", metavar="FILE", help="names of the taxa that may be answered, one a line")
+    add(
+        "--region",
+        action="append",
+        default=[],
+        metavar="COUNTRY",
+        help="answer only species of which a reference comes from there, in the references' own words; may be repeated",
+    )
     add("--overwrite", action="store_true", help="replace a result that is there")
     return parser.parse_args(arguments)
 
@@ -65,10 +78,15 @@ def run(options: argparse.Namespace) -> str:
         )
     if options.out:
         check_kind(str(options.out), options.out.suffix)
+    if options.region and (options.only or not options.reference):
+        raise UserError("--region", "it with --only, or without --reference", "it with --reference, without --only")
     library = library_of(options.reference) if options.reference else None
-    if options.out:
-        return _named(options, library, options.out)
     with tempfile.TemporaryDirectory() as folder:
+        if options.region and library:
+            options.only = Path(folder) / "region.txt"
+            options.only.write_text("\n".join(species_of(library, options.region)), encoding="utf-8")
+        if options.out:
+            return _named(options, library, options.out)
         out = Path(folder) / "names.parquet"
         _named(options, library, out)
         return short_table(out)
@@ -116,6 +134,27 @@ def library_of(paths: Sequence[str]) -> Path:
         with contextlib.suppress(FileExistsError):  # another process made the same meanwhile
             made.rename(folder)
     return folder
+
+
+def species_of(library: Path, countries: Sequence[str]) -> list[str]:
+    """Return the species of which a library has a specimen from one of the countries.
+
+    Raises UserError for a country that no specimen named to species has, naming those that are most frequent.
+    """
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    from train.reference.library import RECORDS
+
+    records = pq.read_table(library / RECORDS, columns=["species", "country"]).drop_null()
+    there = pc.utf8_lower(records["country"])
+    frequent = Counter(records["country"].to_pylist()).most_common(_SHOWN)
+    for country in countries:
+        if not pc.any(pc.equal(there, country.lower())).as_py():
+            known = ", ".join(f"{name} ({count:,})" for name, count in frequent)
+            raise UserError("--region", repr(country), f"a country of the references: {known or 'none has one'}")
+    wanted = pa.array([country.lower() for country in countries], there.type)
+    return sorted(set(records["species"].filter(pc.is_in(there, wanted)).to_pylist()))
 
 
 def _cache() -> Path:

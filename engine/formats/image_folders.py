@@ -38,6 +38,7 @@ from engine.specimens.taxonomy import RANKS
 
 log = logging.getLogger(__name__)
 
+ANNOTATIONS = (".json", ".xml")  # of COCO, LabelMe, Pascal VOC
 LEVELS = (*RANKS, "split", "-")
 _INATURALIST = re.compile(r"\d+_[A-Z][a-z]+_[A-Z][a-z]+_[A-Z][a-z]+_([^_]+)_([^_]+)_([^_]+)_(.+)")
 _CLOUD = re.compile(r"\.(.+)\.icloud")
@@ -78,6 +79,8 @@ class ImageFoldersSource(FileSource):
             inside = folders if self.ranks is None else place.split("/")[:-1]
             if problem or not is_photo(root / place, name):
                 kind = "raw photo, which is not read" if name.lower().endswith(RAW_SUFFIXES) else "no photo"
+                if name.lower().endswith(ANNOTATIONS):
+                    kind = "no photo; boxes and labels in it are not read"
                 others.append((key, problem or f"{kind}: suffix {Path(name).suffix or 'none'}"))
                 continue
             labels = self._labels(inside, root)

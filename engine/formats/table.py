@@ -77,6 +77,7 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
     "latitude": ("latitude", "lat", "coord-lat", "coord.lat", "decimallatitude", "decimal_latitude", "y_wgs84"),
     "longitude": ("longitude", "lon", "lng", "long", "coord-lon", "coord.lon", "decimallongitude", "decimal_longitude"),
     "coord": ("coord",),
+    "group": (),  # of specimens that stay in one split; only as the user names it
 }
 
 SUFFIXES = (".parquet", ".pq", ".csv", ".tsv", ".tab", ".txt", ".xlsx")
@@ -154,6 +155,8 @@ class TableSource(FileSource):
             return columns
         self.names.notes["further photos of an id, kept as ID#2, ID#3, ..."] += further
         columns = columns.take(pa.array(rows))
+        if "group" not in columns.column_names:  # photos of one specimen stay in one split
+            columns = columns.append_column("group", columns["key"])
         for name, cells in (("key", new_keys), ("image", new_images)):
             columns = columns.set_column(columns.column_names.index(name), name, pa.array(cells, pa.large_string()))
         return columns

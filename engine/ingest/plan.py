@@ -228,7 +228,7 @@ def _drawn_splits(found: Scan, splits: SplitOptions | None) -> tuple[pa.Array | 
     """Split names of all rows in the source's order (None = they have theirs) and the note for the report."""
     if splits is None:
         return None, found.splits
-    columns = ["key", "barcode", "split", *RANKS]
+    columns = ["key", "image", "barcode", "split", "group", *RANKS]
     table, note = assign_splits(_read_rows(found.path, columns), splits)
     return table["split"].combine_chunks().dictionary_encode(), note
 

@@ -52,7 +52,8 @@ def assign_splits(table: pa.Table, options: SplitOptions | None) -> tuple[pa.Tab
     """Give specimens without a split one: train (options None), or by a scheme of `engine.relations.splits`.
 
     Args:
-        table: with columns key, barcode, split and one per rank; others are kept as they are.
+        table: with columns key, barcode, split, one per rank, and perhaps image and group, whose equals stay in one
+            split; others are kept as they are.
         options: the scheme, None = all are train.
 
     Returns the table, and what was done, for the report: "given" and "assigned" specimens, "how", and with a scheme
@@ -71,7 +72,10 @@ def assign_splits(table: pa.Table, options: SplitOptions | None) -> tuple[pa.Tab
         given = pc.index_in(split, pa.array(SPLITS)).fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
         columns = {rank: table[rank] for rank in RANKS}
         labels = Taxonomy.build(columns).encode(columns)
-        drawn = draw_splits(table["key"].to_pylist(), _cleaned(table["barcode"]), labels, given, options)
+        ties = [_numbered(table[name]) for name in ("image", "group") if name in table.column_names]
+        if options.by_event and "image" in table.column_names:
+            ties.append(_numbered(pc.replace_substring_regex(table["image"], r"\d+(\D*)$", "")))
+        drawn = draw_splits(table["key"].to_pylist(), _cleaned(table["barcode"]), labels, given, options, ties)
         split = pa.array(SPLITS).take(pa.array(drawn.codes))
         note |= {
             "how": f"{options.scheme}, train:val:test {':'.join(f'{part:g}' for part in options.fractions)}, "
@@ -81,6 +85,12 @@ def assign_splits(table: pa.Table, options: SplitOptions | None) -> tuple[pa.Tab
             "test_barcodes_found_in_train": {"identical": drawn.identical, "related": drawn.related},
         }
     return table.set_column(table.schema.get_field_index("split"), SPECIMEN_SCHEMA.field("split"), split), note
+
+
+def _numbered(column: pa.ChunkedArray) -> np.ndarray:
+    """Return int64 [N]: equal texts have equal numbers; -1 = null."""
+    indices = column.combine_chunks().dictionary_encode().indices
+    return indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
 
 
 def _cleaned(column: pa.ChunkedArray) -> list[str]:

@@ -35,6 +35,7 @@ class SplitOptions:
     fractions: tuple[float, float, float] = DEFAULT_FRACTIONS  # train, val, test, of groups
     grouping: str = "overlap"  # which barcodes are one group; by-specimen only counts with it
     seed: int = 0
+    by_event: bool = False  # photos of a folder whose names differ in the last number alone are one group
 
     def __post_init__(self) -> None:
         if self.scheme not in SCHEMES:
@@ -61,7 +62,12 @@ class Splits:
 
 
 def draw_splits(
-    keys: Sequence[str], barcodes: Sequence[str], labels: np.ndarray, given: np.ndarray, options: SplitOptions
+    keys: Sequence[str],
+    barcodes: Sequence[str],
+    labels: np.ndarray,
+    given: np.ndarray,
+    options: SplitOptions,
+    ties: Sequence[np.ndarray] = (),
 ) -> Splits:
     """Return the split of every row.
 
@@ -72,12 +78,14 @@ def draw_splits(
         given: int64 [N] splits that came with the source; they stay, and rows of their groups join them (the first in
             the order of SPLITS where they disagree).
         options: the scheme, its shares and its seed.
+        ties: each int64 [N], -1 = none; rows with the same number are one group too, whatever the scheme (a burst, a
+            sheet, one photo).
     """
-    groups = GROUPINGS[options.grouping](barcodes)
+    groups = _tied(GROUPINGS[options.grouping](barcodes), ties)
     names = [barcode or f"key {key}" for key, barcode in zip(keys, barcodes, strict=True)]
     units = groups
     if options.scheme == "by-specimen":
-        units, names = np.arange(len(groups)), list(keys)
+        units, names = _tied(np.arange(len(groups)), ties), list(keys)
     num_units = int(units.max()) + 1 if len(units) else 0
     draws = _unit_draws(units, num_units, _hashes(names, options.seed))
     fixed = np.full(num_units, len(SPLITS))
@@ -86,6 +94,17 @@ def draw_splits(
     scheme = _seen_unseen if options.scheme == "seen-unseen" else _closed_set
     codes = np.where(given >= 0, given, scheme(units, labels, fixed, draws, options)[units])
     return Splits(codes, groups, _crossing(groups, given), *found_in_train(barcodes, groups, codes))
+
+
+def _tied(groups: np.ndarray, ties: Sequence[np.ndarray]) -> np.ndarray:
+    """Return the groups int64 [N], joined where rows have a number of `ties` in common, numbered from 0."""
+    roots = np.arange(int(groups.max(initial=-1)) + 1)
+    for tie in ties:
+        rows = np.flatnonzero(tie >= 0)
+        _, first, number = np.unique(tie[rows], return_index=True, return_inverse=True)
+        roots = join(roots, groups[rows], groups[rows[first[number]]])
+    joined: np.ndarray = np.unique(roots[groups], return_inverse=True)[1] if ties else groups
+    return joined
 
 
 def found_in_train(barcodes: Sequence[str], groups: np.ndarray, codes: np.ndarray) -> tuple[float | None, float | None]:

@@ -82,7 +82,7 @@ class SimulatedSource:
             columns["split"].append(split[i])
             columns["bin_uri"].append(None if no_barcode or rng.random() < 0.01 else bins[i])
             columns["country"].append(None if rng.random() < 0.03 else country)
-        columns.update({name: [None] * len(species) for name in ("latitude", "longitude")})
+        columns.update({name: [None] * len(species) for name in ("latitude", "longitude", "group")})
         yield pa.table(columns, schema=SPECIMEN_SCHEMA)
 
     def true_labels(self) -> dict[str, list[str]]:

@@ -29,6 +29,7 @@ SPECIMEN_SCHEMA = pa.schema(
         pa.field("country", pa.string()),
         pa.field("latitude", pa.float64()),  # degrees, null = unknown
         pa.field("longitude", pa.float64()),
+        pa.field("group", pa.string()),  # specimens of one group stay in one split, null = of none
     ]
 )
 """Columns of SpecimenSource.batches(): one row per specimen, no image bytes."""

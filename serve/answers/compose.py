@@ -192,7 +192,7 @@ def _answer(taxonomy: Taxonomy, one: Prepared, options: Any, row: _Row, read: Re
     )
     refused = one.check is not None and one.check.is_coi is False
     reached = None if refused else next((rank for rank in reversed(ranks) if rank.reached), None)
-    stopped, why = _stop(ranks, reached, options.threshold, refused)
+    stopped, why = stop_of(ranks, reached, dict.fromkeys(RANKS, options.threshold), refused)
     found = read.references[number] if read.references is not None else None
     return Answer(
         key=one.key,
@@ -236,22 +236,26 @@ def _first(ranked: _Taxa, answered: int, top: int) -> _Taxa:
     return [ranked[place] for place in sorted(chosen)]
 
 
-def _stop(ranks: Sequence[RankAnswer], reached: RankAnswer | None, threshold: float, refused: bool) -> tuple[str, str]:
-    """Return a key of STOPS and the sentence."""
+def stop_of(
+    ranks: Sequence[RankAnswer], reached: RankAnswer | None, thresholds: Mapping[str, float], refused: bool
+) -> tuple[str, str]:
+    """Return a key of STOPS and the sentence; `thresholds`: rank -> probability that an answer there needs."""
     if refused:
         return "not_coi", "the barcode is not COI: a name for it would mean nothing, however probable; ask without it"
     after = ranks[ranks.index(reached) + 1 :] if reached else ranks
     if not after:
         assert reached is not None
         return "deepest", (
-            f"{reached.rank} {reached.name} has {reached.probability:.3f}, at or above the threshold {threshold:g}, "
+            f"{reached.rank} {reached.name} has {reached.probability:.3f}, at or above the threshold "
+            f"{thresholds[reached.rank]:g}, "
             "and no finer rank was asked for"
         )
     following = next((rank for rank in after if rank.name is not None), None)
     if following is None:
         return "no_taxon", f"the model knows no {after[0].rank} there"
     return "threshold", (
-        f"{following.rank} {following.name} has {following.probability:.3f}, below the threshold {threshold:g}"
+        f"{following.rank} {following.name} has {following.probability:.3f}, below the threshold "
+        f"{thresholds[following.rank]:g}"
     )
 
 

@@ -6,7 +6,8 @@
     python -m serve.bulk specimens.csv --option images=photos --checkpoint runs/NAME --out result.csv --names dwc
     python -m serve.bulk shards/moths --split test --checkpoint runs/NAME --out result.parquet
 
-Every record of the input has one row in the result, in the same order: an answer, or an error that says what was wrong.
+Every record of the input has one row in the result, in the same order: an answer, or an error that says what was wrong;
+rows that could not be read follow the block of records in which they were met.
 Equal barcodes are asked once. A run that was killed goes on when its command is given again; the result is the same.
 Beside the result stands RESULT.json: which model and library answered, with checksums, and how many stop at which rank.
 """
@@ -36,7 +37,7 @@ from engine.store.shards import file_sha256
 from engine.store.storage import Location, named_errors
 from serve.bulk.actors import CARD, Answerer, BulkOptions
 from serve.bulk.columns import COLUMNS, STYLES, described
-from serve.bulk.plan import PLAN, QUESTIONS_PER_TASK, Plan, load_plan, write_plan
+from serve.bulk.plan import PLAN, Plan, load_plan, write_plan
 from serve.bulk.result import write_result
 from serve.bulk.sources import NAMES, open_source
 from serve.bulk.writers import WRITERS, check_kind
@@ -165,7 +166,7 @@ def answer(plan: Plan, source: SpecimenSource, asking: BulkOptions, arguments: a
     """
     left, tries = plan.unfinished(), 0
     run = _here if arguments.serial or len(left) <= 1 else _through_ray
-    done = min(plan.questions, (plan.tasks - len(left)) * QUESTIONS_PER_TASK)
+    done = min(plan.questions, (plan.tasks - len(left)) * plan.per_task)
     with tqdm(total=plan.questions, initial=done, desc="naming", unit=" specimens", disable=None) as bar:
         while left:
             try:

@@ -5,7 +5,8 @@ questions.arrow  record batch i = the questions of task i: image (reference for 
 plan.json        what decides about the answers, counts, and a digest of all records
 
 Equal questions are one: the same barcode (case and white space aside) without a photo, or the same photo with the same
-barcode. Memory: 16 bytes a record while the plan is made.
+barcode. Memory: 16 bytes a record while the plan is made. Where there are photos a task has few questions, since a
+worker holds their bytes together.
 """
 
 import hashlib
@@ -23,6 +24,7 @@ from engine.specimens.schema import SPECIMEN_SCHEMA
 from engine.store.storage import Location
 
 QUESTIONS_PER_TASK = 1000
+PHOTOS_PER_TASK = 32  # 5 MB each as cameras write them: 160 MB, and tasks for all workers
 PLAN, ROWS, QUESTIONS = "plan.json", "rows.arrow", "questions.arrow"
 _RAW = "raw.arrow"
 _RAW_SCHEMA = pa.schema(
@@ -32,6 +34,7 @@ _ROW_SCHEMA = pa.schema([("key", pa.string()), ("problem", pa.string()), ("quest
 _QUESTION_SCHEMA = pa.schema([("image", pa.large_string()), ("barcode", pa.large_string())])
 _ROWS = 1 << 14  # records held at a time
 _NONE = b"\0" * 16  # digest of a record that asks nothing
+_SPACES = dict.fromkeys(map(ord, " \t\r\n"))  # those that a barcode may have (`engine.signals.barcodes.clean`)
 
 
 @dataclass(frozen=True)
@@ -43,11 +46,12 @@ class Plan:
     records: int
     questions: int
     digest: str  # of all records, in order
+    per_task: int  # questions
 
     @property
     def tasks(self) -> int:
         """Return how many tasks answer the questions."""
-        return -(-self.questions // QUESTIONS_PER_TASK)
+        return -(-self.questions // self.per_task)
 
     def part(self, task: int) -> Path:
         """Return the file of a task's answers, once it is done."""
@@ -74,7 +78,7 @@ def load_plan(folder: Path) -> Plan | None:
         value = json.loads((folder / PLAN).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    return Plan(folder, value["settings"], value["records"], value["questions"], value["digest"])
+    return Plan(folder, **value) if "per_task" in value else None  # one of an earlier version is made anew
 
 
 def write_plan(source: SpecimenSource, folder: Path, settings: Mapping[str, Any]) -> Plan:
@@ -82,29 +86,31 @@ def write_plan(source: SpecimenSource, folder: Path, settings: Mapping[str, Any]
 
     Raises ValueError as the source does, and when it has no record at all.
     """
-    digests, digest = _write_raw(source, folder / _RAW)
+    digests, digest, has_photos = _write_raw(source, folder / _RAW)
     if not digests:
         raise ValueError("input: got no record, allowed: at least one")
     question, first = _number(np.frombuffer(digests, dtype=np.uint64).reshape(-1, 2))
-    _split(folder, question, first)
+    value = {"records": len(question), "questions": int(first.sum()), "digest": digest}
+    plan = Plan(folder, settings, **value, per_task=PHOTOS_PER_TASK if has_photos else QUESTIONS_PER_TASK)
+    _split(plan, question, first)
     (folder / _RAW).unlink()
-    plan = Plan(folder, settings, len(question), int(first.sum()), digest)
-    value = {"settings": settings, "records": plan.records, "questions": plan.questions, "digest": digest}
+    value |= {"settings": settings, "per_task": plan.per_task}
     Location.parse(folder / PLAN).write_atomically(json.dumps(value, indent=1).encode())
     return plan
 
 
-def _write_raw(source: SpecimenSource, path: Path) -> tuple[bytearray, str]:
+def _write_raw(source: SpecimenSource, path: Path) -> tuple[bytearray, str, bool]:
     """Write all records as they come, those that the source left out behind the batch in which it met them.
 
-    Returns 16 bytes for each record's question, and one digest of everything.
+    Returns 16 bytes for each record's question, one digest of everything, and whether there is a photo.
     """
-    digests, whole, told = bytearray(), hashlib.blake2b(digest_size=16), 0
+    digests, whole, told, has_photos = bytearray(), hashlib.blake2b(digest_size=16), 0, False
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, _RAW_SCHEMA) as writer:
         for batch in _batches(source):
             left_out = source.skipped[told:]
             told = len(source.skipped)
             keys, images, barcodes = (batch[name].to_pylist() for name in ("key", "image", "barcode"))
+            has_photos = has_photos or any(images)
             asked = [_question(image, barcode) for image, barcode in zip(images, barcodes, strict=True)]
             problems = [None if one != _NONE else "neither photo nor barcode" for one in asked]
             for key, reason in left_out:
@@ -114,7 +120,7 @@ def _write_raw(source: SpecimenSource, path: Path) -> tuple[bytearray, str]:
             for values in zip(keys, images, barcodes, problems, strict=True):
                 whole.update(repr(values).encode("utf-8", "surrogatepass"))
             writer.write(pa.record_batch([keys, images, barcodes, problems], schema=_RAW_SCHEMA))
-    return digests, whole.hexdigest()
+    return digests, whole.hexdigest(), has_photos
 
 
 def _batches(source: SpecimenSource) -> Iterator[pa.Table]:
@@ -126,7 +132,8 @@ def _batches(source: SpecimenSource) -> Iterator[pa.Table]:
 
 
 def _question(image: str | None, barcode: str | None) -> bytes:
-    sequence = "".join((barcode or "").split()).upper()
+    sequence = (barcode or "").translate(_SPACES)
+    sequence = sequence.upper() if sequence.isascii() else sequence  # odd letters are errors, each its own record's
     if not image and not sequence:
         return _NONE
     return hashlib.blake2b(f"{image or ''}\0{sequence}".encode("utf-8", "surrogatepass"), digest_size=16).digest()
@@ -156,8 +163,9 @@ def _number(digests: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return question, first
 
 
-def _split(folder: Path, question: np.ndarray, first: np.ndarray) -> None:
+def _split(plan: Plan, question: np.ndarray, first: np.ndarray) -> None:
     """Write rows and questions from the raw records, reading them once more."""
+    folder, step = plan.folder, plan.per_task
     with (
         pa.OSFile(str(folder / _RAW)) as raw,
         pa.ipc.open_stream(raw) as batches,
@@ -175,9 +183,9 @@ def _split(folder: Path, question: np.ndarray, first: np.ndarray) -> None:
             rows.write(pa.record_batch([batch["key"], batch["problem"], pa.array(question[span])], schema=_ROW_SCHEMA))
             asked = pa.Table.from_batches([batch.select(["image", "barcode"])]).filter(pa.array(first[span]))
             waiting = pa.concat_tables([waiting, asked])
-            while len(waiting) >= QUESTIONS_PER_TASK:
-                _write_one(questions, waiting.slice(0, QUESTIONS_PER_TASK))
-                waiting = waiting.slice(QUESTIONS_PER_TASK)
+            while len(waiting) >= step:
+                _write_one(questions, waiting.slice(0, step))
+                waiting = waiting.slice(step)
         if len(waiting):
             _write_one(questions, waiting)
 

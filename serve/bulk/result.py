@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from engine.store.storage import Location
 from serve.bulk.columns import errors_of, schema, styled
-from serve.bulk.plan import QUESTIONS_PER_TASK, Plan
+from serve.bulk.plan import Plan
 from serve.bulk.writers import WRITERS
 
 _PARTS = 64  # of the tasks' parts held at a time: equal barcodes far apart refer to early ones
@@ -28,7 +28,7 @@ def write_result(plan: Plan, out: Path, style: str) -> Counter[str]:
     bar = tqdm(total=plan.records, desc="writing", unit=" records", disable=None, leave=False)
     with Location.parse(out).writing() as sink, WRITERS[out.suffix](sink, schema(style)) as writer:
         for rows in plan.rows():
-            table = _rows(rows, part)
+            table = _rows(rows, part, plan.per_task)
             failed = table["error"].is_valid().to_numpy()
             ranks = np.asarray(table["rank"].fill_null("none").to_pylist(), dtype=object)
             counts.update(np.where(failed, "error", ranks).tolist())
@@ -38,18 +38,15 @@ def write_result(plan: Plan, out: Path, style: str) -> Counter[str]:
     return counts
 
 
-def _rows(rows: pa.RecordBatch, part: Any) -> pa.Table:
+def _rows(rows: pa.RecordBatch, part: Any, per_task: int) -> pa.Table:
     """Return the answers of some records, each under its own key."""
     question = rows["question"].to_numpy()
     asks = np.flatnonzero(question >= 0)
     rest = np.flatnonzero(question < 0)
     asks = asks[np.argsort(question[asks], kind="stable")]
-    task = question[asks] // QUESTIONS_PER_TASK
+    task = question[asks] // per_task
     groups = np.split(asks, np.flatnonzero(np.diff(task)) + 1) if len(asks) else []
-    tables = [
-        part(int(question[group[0]] // QUESTIONS_PER_TASK)).take(pa.array(question[group] % QUESTIONS_PER_TASK))
-        for group in groups
-    ]
+    tables = [part(int(question[group[0]] // per_task)).take(pa.array(question[group] % per_task)) for group in groups]
     problems = rows["problem"].take(pa.array(rest)).to_pylist()
     tables.append(errors_of([""] * len(rest), problems))
     place = np.empty(len(question), dtype=np.int64)

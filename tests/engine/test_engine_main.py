@@ -74,6 +74,18 @@ def test_ingest_inspect_verify(table: Path, tmp_path: Path, capsys: pytest.Captu
         (["ingest", "bold", "{tmp}/specimens.csv", "--out", "{tmp}/o"], "lacks columns processid"),
         (["ingest", "table", "{tmp}/specimens.csv", "--out", "{tmp}/o", "--split-fractions", "1"], "got '1', allowed"),
         (["ingest", "table", "{tmp}/specimens.csv", "--out", "{tmp}/o", "--split-fractions", "1,1,1"], "sum to 1"),
+        (["ingest", "table", "{tmp}/specimens.csv", "--out", "{tmp}/o", "--group", "event"], "without splits to draw"),
+        (
+            ["ingest", "images", "{tmp}", "--out", "{tmp}/o", "--split-fractions", "0.8,0.1,0.1", "--group", "night"],
+            "--group: got 'night' for the format images, allowed: event, or a table",
+        ),
+        (
+            [
+                *("ingest", "table", "{tmp}/specimens.csv", "--out", "{tmp}/o", "--split-fractions", "0.8,0.1,0.1"),
+                *("--group", "night"),
+            ],
+            "column of field group: got 'night', allowed (columns",
+        ),
         (["ingest", "simulated", "--out", "{tmp}/o", "--num-specimens", "x"], "--num-specimens: got 'x', allowed: N"),
         (
             ["ingest", "table", "{tmp}/specimens.csv", "--out", "/proc/none/o"],

@@ -1,7 +1,6 @@
 """Files in, names out: references as files or a library, the same answers as in bulk, every kind of result."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import openpyxl
@@ -32,8 +31,10 @@ def files(simulated_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> t
 
     known = pa.concat_tables(open_source([str(simulated_shards)]).batches()).drop_columns(["image"]).to_pylist()
     known = [row for row in known if row["barcode"]]
+    for row in known:
+        row["country"] = "Canada" if len(row["species"] or "") % 2 else "Peru"
     table = folder / "known.csv"
-    columns = ("key", "order", "family", "genus", "species", "barcode")
+    columns = ("key", "order", "family", "genus", "species", "barcode", "country")
     lines = [",".join(columns), *(",".join(row[name] or "" for name in columns) for row in known)]
     table.write_text("\n".join(lines) + "\n")
     fasta = folder / "unnamed.fasta"
@@ -80,6 +81,24 @@ def test_references_become_a_library_once_and_answer_as_in_bulk(
     assert len(shown) == 9 and shown[1].startswith("q0 ") and len(list(cache.iterdir())) == 1
 
 
+def test_a_region_leaves_the_species_of_its_references(
+    files: tuple[Path, Path], cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table, fasta = files
+    known = pa_csv.read_csv(table).to_pylist()
+    country = next(row["country"] for row in known if row["country"])
+    there = {row["species"] for row in known if row["country"] == country and row["species"]}
+    out = tmp_path / "there.parquet"
+    words = [str(fasta), "--reference", str(table), "--region"]
+    assert identify.main([*words, country.upper(), "--out", str(out)]) == 0
+    assert {row["species"] for row in rows_of(out) if row["species"]} <= there
+    (made,) = cache.iterdir()
+    assert identify.species_of(made, [country]) == sorted(there)
+    assert json.loads(out.with_name("there.parquet.json").read_text())["settings"]["only"] == sorted(there)
+    assert identify.main([*words, "Atlantis"]) == 2
+    assert "'Atlantis', allowed: a country of the references: " in capsys.readouterr().err
+
+
 def test_other_content_is_another_library(files: tuple[Path, Path], tmp_path: Path) -> None:
     copy = tmp_path / "known.csv"
     copy.write_text(files[0].read_text())
@@ -114,12 +133,12 @@ def test_mistakes_take_one_line(
     files: tuple[Path, Path],
     cache: Path,
     tmp_path: Path,
-    make_jpeg: Callable[..., bytes],
+    make_jpeg: object,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     photos = tmp_path / "photos"
     photos.mkdir()
-    (photos / "a.jpg").write_bytes(make_jpeg())
+    (photos / "a.jpg").write_bytes(make_jpeg())  # type: ignore[operator]
     places = {"table": files[0], "fasta": files[1], "photos": photos}
     assert identify.main([word.format(**places) for word in words]) == 2
     last = capsys.readouterr().err.strip().splitlines()[-1]

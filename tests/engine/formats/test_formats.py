@@ -40,7 +40,7 @@ def test_columns_are_found_by_their_aliases(tmp_path: Path, header: str) -> None
     frame, skipped = read("table", write(tmp_path / "t.csv", f"{header}\n{row}\n"))
     image = str(tmp_path / "photos/1.jpg")
     ranks = ["Diptera", "Muscidae", "Musca", "Musca domestica"]
-    assert frame[SPECIMEN_SCHEMA.names[:-2]].values.tolist() == [
+    assert frame[SPECIMEN_SCHEMA.names[:-3]].values.tolist() == [
         ["001", image, "ACGT", *ranks, "val", "BOLD:AAA1", "Peru"]
     ]
     assert not skipped

@@ -4,11 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pytest
 
 from engine.formats.registry import open_dataset
 from engine.formats.source import read_all
 from engine.ingest.screening import assign_splits, screen
-from engine.relations.splits import SplitOptions
+from engine.relations.splits import SCHEMES, SplitOptions
 
 
 def test_screening_and_splits(tmp_path: Path) -> None:
@@ -37,6 +38,29 @@ def test_screening_and_splits(tmp_path: Path) -> None:
     assert all(len(set(parts[i : i + 3])) == 1 for i in range(0, 390, 3))
     again, _ = assign_splits(kept.take(pa.array(np.arange(kept.num_rows)[::-1])), options)
     assert again["split"].to_pylist()[::-1] == split["split"].to_pylist()
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("how", ["event", "column", "photo", "specimen"])
+def test_what_belongs_together_stays_in_one_split(tmp_path: Path, scheme: str, how: str) -> None:
+    """Three photos an event, three rows of an event by a column, three insects on a sheet, three photos a specimen."""
+    rows = [(event, frame) for event in range(60) for frame in range(3)]
+    lines = {
+        "event": [f"k{e}_{f},photos/night{e}_f{f}.jpg,e{e}" for e, f in rows],
+        "column": [f"k{e}_{f},photos/{7 * e + f}.jpg,e{e}" for e, f in rows],
+        "photo": [f"k{e}_{f},photos/sheet{e}.jpg,e{e}" for e, f in rows],
+        "specimen": [f"k{e},photos/p{e}-{'abc'[f]}.jpg,e{e}" for e, f in rows],
+    }[how]
+    path = tmp_path / "t.csv"
+    path.write_text("\n".join(["id,image,night", *lines]) + "\n")
+    columns = {"columns": {"group": "night"}} if how == "column" else {}
+    kept, problems = screen(read_all(open_dataset("table", [path], **columns)))
+    assert not problems and kept.num_rows == 180
+    options = SplitOptions(scheme=scheme, fractions=(0.5, 0.2, 0.3), by_event=how == "event")
+    split, note = assign_splits(kept, options)
+    assert note["groups"] == 60
+    parts = np.array(split["split"].to_pylist()).reshape(60, 3)
+    assert (parts == parts[:, :1]).all() and (scheme == "seen-unseen" or len(set(parts[:, 0])) == 3)
 
 
 def test_nothing_to_assign_leaves_the_table_alone(tmp_path: Path) -> None:

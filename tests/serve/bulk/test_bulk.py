@@ -21,6 +21,7 @@ from engine.specimens.taxonomy import RANKS
 from serve.answers.answer import Query
 from serve.answers.predictor import Predictor
 from serve.bulk import job as bulk
+from serve.bulk import plan as plan_module
 from serve.bulk.actors import BulkOptions
 from serve.bulk.columns import COLUMNS, STYLES, schema
 from serve.bulk.plan import write_plan
@@ -34,8 +35,8 @@ pytestmark = pytest.mark.middle
 @pytest.fixture
 def small_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Seven questions a task."""
-    for module in ("plan", "result", "job"):
-        monkeypatch.setattr(f"serve.bulk.{module}.QUESTIONS_PER_TASK", 7)
+    for name in ("QUESTIONS_PER_TASK", "PHOTOS_PER_TASK"):
+        monkeypatch.setattr(plan_module, name, 7)
 
 
 @pytest.fixture(scope="module")
@@ -176,8 +177,8 @@ def test_a_killed_run_goes_on_and_ends_the_same(
     whole, out = tmp_path / "whole.parquet", tmp_path / "out.parquet"
     assert run(served, source, "--out", whole) == 0
     script = (
-        "import sys, time; from serve.bulk import job as bulk, plan, result; from serve.bulk.actors import Answerer\n"
-        "bulk.QUESTIONS_PER_TASK = plan.QUESTIONS_PER_TASK = result.QUESTIONS_PER_TASK = 7\n"
+        "import sys, time; from serve.bulk import job as bulk, plan; from serve.bulk.actors import Answerer\n"
+        "plan.QUESTIONS_PER_TASK = 7\n"
         "once = Answerer.answer\n"
         "def slowly(self, task):\n    once(self, task)\n    time.sleep(60 if task == 2 else 0)\n    return 7\n"
         "Answerer.answer = slowly\nsys.exit(bulk.main(sys.argv[1:]))"
@@ -301,6 +302,26 @@ def test_a_plan_numbers_questions_by_their_first_record(tmp_path: Path, small_ta
     asked = [(row["image"], row["barcode"]) for task in range(plan.tasks) for row in plan.ask(task).to_pylist()]
     assert [(image, (barcode or "").replace(" ", "").upper()) for image, barcode in asked] == list(seen)
     assert {len(plan.ask(task)) for task in range(plan.tasks - 1)} <= {7}
+
+
+def test_a_barcode_with_odd_letters_shares_no_question(tmp_path: Path) -> None:
+    """A no-break space from a web page is the fault of its own record, in either order."""
+    rows = [
+        ("odd", None, "AC\u00a0GT"),
+        ("clean", None, "ACGT"),
+        ("wrapped", None, "AC\r\ngt"),
+        ("long s", None, "\u017f"),
+    ]
+    plan = write_plan(Rows(rows, {}), tmp_path, {})
+    assert [row["question"] for batch in plan.rows() for row in batch.to_pylist()] == [0, 1, 1, 2]
+
+
+def test_photos_come_in_small_tasks(tmp_path: Path) -> None:
+    """A worker holds the bytes of one task's photos, however many there are."""
+    rows = [(f"k{number}", f"p{number}", None) for number in range(100)]
+    plan = write_plan(Rows(rows, {}), tmp_path, {})
+    assert plan.tasks == -(-100 // plan_module.PHOTOS_PER_TASK)
+    assert [len(plan.ask(task)) for task in range(plan.tasks)] == [32, 32, 32, 4]
 
 
 @pytest.mark.parametrize(
