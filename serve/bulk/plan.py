@@ -90,7 +90,7 @@ def write_plan(source: SpecimenSource, folder: Path, settings: Mapping[str, Any]
     if not digests:
         raise ValueError("input: got no record, allowed: at least one")
     question, first = _number(np.frombuffer(digests, dtype=np.uint64).reshape(-1, 2))
-    value = {"records": len(question), "questions": int(first.sum()), "digest": digest}
+    value: dict[str, Any] = {"records": len(question), "questions": int(first.sum()), "digest": digest}
     plan = Plan(folder, settings, **value, per_task=PHOTOS_PER_TASK if has_photos else QUESTIONS_PER_TASK)
     _split(plan, question, first)
     (folder / _RAW).unlink()

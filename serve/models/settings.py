@@ -47,8 +47,8 @@ def read_settings(values: dict[str, Any]) -> Settings:
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}, got {e['input']!r}" for e in error.errors())
         raise ValueError(f"settings: {problems}") from None
-    if unknown := {name.strip().upper() for name in settings.photo_formats.split(",")} - set(FORMATS):
-        raise ValueError(f"photo_formats: got {sorted(unknown)[0]!r}, allowed: {', '.join(FORMATS)}")
+    if unknown := sorted({name.strip().upper() for name in settings.photo_formats.split(",")} - set(FORMATS)):
+        raise ValueError(f"photo_formats: got {unknown[0]!r}, allowed: {', '.join(FORMATS)}")
     if settings.max_replicas < settings.min_replicas:
         raise ValueError(f"max_replicas: got {settings.max_replicas}, allowed {settings.min_replicas} or more")
     return settings

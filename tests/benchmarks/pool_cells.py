@@ -23,7 +23,7 @@ from train.evaluation.predict import SHARPNESS, combined, lacking
 from train.inference import evidence
 from train.inference.calibration import FILE, POOLED, WITH_LIBRARY, Calibration
 from train.inference.experts import Inputs, barcode_quality
-from train.inference.pool import Pool
+from train.inference.pool import Pool, Weight
 from train.metrics import paired_difference
 from train.models import checkpoint
 from train.pages.calibration_report import library_of
@@ -85,12 +85,14 @@ class Asked:
             )
             found[expert] = [chunk.answers.path for chunk in evidence.pooled(scorer, inputs, one)]
         for name in ("fused", "average"):
-            features = combined(name, [inputs.image, inputs.dna], fuse_with(self.part.setting))
+            features = combined(
+                name, [one for one in (inputs.image, inputs.dna) if one is not None], fuse_with(self.part.setting)
+            )
             found[name] = [chunk.answers.path for chunk in evidence.scored(scorer, features)]
         return {name: np.concatenate(paths) == labels for name, paths in found.items()}
 
 
-def _only(weight, counts: bool):
+def _only(weight: Weight, counts: bool) -> Weight:
     """A weight of 1, or of 0."""
     return replace(weight, slope=(0.0,) * len(weight.slope), offset=float(np.log(np.expm1(1.0))) if counts else -80.0)
 

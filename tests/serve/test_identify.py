@@ -1,6 +1,7 @@
 """Files in, names out: references as files or a library, the same answers as in bulk, every kind of result."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import openpyxl
@@ -133,12 +134,12 @@ def test_mistakes_take_one_line(
     files: tuple[Path, Path],
     cache: Path,
     tmp_path: Path,
-    make_jpeg: object,
+    make_jpeg: Callable[..., bytes],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     photos = tmp_path / "photos"
     photos.mkdir()
-    (photos / "a.jpg").write_bytes(make_jpeg())  # type: ignore[operator]
+    (photos / "a.jpg").write_bytes(make_jpeg())
     places = {"table": files[0], "fasta": files[1], "photos": photos}
     assert identify.main([word.format(**places) for word in words]) == 2
     last = capsys.readouterr().err.strip().splitlines()[-1]

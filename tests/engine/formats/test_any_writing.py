@@ -88,7 +88,7 @@ def test_a_table(
     ends: bool,
 ) -> None:
     text = io.StringIO(newline="")
-    writer = csv.writer(text, delimiter=delimiter, quoting=quoting, lineterminator=end)  # type: ignore[arg-type]
+    writer = csv.writer(text, delimiter=delimiter, quoting=quoting, lineterminator=end)
     writer.writerow(["processid", "notes", "nucleotides", *RANKS])
     for key, barcode, names, note in told:
         writer.writerow([key, note, barcode, *names])

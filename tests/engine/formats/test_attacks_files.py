@@ -274,13 +274,14 @@ def test_hdf5_reads_only_what_lies_in_the_file(tmp_path: Path) -> None:
 def test_hdf5_of_clibd_reads_only_what_lies_in_the_file(tmp_path: Path, field: str, kind: str) -> None:
     fifo, path = tmp_path / "fifo", tmp_path / "a.hdf5"
     os.mkfifo(fifo)
-    kinds = {"barcode": "S8", "processid": "S8", "species": "S8", "image": np.uint8}
+    kinds: dict[str, Any] = {"barcode": "S8", "processid": "S8", "species": "S8", "image": np.uint8}
     with h5py.File(path, "w") as file:
         group = file.create_group("all_keys")
         for name, dtype in kinds.items():
             shape = (3, 4) if name == "image" else (3,)
+            value: Any = 5 if name == "image" else b"ACGT"
             if name != field:
-                group.create_dataset(name, shape, dtype, data=np.full(shape, 5 if name == "image" else b"ACGT", dtype))
+                group.create_dataset(name, shape, dtype, data=np.full(shape, value, dtype))
             elif kind == "link":
                 group[name] = h5py.ExternalLink(str(fifo), "/x")
             elif kind == "raw":

@@ -179,7 +179,7 @@ def test_the_second_writer_of_a_folder_is_refused(tmp_path: Path, name: str) -> 
 
 def bulk_run(folder: Path, threshold: float, *more: str) -> str:
     arguments = ["--library", str(folder.parent.parent / "lib"), "--out", str(folder / "result.csv"), "--serial"]
-    parser = bulk._parser()
+    parser = bulk.parser()
     source = str(folder.parent.parent / "records.csv")
     return bulk.run(parser.parse_args([source, *arguments, "--threshold", str(threshold), *more]))
 

@@ -125,7 +125,7 @@ def replica(served: Served) -> Iterator[Replica]:
 
 def latencies(url: str, dna: str, until: Any) -> list[float]:
     """Return the seconds of an honest client's barcodes, one after another; each must be answered."""
-    found = []
+    found: list[float] = []
     with requests.Session() as session:
         while not until(len(found)):
             start = time.perf_counter()
