@@ -26,7 +26,6 @@ from engine.specimens.taxonomy import RANKS
 from engine.store.shards import file_sha256
 from engine.store.storage import Location
 from serve.answers.answer import RankAnswer
-from serve.answers.compose import stop_of
 from serve.bulk.columns import schema
 from serve.bulk.writers import WRITERS, check_kind
 
@@ -143,6 +142,8 @@ def _judged(table: pa.Table, thresholds: Mapping[str, float]) -> pa.Table:
 
 
 def _answer(row: Mapping[str, Any], thresholds: Mapping[str, float]) -> Mapping[str, Any]:
+    from serve.answers.compose import stop_of  # torch: --help does not wait for it
+
     if row["error"]:
         return row
     ranks = []
