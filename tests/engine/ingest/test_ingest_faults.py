@@ -133,10 +133,23 @@ def test_another_plan_is_refused_and_overwritten_only_when_asked(
 def test_an_end_between_manifest_and_tidying_up(table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     report = run(table, tmp_path / "whole")
     with monkeypatch.context() as patch, pytest.raises(Stopped):
-        patch.setattr(Location, "delete", lambda self: stop() if (self.parent / "manifest.json").is_file() else None)
+        patch.setattr(Path, "rename", lambda self, _: stop() if self.name == ".ingest" else None)
         run(table, tmp_path / "out")
     assert (tmp_path / "out" / "manifest.json").is_file() and (tmp_path / "out" / ".ingest").is_dir()
     assert run(table, tmp_path / "out") == report
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_an_end_while_tidying_up_leaves_a_finished_ingest(
+    table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(table, tmp_path / "whole")
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(Location, "delete", lambda self: stop() if (self.parent / "manifest.json").is_file() else None)
+        run(table, tmp_path / "out")
+    assert (tmp_path / "out" / ".ingest-done").is_dir()
+    with pytest.raises(ValueError, match="is not empty"):  # as a finished one is never written over
+        run(table, tmp_path / "out")
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
