@@ -34,7 +34,7 @@ def small(shards: Path, storage: Path, *more: str) -> list[str]:
     [
         (["--recipe", "nope"], ["unknown recipe 'nope'", "quickstart"]),
         (["--space", "nope"], ["unknown space 'nope'; spaces:", "pair", "wide"]),
-        (["--space", "unknown_key"], ["space 'unknown_key': unknown configuration key 'loss.colour':"]),
+        (["--space", "unknown_key"], ["space 'unknown_key': unknown configuration key 'loss.colour'"]),
         (["--space", "empty"], ["space 'empty' is empty"]),
         (["--set", "loss.colour=1"], ["unknown configuration key 'loss.colour'"]),
         (["--budget", "soon"], ["--budget: got 'soon'; allowed: a time above 0 such as 90s"]),
