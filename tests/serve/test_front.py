@@ -21,6 +21,8 @@ OURS = "RAY_SERVE_"
 def asked_of_ray(folder: Path) -> dict[str, str]:
     """Return what `use_haproxy` leaves in the environment for Ray Serve."""
     with mock.patch.dict(os.environ):
+        for name in [name for name in os.environ if name.startswith(OURS)]:  # of a command that ran in this process
+            del os.environ[name]
         assert front.use_haproxy(folder, "::1", 8000)
         return {name: value for name, value in os.environ.items() if name.startswith(OURS)}
 
