@@ -118,6 +118,7 @@ def main() -> None:
         before = {tuple(line.split("\t")[:2]): line.split("\t")[2] for line in options.compare.read_text().splitlines()}
         print("| case | command | before | after |\n|---|---|---|---|")
     for name, what, result in rows:
+        result = "".join(letter if letter.isprintable() else "\N{MIDDLE DOT}" for letter in result)  # a case is packed
         cells = (name, what, before.get((name, what), "-"), result) if options.compare else (name, what, result)
         print(
             "| " + " | ".join(cell.replace("|", "/") for cell in cells) + " |" if options.compare else "\t".join(cells)
