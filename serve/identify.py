@@ -7,8 +7,8 @@
 
 References are made a library the first time, calibrated by itself, and kept below ~/.cache/taxafuse (TAXAFUSE_CACHE
 names another folder) under their checksum. One row a record, in the input's order; without --out a short table, with it
-all columns of `taxafuse bulk`, which does the work. Records that could not be read stand behind the block of records in
-which they were met. A command that was killed goes on when it is given again.
+all columns of `taxafuse bulk`, which does the work and goes on where it was killed. Records that could not be read stand
+behind the block of records in which they were met.
 """
 
 import argparse
@@ -113,14 +113,16 @@ def library_of(paths: Sequence[str]) -> Path:
     Raises ValueError for paths that do not exist, and whatever building a library finds wrong.
     """
     from serve import library
-    from train.reference.library import MANIFEST
+    from train.inference.calibration import FORMAT_VERSION as RULES
+    from train.reference.library import FORMAT_VERSION, MANIFEST, RECORDS
 
-    if len(paths) == 1 and (Path(paths[0]) / MANIFEST).is_file() and (Path(paths[0]) / "records.parquet").is_file():
+    if len(paths) == 1 and all((Path(paths[0]) / name).is_file() for name in (MANIFEST, RECORDS)):
         return Path(paths[0])
     for path in paths:
         if not Path(path).exists():
             raise UserError("--reference", path, "an existing library, file or folder of known specimens")
-    folder = _cache() / f"{Path(paths[0]).stem[:40]}-{checksum(paths)[:_KEY]}"
+    made_by = f"{FORMAT_VERSION}.{RULES}"  # after an upgrade that raises one, another library is made
+    folder = _cache() / f"{Path(paths[0]).stem[:40]}-{made_by}-{checksum(paths)[:_KEY]}"
     if (folder / MANIFEST).is_file():
         return folder
     log.warning("the references become a library once: %s", folder)

@@ -29,6 +29,7 @@ class _Json:
         self.sink, self.before = sink, "[\n"
 
     def write_table(self, table: pa.Table) -> None:
+        """Write a block."""
         for row in table.to_pylist():
             self.sink.write(f"{self.before}{json.dumps(row, ensure_ascii=False)}".encode())
             self.before = ",\n"
@@ -49,6 +50,7 @@ class _Excel:
         self.sheet.append(columns.names)
 
     def write_table(self, table: pa.Table) -> None:
+        """Write a block. Raises UserError where a sheet has no room for it."""
         self._rows += len(table)
         if self._rows > EXCEL_ROWS:
             raise UserError("--out", f"more than {EXCEL_ROWS:,} rows for an Excel file", "a name ending in .parquet")

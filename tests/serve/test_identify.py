@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from serve import identify
-from serve.bulk import job
+from serve.bulk import again, job
 from serve.bulk.writers import WRITERS
 from tests.serve.conftest import Served
 
@@ -98,6 +98,23 @@ def test_a_region_leaves_the_species_of_its_references(
     assert json.loads(out.with_name("there.parquet.json").read_text())["settings"]["only"] == sorted(there)
     assert identify.main([*words, "Atlantis"]) == 2
     assert "'Atlantis', allowed: a country of the references: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("ending", again.KINDS)
+def test_a_result_judged_again_is_that_of_asking_again(files: tuple[Path, Path], tmp_path: Path, ending: str) -> None:
+    table, fasta = files
+    results = []
+    for threshold in ("0.2", "0.999"):
+        results.append(tmp_path / f"at-{threshold}{ending}")
+        words = ["--reference", str(table), "--threshold", threshold, "--out", str(results[-1])]
+        assert identify.main([str(fasta), *words]) == 0
+    judged = tmp_path / "judged.parquet"
+    assert again.main([str(results[0]), "--threshold", "0.999", "--out", str(judged)]) == 0
+    asked, found = (rows_of(path) for path in (results[1], judged))
+    assert [row["rank"] for row in asked] != [row["rank"] for row in rows_of(results[0])]
+    for row, same in zip(found, asked, strict=True):
+        shown = {name: value for name, value in same.items() if isinstance(value, str) or value is None}
+        assert {name: row[name] or None for name in shown} == shown
 
 
 def test_other_content_is_another_library(files: tuple[Path, Path], tmp_path: Path) -> None:
