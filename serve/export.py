@@ -29,7 +29,7 @@ if TYPE_CHECKING:  # the commands' own imports take seconds, which --help does n
 CARD = "README.md"
 CODE = ("engine", "train", "serve")
 REQUIREMENTS = (
-    "edlib",
+    "numba",
     "numpy",
     "open_clip_torch",
     "opencv-python-headless",

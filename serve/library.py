@@ -5,6 +5,7 @@
     python -m serve.library add libraries/bold new.fasta
     python -m serve.library calibrate libraries/bold
     python -m serve.library inspect libraries/bold
+    python -m serve.library rebuild libraries/bold     # of an older format
 
 A library is one folder (`train.reference`): records, the index of their barcodes, checksums; nothing is trained. A
 service or a job that has it open goes on with what it opened; `add` puts the next version in its place.
@@ -40,7 +41,9 @@ def parser() -> argparse.ArgumentParser:
     """Return what reads the command line."""
     raw = argparse.RawDescriptionHelpFormatter
     parser = Parser(prog="python -m serve.library", description=__doc__, formatter_class=raw)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="build | add | calibrate | inspect")
+    commands = parser.add_subparsers(
+        dest="command", required=True, metavar="build | add | calibrate | inspect | rebuild"
+    )
     build = commands.add_parser("build", help="make a library of known specimens")
     add = commands.add_parser("add", help="put further specimens into a library, as its next version")
     add.add_argument("library", metavar="LIBRARY", type=Path, help="folder of a library")
@@ -56,7 +59,9 @@ def parser() -> argparse.ArgumentParser:
     calibrate = commands.add_parser("calibrate", help="fit the probabilities of a library that answers without a model")
     calibrate.add_argument("library", metavar="LIBRARY", type=Path)
     inspect = commands.add_parser("inspect", help="what a library holds; exit code 1 if its files were changed")
-    inspect.add_argument("library", metavar="LIBRARY", type=Path)
+    rebuild = commands.add_parser("rebuild", help="bring a library of an older format up to date, probabilities too")
+    for command in (inspect, rebuild):
+        command.add_argument("library", metavar="LIBRARY", type=Path)
     return parser
 
 
@@ -113,6 +118,18 @@ def add(folder: Path, found: "References", licence: str | None = None) -> tuple[
         with new_folder(folder, replace=True) as part:
             library.save(part)
     return library, len(known) - len(fresh)
+
+
+def rebuild(folder: Path) -> "Library":
+    """Make the index of a library anew, where it stands. Raises ValueError when there is none, or it was changed."""
+    from train.reference import Library
+
+    with owned(folder, WAIT_S):
+        recover(folder)
+        library = Library.rebuilt(folder)
+        with new_folder(folder, replace=True) as part:
+            library.save(part)
+    return library
 
 
 def _licensed(library: "Library", licence: str | None) -> "Library":
@@ -172,6 +189,11 @@ def run(arguments: argparse.Namespace) -> int:
         print(text)
         return 1 if changed else 0
     if arguments.command == "calibrate":
+        print(calibrate(arguments.library))
+        return 0
+    if arguments.command == "rebuild":
+        library = rebuild(arguments.library)
+        print(f"{arguments.library}: version {library.version}, {library.num_haplotypes:,} different barcodes, rebuilt")
         print(calibrate(arguments.library))
         return 0
     if arguments.command == "add":

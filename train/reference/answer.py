@@ -86,19 +86,21 @@ def answers(library: Library, hits: Hits) -> list[dict[str, Any]]:
     """Return every query's answer as JSON values.
 
     Keys: `names` (rank -> name, down to where the answer stops), `rank` (that rank, None = no answer), `tied` (rank ->
-    names, where several taxa are equally near), `strand`; `identity`, `overlap`, `bin_uri` of the nearest reference;
-    `records_of_species` (specimens of the answered species in the library), `other_species` (nearest reference of
-    another species: name, identity, overlap; None = not among the candidates), `evidence` (the nearest references: key,
-    names, BIN, country, identity, overlap, number of specimens with this very barcode).
+    names, where several taxa are equally near), `strand`, `exact` (proven: none is nearer); `identity`, `overlap`,
+    `bin_uri` of the nearest reference; `records_of_species` (specimens of the answered species in the library),
+    `other_species` (nearest reference of another species: name, identity, overlap; None = not among the candidates),
+    `evidence` (the nearest references: key, names, BIN, country, identity, overlap, number of specimens with this very
+    barcode).
     """
     scores = [rank_scores(library, hits, rank) for rank in range(len(RANKS))]
     spans = [np.searchsorted(one.query, np.arange(len(hits.length) + 1)) for one in scores]
-    evidence = _evidence(library, hits)
+    evidence, exact = _evidence(library, hits), hits.exact
     result = []
     for number, told in enumerate(evidence):
         mine = [slice(span[number], span[number + 1]) for span in spans]
         names, rank, tied, species = _lineage(library, scores, mine)
         answer: dict[str, Any] = {"names": names, "rank": rank, "tied": tied, "strand": int(hits.strand[number])}
+        answer["exact"] = bool(exact[number])
         answer |= {key: told[0][key] if told else None for key in ("identity", "overlap", "bin_uri")}
         answer["records_of_species"] = int(library.records_per_species[species]) if species >= 0 else None
         answer["other_species"] = _other(library, hits, scores[_SPECIES], mine[_SPECIES], species)

@@ -3,7 +3,8 @@
 manifest.json        format version, version of the library, counts, licence, sha256 of every other file
 records.parquet      one row per specimen: COLUMNS, and `haplotype`, its place among the different barcodes (-1 = none)
 letters.npy          the different barcodes (haplotypes) on their coding strand, one after another; starts.npy: where
-offsets.npy, postings.npy   the inverted index of their k-mers (`train.reference.seeds`)
+cluster_NAME.npy     which of them lead the others, and how these differ (`train.reference.clusters`)
+offsets.npy, postings.npy   the inverted index of the leaders' k-mers (`train.reference.seeds`)
 features_MODALITY.npy       float16 [M, D], unit rows, zeros where a specimen has none; optional
 
 Legend: M records (specimens), H haplotypes, N queries, R ranks, D dimensions.
@@ -12,7 +13,7 @@ Legend: M records (specimens), H haplotypes, N queries, R ranks, D dimensions.
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,10 +27,11 @@ from engine.signals.barcodes import orient_batch
 from engine.specimens.names import is_species
 from engine.specimens.taxonomy import RANKS, Taxonomy
 from engine.store.shards import file_sha256
+from train.reference.clusters import Clusters
 from train.reference.search import ROUNDS, Hits, SearchOptions, Targets, search
 from train.reference.seeds import SeedIndex
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST, RECORDS, LETTERS, STARTS, OFFSETS, POSTINGS = (
     "manifest.json",
     "records.parquet",
@@ -39,7 +41,6 @@ MANIFEST, RECORDS, LETTERS, STARTS, OFFSETS, POSTINGS = (
     "postings.npy",
 )
 COLUMNS = ("key", *RANKS, "bin_uri", "country")
-KMER = 11  # 17 MB of offsets; looking up with 10 or 12 takes as long
 _SCHEMA = pa.schema([*((name, pa.string()) for name in COLUMNS), ("haplotype", pa.int32())])
 _SPECIES = RANKS.index("species")
 
@@ -51,7 +52,8 @@ class Library:
     records: pa.Table  # M rows of _SCHEMA
     letters: np.ndarray  # uint8, ASCII
     starts: np.ndarray  # int64 [H + 1]
-    index: SeedIndex
+    clusters: Clusters
+    index: SeedIndex  # of the leaders
     features: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)  # modality -> float16 [M, D]
     version: int = 1  # one more with every extension
     licence: str = "not stated"  # of the records; answers name it
@@ -157,8 +159,11 @@ class Library:
 
         `without` names for each query a species of `taxonomy` whose references are passed over, -1 = none.
         """
-        targets = Targets(self.index, self.barcode, self._first_species)
-        return search(barcodes, targets, ROUNDS if options is None else (options,), threads, without)
+        return search(barcodes, self._targets, ROUNDS if options is None else (options,), threads, without)
+
+    @cached_property
+    def _targets(self) -> Targets:
+        return Targets(self.index, self.clusters, self.letters, self.starts, self._first_species)
 
     def save(self, folder: str | Path) -> str:
         """Write the library into a folder, made if it is not there; returns its checksum (sha256 over all files')."""
@@ -171,6 +176,7 @@ class Library:
             OFFSETS: self.index.offsets,
             POSTINGS: self.index.postings,
         }
+        arrays |= {f"cluster_{name}.npy": getattr(self.clusters, name) for name in Clusters.names()}
         arrays |= {f"features_{name}.npy": part for name, part in self.features.items()}
         for name, array in arrays.items():
             np.save(place / name, array, allow_pickle=False)
@@ -200,32 +206,58 @@ class Library:
         Raises:
             ValueError: no library there, another format version, or a file that is missing, damaged or changed.
         """
-        place = Path(folder)
-        manifest = read_manifest(place)
-        for name, expected in manifest["files"].items():
-            if not (place / name).is_file():
-                raise ValueError(f"reference library: {place / name} is missing; allowed: a folder written by save")
-            if verify and file_sha256(place / name) != expected:
-                raise ValueError(
-                    f"reference library: {place / name} is not the file that was saved (its sha256 differs)"
-                )
-        arrays = {
-            name: np.load(place / name, mmap_mode="r", allow_pickle=False).view(np.ndarray)  # memmap's own slices cost
-            for name in manifest["files"]
-            if name.endswith(".npy")  # a fifth of a search
-        }
+        manifest = read_manifest(folder)
+        arrays = _stored(Path(folder), manifest, verify)
+        clusters = Clusters(*(arrays[f"cluster_{name}.npy"] for name in Clusters.names()))
+        index = SeedIndex(int(manifest["kmer"]), arrays[OFFSETS], arrays[POSTINGS])
+        return cls._of(Path(folder), manifest, arrays, clusters, index)
+
+    @classmethod
+    def rebuilt(cls, folder: str | Path) -> "Library":
+        """Read a folder of this or an older format and make its index anew. Raises ValueError as `load`."""
+        manifest = read_manifest(folder, range(1, FORMAT_VERSION + 1))
+        arrays = _stored(Path(folder), manifest, True)
+        return cls._of(Path(folder), manifest, arrays, *_indexed(arrays[LETTERS], arrays[STARTS]))
+
+    @classmethod
+    def _of(
+        cls, place: Path, manifest: Mapping[str, Any], arrays: Mapping[str, np.ndarray], *index: Clusters | SeedIndex
+    ) -> "Library":
+        clusters, seeds = index
+        assert isinstance(clusters, Clusters) and isinstance(seeds, SeedIndex)
         return cls(
             records=pq.read_table(place / RECORDS, schema=_SCHEMA),
             letters=arrays[LETTERS],
             starts=arrays[STARTS],
-            index=SeedIndex(int(manifest["kmer"]), arrays[OFFSETS], arrays[POSTINGS]),
+            clusters=clusters,
+            index=seeds,
             features={name: arrays[f"features_{name}.npy"] for name in manifest["features"]},
             version=int(manifest["version"]),
             licence=str(manifest.get("licence", cls.licence)),
         )
 
 
-def read_manifest(folder: str | Path) -> dict[str, Any]:
+def _indexed(letters: np.ndarray, starts: np.ndarray) -> tuple[Clusters, SeedIndex]:
+    """Return what a search reads of H barcodes, laid out as LETTERS and STARTS."""
+    clusters = Clusters.build(letters, starts)
+    return clusters, SeedIndex.build(letters, starts[clusters.leader], starts[clusters.leader + 1])
+
+
+def _stored(place: Path, manifest: Mapping[str, Any], verify: bool) -> dict[str, np.ndarray]:
+    """Return a folder's arrays by file name, memory-mapped. Raises ValueError for a file that is missing or changed."""
+    for name, expected in manifest["files"].items():
+        if not (place / name).is_file():
+            raise ValueError(f"reference library: {place / name} is missing; allowed: a folder written by save")
+        if verify and file_sha256(place / name) != expected:
+            raise ValueError(f"reference library: {place / name} is not the file that was saved (its sha256 differs)")
+    return {
+        name: np.load(place / name, mmap_mode="r", allow_pickle=False).view(np.ndarray)  # memmap's own slices cost
+        for name in manifest["files"]
+        if name.endswith(".npy")  # a fifth of a search
+    }
+
+
+def read_manifest(folder: str | Path, formats: Container[int] = (FORMAT_VERSION,)) -> dict[str, Any]:
     """Read what a library says of itself. Raises ValueError: no library there, or one of another format version."""
     place = Path(folder) / MANIFEST
     try:
@@ -233,8 +265,11 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
         version = manifest["format_version"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"reference library: {place} cannot be read ({error!r}); allowed: a folder of save") from None
-    if version != FORMAT_VERSION:
-        raise ValueError(f"reference library: {place} has format version {version!r}, allowed: {FORMAT_VERSION}")
+    if version not in formats:
+        raise ValueError(
+            f"reference library: {place} has format version {version!r}, allowed: {FORMAT_VERSION}; bring it up to "
+            f"date: taxafuse library rebuild {folder}"
+        )
     if absent := {"version", "kmer", "features", "files", "checksum"} - manifest.keys():
         raise ValueError(f"reference library: {place} lacks {', '.join(sorted(absent))}; allowed: a folder of save")
     if _checksum(manifest["files"]) != manifest["checksum"] or any(Path(n).name != n for n in manifest["files"]):
@@ -271,11 +306,15 @@ def _assemble(
     if not places and not features:
         raise ValueError("reference library: got no barcode and no features, allowed: at least one to search in")
     lengths = np.array([len(sequence) for sequence in places], dtype=np.int64)
+    letters = np.frombuffer("".join(places).encode("ascii"), dtype=np.uint8)
+    starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    clusters, index = _indexed(letters, starts)
     return Library(
         records=table.combine_chunks(),
-        letters=np.frombuffer("".join(places).encode("ascii"), dtype=np.uint8),
-        starts=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-        index=SeedIndex.build(list(places), KMER),
+        letters=letters,
+        starts=starts,
+        clusters=clusters,
+        index=index,
         features={name: np.asarray(part, dtype=np.float16) for name, part in features.items()},
         version=version,
     )

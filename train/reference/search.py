@@ -1,56 +1,47 @@
-"""From queries to aligned references: seeds choose candidates, exact alignment ranks them, on whichever strand fits.
+"""From queries to the nearest references, many at a time: batches, threads, and what a search may cost.
 
-Candidates are those that share the most of the query's rarest k-mers, and the first of each of a few other species, so
-that the nearest other species is known. A search goes on in wider rounds while a nearer reference may have been passed
-over: a reference of fewer edits than the nearest so far has the seeds that were read, but those that its edits change.
-If that may be no more seeds than the last aligned candidate has, the next round reads and aligns more.
+`align` says what nearest means, `nearest` how one query is searched. Queries are read on their coding strand, and on
+the other one too where that finds nothing near.
 
-What a reference does not cover of a query is neither right nor wrong; it is counted as differing as often as the query
-differs from its nearest reference, and `UNCOVERED` more: `difference` is in edits and ranks references of any overlap.
-(bold val, species top-1 in %, whole / 100 nt: plain edits 99.28 / 97.92, this 99.34 / 97.98; on damaged barcodes plain
-edits lose 4 points to references that hide the damage by being short.)
-
-Legend: N queries, T hits of all queries, C candidates of one, H references (different barcodes).
+Legend: N queries, T hits of all queries, H references (different barcodes).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass
+from functools import cached_property
+from queue import SimpleQueue
 
 import numpy as np
 
-from engine.signals.barcodes import orient_batch, reverse_complement
-from train.reference.align import align
-from train.reference.seeds import Budget, Candidates, SeedIndex
+from engine.signals.barcodes import orient_batch
+from engine.signals.nucleotides import CODES, codes
+from train.reference.clusters import Clusters
+from train.reference.nearest import search_batch
+from train.reference.seeds import Scratch, SeedIndex, read_only
 
-UNCOVERED = 0.05  # differences per nucleotide of the query that a reference does not cover, beyond the query's own
-MIN_OVERLAP = 60  # nucleotides, or a third of a shorter query
-_WIDE = 0.9  # of the greatest overlap: references that say how much the query differs
-_SUSPECT = 0.12  # share of differences from which the other strand is tried too
-_UNRELATED = 0.3  # differences per uncovered nucleotide when strands are compared: unrelated ones align at about that
-_LOST = 6  # seeds among those read that an edit costs a reference; of all k-mers it changes k at most
 _BATCH = 64  # queries a thread takes at a time
+_HITS = 128  # references of a query that are told at most, beside those of other species
+_MEMBERS = 1 << 16  # references compared with a query at most
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchOptions:
     """What one round of a search may cost and how far it looks."""
 
-    budget: Budget = field(default_factory=Budget)
-    nearest: int = 64  # candidates aligned
-    share: float = 0.5  # of the first candidate's seeds: with fewer a candidate is not aligned as near
-    others: int = 2  # of other species than the first candidate's, aligned beside them
-    slack: float = 0.04  # differences per nucleotide beyond the nearest's up to which candidates are told
+    entries: int = 30_000  # of the index, read for a query
+    least: int = 24  # seeds read even where they have more entries
+    leaders: int = 256  # compared at most
+    gapped: int = 64  # of them, where the query lies on the first ones with gaps
+    share: float = 0.2  # of the first leader's seeds: with fewer a leader is not compared
+    others: int = 2  # nearest references of other species than the first's, told beside the nearest
+    slack: float = 0.04  # edits per letter beyond the nearest's up to which references are hits
     other_slack: float = 0.15  # the same for those of other species
 
 
 FIRST = SearchOptions()
-WIDE = SearchOptions(budget=Budget(postings=1_000_000, least=40, candidates=2048), nearest=512, share=0.2)
-ROUNDS = (
-    FIRST,
-    SearchOptions(budget=Budget(postings=200_000, least=24, candidates=1024), nearest=256, share=0.3),
-    WIDE,
-)
+WIDE = SearchOptions(entries=600_000, leaders=1024, gapped=256)
+ROUNDS = (FIRST, WIDE)
 
 
 @dataclass(frozen=True)
@@ -60,7 +51,7 @@ class Hits:
     start: np.ndarray  # int64 [N + 1]
     reference: np.ndarray  # int64 [T], one of H
     distance: np.ndarray  # int64 [T], edits in the overlap
-    overlap: np.ndarray  # int64 [T], aligned columns, letters of the reference
+    overlap: np.ndarray  # int64 [T], letters that both know
     difference: np.ndarray  # float64 [T], edits that rank, the uncovered part included
     length: np.ndarray  # int64 [N], nucleotides of the query
     strand: np.ndarray  # int64 [N], +1 as given, -1 the other one
@@ -72,42 +63,34 @@ class Hits:
         return np.repeat(np.arange(len(self.start) - 1), np.diff(self.start))
 
     @property
+    def exact(self) -> np.ndarray:
+        """Whether it is proven that no reference is nearer, bool [N]: only where the nearest does not differ at all."""
+        found = np.diff(self.start) > 0
+        found[found] = self.difference[self.start[:-1][found]] == 0
+        return found
+
+    @property
     def identity(self) -> np.ndarray:
-        """Share of aligned columns that agree, float64 [T]."""
+        """Share of the overlap that agrees, float64 [T]."""
         return 1.0 - self.distance / np.maximum(self.overlap, 1)
-
-
-@dataclass(frozen=True)
-class _Aligned:
-    """What one query found on one strand."""
-
-    reference: np.ndarray
-    distance: np.ndarray
-    overlap: np.ndarray
-    difference: np.ndarray
-    cost: float  # of the nearest, for choosing the strand: differences per nucleotide of the query
-    doubtful: bool  # a nearer reference may have been passed over
-
-
-_NOTHING = np.empty(0, dtype=np.int64)
-_NONE = _Aligned(_NOTHING, _NOTHING, _NOTHING, np.empty(0), np.inf, False)
 
 
 @dataclass(frozen=True)
 class Targets:
     """H references as a search sees them."""
 
-    index: SeedIndex
-    barcode: Callable[[int], str]  # reference -> its letters
+    index: SeedIndex  # of the leaders
+    clusters: Clusters
+    letters: np.ndarray  # uint8, ASCII, one reference after another
+    starts: np.ndarray  # int64 [H + 1], where each begins
     group: np.ndarray  # int64 [H], references of one species are equal; -1 = unknown
 
-    def candidates(self, query: str, budget: Budget, without: int) -> Candidates:
-        """Of one query, those of the group `without` left out."""
-        found = self.index.lookup(query, budget)
-        if without < 0:
-            return found
-        kept = self.group[found.reference] != without
-        return Candidates(found.reference[kept], found.shared[kept], found.shift[kept], found.seeds)
+    @cached_property
+    def arrays(self) -> tuple[object, ...]:
+        """As compiled code takes them."""
+        clusters = tuple(read_only(getattr(self.clusters, name)) for name in Clusters.names())
+        texts = read_only(self.letters), read_only(self.starts), CODES
+        return self.index.arrays, clusters, texts, read_only(self.group)
 
 
 def search(
@@ -123,91 +106,46 @@ def search(
         queries: N clean barcodes on either strand; "" finds nothing.
         targets: the references.
         rounds: at least one; each query goes on to the next while a nearer reference may have been passed over.
-        threads: numpy and edlib let others run while they work.
+        threads: that search at the same time; compiled code lets others run.
         without: a group for each query, as if there were no reference of it; -1 = none.
     """
-    apart = [-1] * len(queries) if without is None else without
+    apart = np.full(len(queries), -1) if without is None else np.asarray(without, dtype=np.int64)
+    settings = np.array([astuple(one) for one in rounds])
+    width = _HITS + max(one.others for one in rounds)
+    free: SimpleQueue[tuple[object, np.ndarray]] = SimpleQueue()
+    for _ in range(max(1, threads)):
+        free.put((Scratch(len(targets.clusters.leader)).arrays, np.empty((_MEMBERS, 4), dtype=np.int32)))
+    arrays = targets.arrays
 
-    def work(first: int) -> list[tuple[_Aligned, int, int]]:
-        batch = slice(first, first + _BATCH)
-        given = queries[batch]
-        return [
-            _all_rounds(*one, targets, rounds) for one in zip(given, orient_batch(given), apart[batch], strict=True)
-        ]
+    def work(first: int) -> tuple[np.ndarray, ...]:
+        given = queries[first : first + _BATCH]
+        oriented = orient_batch(given)
+        ends = np.cumsum([0, *map(len, oriented)])
+        hits, ranked = np.empty((len(given), width, 3), dtype=np.int64), np.empty((len(given), width))
+        said = np.empty((len(given), 3), dtype=np.int64)
+        scratch = free.get()
+        batch = (codes("".join(oriented)), ends), apart[first : first + _BATCH]
+        search_batch(*batch, arrays, settings, scratch, (hits, ranked, said))
+        free.put(scratch)
+        turned = np.array([one != other for one, other in zip(given, oriented, strict=True)], dtype=bool)
+        kept = np.arange(width) < said[:, :1]
+        return hits[kept], ranked[kept], said, np.where(turned ^ said[:, 1].astype(bool), -1, 1)
 
     starts = range(0, len(queries), _BATCH)
     if threads > 1:
         with ThreadPoolExecutor(threads) as pool:
-            found = [one for batch in pool.map(work, starts) for one in batch]
+            parts = list(pool.map(work, starts))
     else:
-        found = [one for first in starts for one in work(first)]
-    parts = [one for one, _, _ in found] or [_NONE]
+        parts = [work(first) for first in starts]
+    nothing = np.empty((0, 3), np.int64), np.empty(0), np.empty((0, 3), np.int64), np.empty(0, np.int64)
+    hits, ranked, said, strand = (np.concatenate(columns) for columns in zip(nothing, *parts, strict=True))
     return Hits(
-        start=np.cumsum([0, *(len(one.reference) for one, _, _ in found)]),
-        reference=np.concatenate([one.reference for one in parts]),
-        distance=np.concatenate([one.distance for one in parts]),
-        overlap=np.concatenate([one.overlap for one in parts]),
-        difference=np.concatenate([one.difference for one in parts]),
+        start=np.concatenate([[0], np.cumsum(said[:, 0])]),
+        reference=hits[:, 0],
+        distance=hits[:, 1],
+        overlap=hits[:, 2],
+        difference=ranked,
         length=np.array([len(query) for query in queries], dtype=np.int64),
-        strand=np.array([strand for _, strand, _ in found], dtype=np.int64),
-        rounds=np.array([searched for _, _, searched in found], dtype=np.int64),
+        strand=strand,
+        rounds=said[:, 2],
     )
-
-
-def _all_rounds(
-    given: str, oriented: str, without: int, targets: Targets, rounds: Sequence[SearchOptions]
-) -> tuple[_Aligned, int, int]:
-    """Search until nothing nearer is likely; returns what was found, the strand, and the rounds that took."""
-    searched, best, strand = 0, replace(_NONE, doubtful=True), 1
-    while best.doubtful and searched < len(rounds):
-        best, strand = _both_strands(given, oriented, without, targets, rounds[searched])
-        searched += 1
-    return best, strand, searched
-
-
-def _both_strands(
-    given: str, oriented: str, without: int, targets: Targets, options: SearchOptions
-) -> tuple[_Aligned, int]:
-    """Search the coding strand, and the other one where that finds nothing near."""
-    strand = 1 if oriented == given else -1
-    best = _one_strand(oriented, without, targets, options)
-    if given and best.cost > _SUSPECT:
-        other = _one_strand(reverse_complement(oriented), without, targets, options)
-        if other.cost < best.cost:
-            return other, -strand
-    return best, strand
-
-
-def _one_strand(query: str, without: int, targets: Targets, options: SearchOptions) -> _Aligned:
-    found = targets.candidates(query, options.budget, without)
-    if not len(found.reference):  # where seeds were read, all that they found is of the group left out
-        return replace(_NONE, doubtful=found.seeds > 0)
-    near, far = _chosen(found, targets.group, options)
-    parts = []
-    for rows, slack in ((near, options.slack), (far, options.other_slack)):
-        references = [targets.barcode(number) for number in found.reference[rows].tolist()]
-        parts.append(align(query, references, found.shift[rows].tolist(), max(8, int(slack * len(query)))))
-    distance, overlap = (np.concatenate(columns) for columns in zip(*parts, strict=True))
-    reference = found.reference[np.concatenate([near, far])]
-    told = (distance >= 0) & (overlap >= min(MIN_OVERLAP, len(query) // 3))
-    if not told.any():
-        return replace(_NONE, doubtful=True)
-    reference, distance, overlap = reference[told], distance[told], overlap[told]
-    uncovered = np.maximum(0, len(query) - overlap)
-    wide = overlap >= _WIDE * overlap.max()
-    rate = (distance[wide] / np.maximum(overlap[wide], 1)).min()
-    difference = distance + (UNCOVERED + rate) * uncovered
-    order = np.lexsort((reference, difference))
-    least = float(difference[order[0]])
-    doubtful = least > 0 and bool(found.seeds - _LOST * max(0, least - 1) <= found.shared[near[-1]])
-    cost = float((distance + _UNRELATED * uncovered).min()) / len(query)
-    return _Aligned(reference[order], distance[order], overlap[order], difference[order], cost, doubtful)
-
-
-def _chosen(found: Candidates, group: np.ndarray, options: SearchOptions) -> tuple[np.ndarray, np.ndarray]:
-    """Choose the candidates to align: the first ones, and apart from them the first of a few other species."""
-    kinds = group[found.reference]
-    names, first = np.unique(kinds, return_index=True)
-    far = np.sort(first[(names >= 0) & (names != kinds[0])])[: options.others]
-    near = np.flatnonzero(found.shared[: options.nearest] >= options.share * found.shared[0])
-    return near[~np.isin(near, far)], far

@@ -1,152 +1,229 @@
-"""Which reference barcodes share the most telling k-mers with a query: an inverted index in numpy.
+"""Which references share the most telling k-mers with a query: an inverted index, read by compiled code.
 
-Every k-mer of every reference is kept with the reference's number and its place, so that a lookup returns, beside how
-many seeds a reference shares, where the query lies on it. A query looks up its rarest k-mers only, as many as hold
-`Budget.postings` entries: a k-mer that half the library has costs much and says little (in 644,578 COI barcodes all
-12-mers of a barcode have 23.7 million entries, the 81 rarest of them 30,000).
+One k-mer in three, chosen by its letters alone, is a *seed*; every seed of every reference is kept with the reference's
+number and its place, so that a lookup returns, beside how many seeds a reference shares, where the query lies on it.
+(Every third place instead would make the seeds of those references rare that begin elsewhere than most, and the rarest
+seeds would choose them.) A query looks up its seeds, the rarest first, until `entries` are read: a seed that half the
+library has costs much and says little. A wrong letter makes k k-mers that are rare by chance; k grows with the library,
+so that they hold few entries and do not eat the budget.
 
-Legend: H references (different barcodes), K k-mer length, P entries, C candidates; a *bin* is 16 nucleotides.
+Legend: K references, P entries, C candidates, L letters of the query.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
-from engine.signals.nucleotides import codes, kmer_known, kmer_numbers
+from engine.signals.nucleotides import CODES
+from train.reference.clusters import MAX_LENGTH
+from train.reference.compiled import entry, inner, least_first
 
-MAX_LENGTH = 2048  # nucleotides of a reference that are indexed, and of a query that are looked up
-MAX_REFERENCES = 1 << 24  # an entry is 24 bits of reference and 8 of place
-BIN = 16
-_SHIFT = 4  # log2 of BIN
-_CHUNK = 1 << 23  # letters indexed at a time: about 400 MB
-
-
-@dataclass(frozen=True, kw_only=True)
-class Budget:
-    """What one lookup may cost."""
-
-    postings: int = 30_000  # entries read for a query
-    least: int = 12  # seeds read even where they have more entries
-    candidates: int = 256  # references returned
+_PLACE = 11  # bits of an entry: the place; the others are the reference
+MAX_REFERENCES = 1 << (32 - _PLACE)
+_BY_CHANCE = 12  # letters of the library that a k-mer may have by chance: above, k is one more
+_KMERS = range(11, 14)
+_NONE = 1 << 34  # entries of what is no seed: more than any has
+_MOST = 254  # seeds counted of a reference
+_READ_AGAIN = 50_000  # entries at least, for where the query lies on the chosen
 
 
-@dataclass(frozen=True)
-class Candidates:
-    """References that share seeds with one query, most shared first."""
+class Scratch:
+    """What lookups of one thread write on: of no meaning between them."""
 
-    reference: np.ndarray  # int64 [C]
-    shared: np.ndarray  # int64 [C], seeds in common
-    shift: np.ndarray  # int64 [C], where the query begins on the reference, nucleotides, to about one bin
-    seeds: int  # k-mers of the query that were read
+    def __init__(self, references: int) -> None:
+        """Make room for `references`, K of the index."""
+        self.shared = np.zeros(references, dtype=np.uint8)  # zeros between lookups
+        self.row = np.empty(references, dtype=np.int32)
+
+    @property
+    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        """As compiled code takes them."""
+        return self.shared, self.row
 
 
 class SeedIndex:
     """The inverted index. Its arrays may be memory maps: a lookup reads only what it needs."""
 
     def __init__(self, k: int, offsets: np.ndarray, postings: np.ndarray) -> None:
-        """`offsets` [4**k + 1]: where the entries of each k-mer begin; `postings` uint32 [P]: reference << 8 | bin."""
-        self.k, self.offsets, self.postings = k, offsets, postings
+        """`offsets` uint32 [4**k + 1]: where the entries of each k-mer begin; `postings` uint32 [P]: see _PLACE."""
+        self.k, self.offsets, self.postings = k, read_only(offsets), read_only(postings)
 
     @classmethod
-    def build(cls, sequences: Sequence[str], k: int) -> "SeedIndex":
-        """Index the first MAX_LENGTH letters of each sequence: a counting sort in chunks (11,374 barcodes: 0.6 s).
+    def build(cls, letters: np.ndarray, begins: np.ndarray, ends: np.ndarray) -> "SeedIndex":
+        """Index the first MAX_LENGTH letters of references.
 
-        Raises ValueError for more than MAX_REFERENCES sequences.
+        Args:
+            letters: uint8, ASCII.
+            begins: int64 [K], where each reference begins.
+            ends: int64 [K].
+
+        Raises:
+            ValueError: more than MAX_REFERENCES, or than 2^32 entries.
         """
-        if len(sequences) > MAX_REFERENCES:
-            raise ValueError(
-                f"reference library: got {len(sequences):,} different barcodes, allowed {MAX_REFERENCES:,}"
-            )
-        counts = np.zeros(4**k, dtype=np.int64)
-        for first, last in _chunks(sequences):
-            number, _ = _entries(sequences, first, last, k)
-            counts += np.bincount(number, minlength=len(counts))
-        offsets = np.zeros(len(counts) + 1, dtype=np.int64)
-        np.cumsum(counts, out=offsets[1:])
+        if len(begins) > MAX_REFERENCES:
+            raise ValueError(f"reference library: got {len(begins):,} leading barcodes, allowed {MAX_REFERENCES:,}")
+        total = int((ends - begins).sum())
+        k = next((k for k in _KMERS if total <= _BY_CHANCE * 4**k), _KMERS[-1])
+        offsets = np.zeros(4**k + 2, dtype=np.int64)
+        given = read_only(letters), (begins, ends), CODES, k
+        _count(*given, offsets)
+        np.cumsum(offsets, out=offsets)
+        if offsets[-1] >= 1 << 32:
+            raise ValueError(f"reference library: got {offsets[-1]:,} k-mers to index, allowed {1 << 32:,}")
         postings = np.empty(int(offsets[-1]), dtype=np.uint32)
-        filled = offsets[:-1].copy()
-        for first, last in _chunks(sequences):
-            number, entry = _entries(sequences, first, last, k)
-            keys = np.sort(number.astype(np.uint64) << np.uint64(32) | entry)
-            code = (keys >> np.uint64(32)).astype(np.int64)
-            begin = np.flatnonzero(np.diff(code, prepend=-1))
-            length = np.diff(begin, append=len(code))
-            place = np.arange(len(code)) + np.repeat(filled[code[begin]] - begin, length)
-            postings[place] = keys.astype(np.uint32)  # the lower half
-            filled[code[begin]] += length
-        return cls(k, offsets.astype(np.uint32) if len(postings) < 1 << 32 else offsets, postings)
+        _fill(*given, offsets, postings)
+        return cls(k, offsets[:-1].astype(np.uint32), postings)
 
-    def lookup(self, query: str, budget: Budget) -> Candidates:
-        """Find the references that share the most of the query's rarest k-mers; none where it shares no k-mer."""
-        number, good = _kmers(query[:MAX_LENGTH], self.k)
-        place = np.flatnonzero(good)
-        number = number[place].astype(np.int64)
-        start, end = self.offsets[number].astype(np.int64), self.offsets[number + 1].astype(np.int64)
-        held = end - start
-        rarest = np.argsort(held, kind="stable")
-        rarest = rarest[np.searchsorted(held[rarest], 1) :]
-        taken = max(budget.least, int(np.searchsorted(np.cumsum(held[rarest]), budget.postings, side="right")))
-        rarest = rarest[:taken]
-        if not len(rarest):
-            nothing = np.empty(0, dtype=np.int64)
-            return Candidates(nothing, nothing, nothing, 0)
-        spans = zip(start[rarest].tolist(), end[rarest].tolist(), strict=True)
-        entry = np.concatenate([self.postings[one:other] for one, other in spans])
-        on_query = np.repeat((place[rarest] >> _SHIFT).astype(np.uint32), held[rarest])
-        return Candidates(*_most_shared(entry, on_query, budget.candidates, len(query) >> _SHIFT), len(rarest))
+    @property
+    def arrays(self) -> tuple[Any, ...]:
+        """As compiled code takes them."""
+        return self.offsets, self.postings, self.k
 
 
-def _kmers(sequence: str, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the number of every window of k letters (uint32), and whether it is free of other letters (bool)."""
-    found = codes(sequence)
-    return kmer_numbers(found, k), kmer_known(found, k)
+def read_only(array: np.ndarray) -> np.ndarray:
+    """Return a plain view that cannot be written, so that compiled code sees one type whether it is mapped or not."""
+    if type(array) is np.ndarray and not array.flags.writeable:
+        return array
+    view = array.view(np.ndarray)
+    view.flags.writeable = False
+    return view
 
 
-def _chunks(sequences: Sequence[str]) -> list[tuple[int, int]]:
-    """(first, last + 1) of about _CHUNK letters each."""
-    ends = np.cumsum([min(len(sequence), MAX_LENGTH) + 1 for sequence in sequences])
-    cuts = np.searchsorted(ends, np.arange(_CHUNK, (ends[-1] if len(ends) else 0) + _CHUNK, _CHUNK), side="right")
-    bounds = np.unique(np.concatenate([[0], cuts, [len(sequences)]])).tolist()
-    return list(pairwise(bounds))
+@inner
+def _is_seed(number):  # type: ignore[no-untyped-def]
+    """Say whether a k-mer is a seed: one in three, by Fibonacci hashing (Knuth, volume 3, 6.4)."""
+    return np.uint64(number) * np.uint64(0x9E3779B97F4A7C15) >> np.uint64(32) < np.uint64(0x55555555)
 
 
-def _entries(sequences: Sequence[str], first: int, last: int, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """k-mer numbers (uint32) and entries (uint64) of the sequences first..last - 1."""
-    chunk = [sequence[:MAX_LENGTH] for sequence in sequences[first:last]]
-    number, good = _kmers("N".join(chunk), k)
-    span = np.array([len(sequence) + 1 for sequence in chunk])
-    begin = np.cumsum(span) - span
-    at = np.flatnonzero(good)
-    owner = np.repeat(np.arange(len(chunk)), span)[at]
-    bins = (at - begin[owner]) >> _SHIFT
-    return number[at], (owner + first).astype(np.uint64) << np.uint64(8) | bins.astype(np.uint64)
+@entry
+def _count(letters, spans, table, k, offsets):  # type: ignore[no-untyped-def]
+    """Count the entries of each k-mer two places behind its own."""
+    begins, ends = spans
+    mask = (1 << (2 * k)) - 1
+    for reference in range(len(begins)):
+        number, good = 0, 0
+        for place in range(min(ends[reference] - begins[reference], MAX_LENGTH)):
+            code = table[letters[begins[reference] + place]]
+            number, good = (number << 2 | code & 3) & mask, good + 1 if code < 4 else 0
+            if good >= k and _is_seed(number):
+                offsets[number + 2] += 1
 
 
-def _most_shared(
-    entry: np.ndarray, on_query: np.ndarray, wanted: int, query_bins: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Count entries per reference; the middle one of their shifts is where the query lies.
+@entry
+def _fill(letters, spans, table, k, offsets, postings):  # type: ignore[no-untyped-def]
+    """Write the entries, by k-mer, then by reference; `offsets` [n + 1] ends as the end of each k-mer's."""
+    begins, ends = spans
+    mask = (1 << (2 * k)) - 1
+    for reference in range(len(begins)):
+        number, good = 0, 0
+        for place in range(min(ends[reference] - begins[reference], MAX_LENGTH)):
+            code = table[letters[begins[reference] + place]]
+            number, good = (number << 2 | code & 3) & mask, good + 1 if code < 4 else 0
+            if good >= k and _is_seed(number):
+                postings[offsets[number + 1]] = reference << _PLACE | (place - k + 1)
+                offsets[number + 1] += 1
+
+
+@entry
+def lookup(query, index, budget, scratch, chosen):  # type: ignore[no-untyped-def]
+    """Find the references that share the most of a query's rarest k-mers; none where it shares no k-mer.
 
     Args:
-        entry: uint32 [n] of the index.
-        on_query: uint32 [n], bin of the seed on the query.
-        wanted: references returned at most.
-        query_bins: length of the query.
+        query: codes uint8 [L].
+        index: `SeedIndex.arrays`.
+        budget: (entries read at most, seeds read at least).
+        scratch: `Scratch.arrays`.
+        chosen: int32 [C, 3] to be written: reference, seeds in common, where the query begins on it; the most shared
+            first.
 
     Returns:
-        references, entries of each, shifts: the first three fields of `Candidates`.
+        how many are written; seeds read.
     """
-    shift = (entry - on_query) & np.uint32(255)  # modulo 256 bins
-    keys = np.sort(entry & np.uint32(0xFFFFFF00) | (shift + np.uint32(query_bins) & np.uint32(255)))
-    reference = keys >> np.uint32(8)
-    begin = np.flatnonzero(np.concatenate([[True], reference[1:] != reference[:-1]]))
-    shared = np.diff(begin, append=len(keys))
-    rank = shared << 32 | np.arange(len(shared))[::-1]  # of equals the first
-    if len(rank) > wanted:
-        rank = np.partition(rank, len(rank) - wanted)[-wanted:]
-    best = len(shared) - 1 - (np.sort(rank)[::-1] & 0xFFFFFFFF)
-    middle = keys[begin[best] + shared[best] // 2]
-    bins = (middle & np.uint32(255)).astype(np.int64) - query_bins
-    return reference[begin[best]].astype(np.int64), shared[best], bins << _SHIFT
+    offsets, _, k = index
+    numbers = np.full(max(0, min(len(query), MAX_LENGTH) - k + 1), -1, dtype=np.int64)
+    held = np.full(len(numbers), _NONE)
+    number, good = 0, 0
+    for place in range(min(len(query), MAX_LENGTH)):
+        number, good = (number << 2 | query[place] & 3) & ((1 << (2 * k)) - 1), good + 1 if query[place] < 4 else 0
+        if good >= k and _is_seed(number):
+            numbers[place - k + 1] = number
+            held[place - k + 1] = np.int64(offsets[number + 1]) - np.int64(offsets[number])
+    seeds, total = 0, 0
+    order = least_first(held, _NONE - 1)
+    for rank in range(len(order)):
+        entries = held[order[rank]]
+        if total + entries > budget[0] and seeds >= budget[1]:
+            order = order[:rank]
+            break
+        total, seeds = total + entries, seeds + (entries > 0)
+    least, wanted = _count_shared(numbers, order, index, scratch, len(chosen))
+    written = _choose(numbers, order, index, scratch, (least, wanted, chosen))
+    _sort(chosen[:written])
+    return written, seeds
+
+
+@inner
+def _count_shared(numbers, places, index, scratch, room):  # type: ignore[no-untyped-def]
+    """Count the seeds of every reference; return how many to ask for, so that about `room` have them, and who has."""
+    offsets, postings, _ = index
+    shared = scratch[0]
+    having = np.zeros(_MOST + 2, dtype=np.int64)  # references with so many seeds or more
+    for place in places:
+        for at in range(offsets[numbers[place]], offsets[numbers[place] + 1]):
+            reference = postings[at] >> np.uint32(_PLACE)
+            seeds = shared[reference]
+            if seeds < _MOST:
+                shared[reference] = seeds + 1
+                having[seeds + 1] += 1
+    least = 1
+    while having[least] > room:
+        least += 1
+    least = least if having[least] or least == 1 else least - 1
+    return least, min(having[least], room)
+
+
+@inner
+def _choose(numbers, places, index, scratch, wanted):  # type: ignore[no-untyped-def]
+    """Write the references with enough seeds, as many as there is room for, and what most of their seeds say of them.
+
+    Of a reference's diagonals the majority's stays, where one has it (Boyer and Moore 1991).
+    """
+    offsets, postings, _ = index
+    shared, row = scratch
+    least, enough, chosen = wanted
+    votes = np.zeros(len(chosen), dtype=np.int64)
+    written, read = 0, 0
+    for place in places:
+        if written == enough and read > _READ_AGAIN:
+            break
+        read += offsets[numbers[place] + 1] - offsets[numbers[place]]
+        for at in range(offsets[numbers[place]], offsets[numbers[place] + 1]):
+            reference = postings[at] >> np.uint32(_PLACE)
+            if shared[reference] < least:
+                continue
+            diagonal = np.int64(postings[at] & np.uint32((1 << _PLACE) - 1)) - place
+            slot = row[reference]
+            if not (0 <= slot < written and chosen[slot, 0] == reference):
+                if written == len(chosen):
+                    continue
+                slot, written = written, written + 1
+                row[reference] = slot
+                chosen[slot, 0], chosen[slot, 1], chosen[slot, 2] = reference, shared[reference], diagonal
+            if chosen[slot, 2] == diagonal:
+                votes[slot] += 1
+            elif votes[slot]:
+                votes[slot] -= 1
+            else:
+                chosen[slot, 2], votes[slot] = diagonal, 1
+    shared[:] = 0
+    return written
+
+
+@inner
+def _sort(chosen):  # type: ignore[no-untyped-def]
+    """Put the references that share the most seeds first."""
+    before = chosen.copy()
+    order = least_first(-before[:, 1], 0)
+    for rank in range(len(order)):
+        for column in range(3):
+            chosen[rank, column] = before[order[rank], column]
