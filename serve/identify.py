@@ -7,8 +7,8 @@
 
 References are made a library the first time, calibrated by itself, and kept below ~/.cache/taxafuse (TAXAFUSE_CACHE
 names another folder) under their checksum. One row a record, in the input's order; without --out a short table, with it
-all columns of `taxafuse bulk`, which does the work and goes on where it was killed. Records that could not be read stand
-behind the block of records in which they were met.
+all columns of `taxafuse bulk`, which does the work and goes on where it was killed. Records that could not be read
+stand behind the block of records in which they were met.
 """
 
 import argparse
@@ -54,6 +54,11 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--model", default="", metavar="RUN", help="a run's folder or models:/NAME@ALIAS; photos need one")
     add("--out", type=Path, metavar="FILE", help=f"all columns, in a file that ends in {', '.join(WRITERS)}")
     add("--threshold", metavar="P", help="probability that an answer needs (default: 0.95)")
+    add(
+        "--within",
+        metavar="D",
+        help="share of nucleotides by which references of the consensus may differ (default: 0.02: names most species)",
+    )
     add("--only", metavar="FILE", help="names of the taxa that may be answered, one a line")
     add(
         "--region",
@@ -102,6 +107,7 @@ def _named(options: argparse.Namespace, library: Path | None, out: Path) -> str:
         ("checkpoint", options.model),
         ("threshold", options.threshold),
         ("only", options.only),
+        ("within", options.within),
     ):
         words += [f"--{name}", str(value)] if value else []
     return job.run(job.parser().parse_args(words))

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from engine.formats.source import SpecimenSource
 from engine.store.storage import Location
 from serve.answers.answer import Answer, Query, QueryError
-from serve.bulk.columns import table_of
+from serve.bulk.columns import TOP, table_of
 from serve.bulk.plan import Plan
 from serve.models.registry import ResolvedModel
 
@@ -30,6 +30,7 @@ class BulkOptions:
     library: str  # folder, "" = none
     threshold: float
     subset: tuple[str, ...]  # names of taxa that may be answered, () = all
+    within: float  # share of nucleotides by which the references of the consensus may differ
     device: str
     threads: int  # of torch and of the library's search, per worker
 
@@ -122,4 +123,5 @@ class Answerer:
 
     def _identify(self, predictor: Any, queries: Sequence[Query]) -> list[Answer | QueryError]:
         asking = self.asking
-        return predictor.identify(queries, threshold=asking.threshold, subset=asking.subset or None, top=1)
+        subset = asking.subset or None
+        return predictor.identify(queries, threshold=asking.threshold, subset=subset, top=TOP, within=asking.within)

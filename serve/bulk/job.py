@@ -80,6 +80,12 @@ def parser() -> argparse.ArgumentParser:
     add("--out", required=True, type=Path, metavar="FILE", help=f"the result, in {', '.join(WRITERS)}")
     add("--names", choices=STYLES, default="own", help="of the columns: our own, Darwin Core's, BOLD's")
     add("--threshold", type=float, metavar="P", help="probability that an answer needs (default: 0.95)")
+    add(
+        "--within",
+        type=float,
+        metavar="D",
+        help="share of nucleotides by which references of the consensus may differ (default: 0.02: names most species)",
+    )
     add("--only", type=Path, metavar="FILE", help="names of the taxa that may be answered, one a line")
     add("--format", choices=NAMES, default="", metavar="NAME", help=f"of the input: {', '.join(NAMES)} (found out)")
     add("--option", action="append", default=[], metavar="NAME=VALUE", help="of the format, e.g. columns=key=museum_no")
@@ -100,12 +106,14 @@ def run(arguments: argparse.Namespace) -> str:
 
 
 def _run(arguments: argparse.Namespace) -> str:
-    from serve.answers.predictor import THRESHOLD, Options
+    from serve.answers.answering import THRESHOLD, Options
+    from train.reference import WITHIN
 
     started = time.monotonic()
     threshold = THRESHOLD if arguments.threshold is None else arguments.threshold
     subset = tuple(_names(arguments.only)) if arguments.only else ()
-    Options(threshold=threshold, subset=subset or None, top=1)  # refuses what is out of range
+    within = WITHIN if arguments.within is None else arguments.within
+    Options(threshold=threshold, subset=subset or None, top=1, within=within)  # refuses what is out of range
     state = _state(arguments.out).resolve()
     if arguments.overwrite:
         shutil.rmtree(state, ignore_errors=True)
@@ -117,6 +125,7 @@ def _run(arguments: argparse.Namespace) -> str:
         library=str(Path(arguments.library).resolve()) if arguments.library else model.library if model else "",
         threshold=threshold,
         subset=subset,
+        within=within,
         device=arguments.device,
         threads=arguments.threads,
     )
@@ -277,6 +286,7 @@ def _settings(arguments: argparse.Namespace, asking: BulkOptions) -> dict[str, A
         "library": read_manifest(asking.library)["checksum"] if asking.library else None,
         "threshold": asking.threshold,
         "only": list(asking.subset),
+        "within": asking.within,
     }
 
 

@@ -11,7 +11,7 @@ import pytest
 from engine.signals import degrade
 from engine.signals.nucleotides import reverse_complement
 from train.evaluation.peers import library_peer
-from train.reference import Hits, Library, SearchOptions, answers, nearest_labels
+from train.reference import Hits, Library, SearchOptions, answers, consensus, nearest_labels
 from train.reference.align import align
 from train.reference.library import MANIFEST, POSTINGS, RECORDS
 from train.reference.search import FIRST, Targets, search
@@ -196,6 +196,22 @@ def test_equally_near_species_are_all_named_and_the_answer_stops_above_them(plan
     assert species["rank"] == "genus" and species["names"]["genus"] == "Genusa"
     assert sorted(species["tied"]["species"]) == ["Genusa doubtful", "Genusa epitheta"]
     assert genus["rank"] == "family" and sorted(genus["tied"]["genus"]) == ["Genusa", "Genusb"]
+
+
+def test_the_consensus_is_the_lowest_taxon_of_all_references_so_near(planted: Planted) -> None:
+    twin = dict(planted.rows[0], key="twin", species="Genusa doubtful")
+    library = planted.library.extend(pa.Table.from_pylist([twin]), [planted.barcodes[0]])
+    foreign = random_barcode(np.random.default_rng(11))
+    hits = library.search([planted.barcodes[0], planted.barcodes[5], planted.barcodes[5], foreign])
+    both, one, none, nothing = consensus(library, hits, [0.0, 0.02, 0.0, 0.02])
+    assert (both["rank"], both["name"], both["species"], both["conflict"]) == ("genus", "Genusa", 2, True)
+    assert both["names"] == {"Genusa doubtful": 1, "Genusa epitheta": both["references"] - 1}
+    row = planted.rows[5]
+    assert (one["name"], one["rank"], one["conflict"]) == (row["species"], "species", False)
+    assert (
+        none["name"] == row["species"] and 1 <= none["references"] <= one["references"] == one["names"][row["species"]]
+    )
+    assert (nothing["name"], nothing["references"], nothing["conflict"]) == (None, 0, False)
 
 
 def test_only_binomials_name_species_while_all_references_name_higher_ranks(planted: Planted) -> None:
