@@ -17,6 +17,7 @@ from engine.specimens.taxonomy import RANKS
 from serve.answers.answer import Answer, Neighbour, QueryError, Tie
 
 STYLES = ("own", "dwc", "bold")
+GROUP = "group"  # rank of an answer that names a group of species
 TOP = 5  # species with their probabilities, of which rules read that are applied afterwards (`serve.bulk.rules`)
 _LEAST = 5e-7  # probability of a candidate: less shows as 0
 _TEXT, _NUMBER, _WHOLE, _YES = pa.string(), pa.float64(), pa.int64(), pa.bool_()
@@ -58,17 +59,20 @@ COLUMNS = (
     Column(
         "rank",
         _TEXT,
-        "the answer's rank; empty where not even the order is sure enough",
+        "the answer's rank, group of a group; empty where not even the order is sure enough",
         "taxonRank",
         "identification_rank",
     ),
     Column("probability", _NUMBER, "that the answer is right"),
     *_rank_columns(),
-    Column("stopped", _TEXT, "why the answer ends there: deepest, threshold, no_taxon or not_coi"),
+    Column("stopped", _TEXT, "why the answer ends there: deepest, threshold, no_taxon, not_coi or group"),
     Column("why", _TEXT, "the same as a sentence", "identificationRemarks", "notes"),
     Column(
         "candidates", _TEXT, "the likeliest species with probabilities: order;family;genus;species=P | ...; up to 5"
     ),
+    Column("group", _TEXT, "with --groups: the group that has most of the probability of the candidates"),
+    Column("group_probability", _NUMBER, "that the species is one of its members"),
+    Column("on_checklist", _YES, "with a checklist: a taxon of the likeliest lineage is on it"),
     Column("ties", _TEXT, "taxa that the evidence does not tell apart, as rank: A | B; ..."),
     Column("novelty", _NUMBER, "that the species is none that the model knows"),
     Column("novel", _YES, "that is likely"),
@@ -100,6 +104,11 @@ COLUMNS = (
     Column("consensus_species", _WHOLE, "how many species they are of"),
     Column("consensus_conflict", _YES, "they disagree at some rank"),
     Column("consensus_names", _TEXT, "the species, the commonest first, with their references: A (12) | B (1)"),
+    Column("consensus_group", _TEXT, "with --groups: the group that all these species belong to"),
+    Column("provisional", _TEXT, "of records of an unknown species (novel): those of like barcodes together"),
+    Column("provisional_size", _WHOLE, "records in that provisional taxon"),
+    Column("provisional_nearest", _TEXT, "the known taxon that is nearest to one of them"),
+    Column("provisional_identity", _NUMBER, "share of aligned nucleotides that agree with it, 0 to 1"),
     Column("calibrated", _YES, "probabilities are calibrated; else they are the softmax's own"),
     Column("model", _TEXT, "model that answered: name, version, checksum", "identifiedBy", "identified_by"),
     Column("library", _TEXT, "reference library: version, checksum; empty = none", "identificationReferences", ""),
@@ -134,7 +143,8 @@ def errors_of(keys: Sequence[str], problems: Sequence[str]) -> pa.Table:
 def styled(table: pa.Table, style: str) -> pa.Table:
     """Convert rows to another style."""
     if style != "own":
-        place = pc.fill_null(pc.index_in(table["rank"], pa.array(RANKS)), -1)
+        ranks = pc.if_else(pc.equal(table["rank"], GROUP), RANKS[-2], table["rank"])
+        place = pc.fill_null(pc.index_in(ranks, pa.array(RANKS)), -1)
         for number, rank in enumerate(RANKS):
             shown = _epithet if style == "dwc" and rank == "species" else _same
             column = pc.if_else(pc.greater_equal(place, number), shown(table[rank]), None)

@@ -36,9 +36,10 @@ from engine.store.commits import owned
 from engine.store.shards import file_sha256
 from engine.store.storage import Location, named_errors
 from serve.bulk.actors import CARD, Answerer, BulkOptions
-from serve.bulk.columns import COLUMNS, STYLES, described
+from serve.bulk.columns import COLUMNS, GROUP, STYLES, described
 from serve.bulk.plan import PLAN, Plan, load_plan, write_plan
 from serve.bulk.result import write_result
+from serve.bulk.rules import Rules, add_options, rules_of
 from serve.bulk.sources import NAMES, open_source
 from serve.bulk.writers import WRITERS, check_kind
 from serve.models.registry import resolve_checkpoint
@@ -87,6 +88,7 @@ def parser() -> argparse.ArgumentParser:
         help="share of nucleotides by which references of the consensus may differ (default: 0.02: names most species)",
     )
     add("--only", type=Path, metavar="FILE", help="names of the taxa that may be answered, one a line")
+    add_options(parser)
     add("--format", choices=NAMES, default="", metavar="NAME", help=f"of the input: {', '.join(NAMES)} (found out)")
     add("--option", action="append", default=[], metavar="NAME=VALUE", help="of the format, e.g. columns=key=museum_no")
     add("--split", action="append", default=[], metavar="NAME", help="of shards (default: all); may be repeated")
@@ -114,6 +116,7 @@ def _run(arguments: argparse.Namespace) -> str:
     subset = tuple(_names(arguments.only)) if arguments.only else ()
     within = WITHIN if arguments.within is None else arguments.within
     Options(threshold=threshold, subset=subset or None, top=1, within=within)  # refuses what is out of range
+    rules = rules_of(arguments, dict.fromkeys(RANKS, threshold))
     state = _state(arguments.out).resolve()
     if arguments.overwrite:
         shutil.rmtree(state, ignore_errors=True)
@@ -132,7 +135,7 @@ def _run(arguments: argparse.Namespace) -> str:
     source = open_source(arguments.input, arguments.format, arguments.option, arguments.split)
     plan = make_plan(source, state, _settings(arguments, asking))
     answer(plan, source, asking, arguments)
-    counts = finish(plan, arguments)
+    counts = finish(plan, arguments, rules)
     return _summary(plan, counts, arguments.out, time.monotonic() - started)
 
 
@@ -227,13 +230,13 @@ def _through_ray(answerer: Answerer, arguments: argparse.Namespace) -> Iterator[
         raise WorkerDied(str(error)) from error
 
 
-def finish(plan: Plan, arguments: argparse.Namespace) -> Counter[str]:
+def finish(plan: Plan, arguments: argparse.Namespace, rules: Rules) -> Counter[str]:
     """Write the result and its description, then remove what the run needed. Returns how many stop at which rank."""
     out, style = arguments.out, arguments.names
-    counts = write_result(plan, out, style)
+    counts = write_result(plan, out, style, rules)
     value = {
         "model": json.loads((plan.folder / CARD).read_text(encoding="utf-8")) if plan.questions else None,
-        "settings": dict(plan.settings),
+        "settings": {**plan.settings, **rules.settings()},
         "records": plan.records,
         "questions": plan.questions,
         "stops_at": dict(counts),
@@ -300,7 +303,7 @@ def _names(path: Path) -> list[str]:
 
 
 def _summary(plan: Plan, counts: Counter[str], out: Path, seconds: float) -> str:
-    order = [*reversed(RANKS), "none", "error"]
+    order = [RANKS[-1], GROUP, *reversed(RANKS[:-1]), "none", "error"]
     stops = ", ".join(f"{name} {counts[name]:,}" for name in order if counts[name])
     rate = plan.records / seconds
     return (

@@ -100,6 +100,29 @@ def test_a_region_leaves_the_species_of_its_references(
     assert "'Atlantis', allowed: a country of the references: " in capsys.readouterr().err
 
 
+def test_a_region_may_be_a_checklist_strict_or_soft(
+    files: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table, fasta = files
+    species = next(row["species"] for row in pa_csv.read_csv(table).to_pylist() if row["species"])
+    listed = tmp_path / "list.txt"
+    listed.write_text(f"{species} (Linnaeus, 1758)\nNowhere known\n")
+    words = [str(fasta), "--reference", str(table), "--region", str(listed)]
+    strict, soft = tmp_path / "strict.parquet", tmp_path / "soft.parquet"
+    assert identify.main([*words, "--out", str(strict)]) == 0
+    assert {row["species"] for row in rows_of(strict)} <= {species, None}
+    assert identify.main([*words, "--soft", "0.1", "--out", str(soft)]) == 0
+    settings = json.loads(soft.with_name("soft.parquet.json").read_text())["settings"]
+    assert (settings["checklist"], settings["weight"], settings["only"]) == ([species], 0.1, [])
+    rows = [row for row in rows_of(soft) if not row["error"]]
+    assert {row["on_checklist"] for row in rows} == {True, False}
+    assert all((row["species"] == species) == row["on_checklist"] for row in rows)
+    listed.write_text("Nowhere known\n")
+    assert identify.main([*words, "--out", str(tmp_path / "no.csv")]) == 2
+    assert "no name of the references" in capsys.readouterr().err
+    assert identify.main([str(fasta), "--reference", str(table), "--soft", "0.1"]) == 2
+
+
 @pytest.mark.parametrize("ending", again.KINDS)
 def test_a_result_judged_again_is_that_of_asking_again(files: tuple[Path, Path], tmp_path: Path, ending: str) -> None:
     table, fasta = files
