@@ -35,7 +35,8 @@ from serve.bulk.writers import WRITERS, check_kind
 log = logging.getLogger(__name__)
 
 CACHE = "TAXAFUSE_CACHE"
-SHOWN = ("key", "name", "rank", "probability", "nearest_name", "nearest_identity", "error")
+SHOWN = ("key", "name", "rank", "probability", "nearest_name", "nearest_identity")
+SHOWN += ("provisional", "contaminant", "error")  # each where there is one
 ROWS, WIDTH = 40, 32  # of the short table
 _SHOWN = 20  # countries that a mistake names
 _KEY = 16  # letters of a checksum that name a library
@@ -72,6 +73,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     add("--soft", metavar="W", help="0..1: species outside the region stay, and count so much (default: they go)")
     add("--groups", metavar="FILE", help="species that count as one taxon, lines of GROUP: species, species")
+    add("--contaminants", metavar="PATH", help="FASTA or library of what is no specimen: its hits are flagged")
     add("--cluster", metavar="D", help="distance that joins records of unknown species (default: 0.02)")
     add("--overwrite", action="store_true", help="replace a result that is there")
     return parser.parse_args(arguments)
@@ -104,8 +106,8 @@ def run(options: argparse.Namespace) -> str:
         if options.out:
             return _named(options, library, options.out)
         out = Path(folder) / "names.parquet"
-        _named(options, library, out)
-        return short_table(out)
+        summary = _named(options, library, out).splitlines()
+        return "\n".join([short_table(out), *(line for line in summary if line.startswith("contaminants: "))])
 
 
 def _named(options: argparse.Namespace, library: Path | None, out: Path) -> str:
@@ -123,6 +125,7 @@ def _named(options: argparse.Namespace, library: Path | None, out: Path) -> str:
         ("soft", options.soft),
         ("groups", options.groups),
         ("cluster", options.cluster),
+        ("contaminants", options.contaminants),
     ):
         words += [f"--{name}", str(value)] if value else []
     return job.run(job.parser().parse_args(words))

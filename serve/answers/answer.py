@@ -257,5 +257,7 @@ def told(check: BarcodeCheck) -> dict[str, Any]:
         "is_coi": check.is_coi,
         "usable": check.usable,
         "problems": list(check.problems),
+        "primers": list(check.primers),
+        "numt": check.numt,
         "told": check.sentences(),
     }

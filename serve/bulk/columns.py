@@ -90,6 +90,12 @@ COLUMNS = (
     Column("barcode_strand", _WHOLE, "1 = given on the coding strand, -1 = on the other one and turned"),
     Column("barcode_is_coi", _YES, "it is COI by its peptides; empty = too short to tell, or no barcode"),
     Column("barcode_problems", _TEXT, "what a look at the barcode found, names separated by |"),
+    Column("barcode_primers", _TEXT, "primers left on its ends, the name of one of a kind, separated by |"),
+    Column(
+        "likely_numt", _YES, "its reading frame breaks (stop codon, shift), primers aside; empty = not to be judged"
+    ),
+    Column("contaminant", _TEXT, "with --contaminants: what it is there, if that is at least as near as any reference"),
+    Column("contaminant_identity", _NUMBER, "share of aligned nucleotides that agree with it, 0 to 1"),
     Column("nearest_key", _TEXT, "the nearest reference of the library"),
     Column("nearest_name", _TEXT, "its deepest known taxon"),
     Column("nearest_identity", _NUMBER, "share of aligned nucleotides that agree with it, 0 to 1"),
@@ -207,6 +213,8 @@ def _row(answer: Answer) -> dict[str, Any]:
             "barcode_strand": check.strand,
             "barcode_is_coi": check.is_coi,
             "barcode_problems": "|".join(check.problems) or None,
+            "barcode_primers": "|".join(check.primers) or None,
+            "likely_numt": check.numt,
         }
     if (near := answer.consensus) is not None:
         row |= {

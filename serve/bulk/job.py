@@ -37,6 +37,7 @@ from engine.store.shards import file_sha256
 from engine.store.storage import Location, named_errors
 from serve.bulk.actors import CARD, Answerer, BulkOptions
 from serve.bulk.columns import COLUMNS, GROUP, STYLES, described
+from serve.bulk.contaminants import digest, open_contaminants
 from serve.bulk.plan import PLAN, Plan, load_plan, write_plan
 from serve.bulk.result import write_result
 from serve.bulk.rules import Rules, add_options, rules_of
@@ -89,6 +90,12 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--only", type=Path, metavar="FILE", help="names of the taxa that may be answered, one a line")
     add_options(parser)
+    add(
+        "--contaminants",
+        default="",
+        metavar="PATH",
+        help="FASTA or library of what is no specimen (human, Wolbachia, laboratory animals): its hits are flagged",
+    )
     add("--format", choices=NAMES, default="", metavar="NAME", help=f"of the input: {', '.join(NAMES)} (found out)")
     add("--option", action="append", default=[], metavar="NAME=VALUE", help="of the format, e.g. columns=key=museum_no")
     add("--split", action="append", default=[], metavar="NAME", help="of shards (default: all); may be repeated")
@@ -129,14 +136,17 @@ def _run(arguments: argparse.Namespace) -> str:
         threshold=threshold,
         subset=subset,
         within=within,
+        contaminants=arguments.contaminants,
         device=arguments.device,
         threads=arguments.threads,
     )
+    if asking.contaminants:
+        open_contaminants(asking.contaminants)  # refuses what cannot be read before anything is asked
     source = open_source(arguments.input, arguments.format, arguments.option, arguments.split)
     plan = make_plan(source, state, _settings(arguments, asking))
     answer(plan, source, asking, arguments)
-    counts = finish(plan, arguments, rules)
-    return _summary(plan, counts, arguments.out, time.monotonic() - started)
+    counts, contaminants = finish(plan, arguments, rules)
+    return _summary(plan, counts, contaminants, arguments.out, time.monotonic() - started)
 
 
 def _state(out: Path) -> Path:
@@ -230,23 +240,24 @@ def _through_ray(answerer: Answerer, arguments: argparse.Namespace) -> Iterator[
         raise WorkerDied(str(error)) from error
 
 
-def finish(plan: Plan, arguments: argparse.Namespace, rules: Rules) -> Counter[str]:
-    """Write the result and its description, then remove what the run needed. Returns how many stop at which rank."""
+def finish(plan: Plan, arguments: argparse.Namespace, rules: Rules) -> tuple[Counter[str], Counter[str]]:
+    """Write the result and its description, then remove what the run needed; returns as `write_result`."""
     out, style = arguments.out, arguments.names
-    counts = write_result(plan, out, style, rules)
+    counts, contaminants = write_result(plan, out, style, rules)
     value = {
         "model": json.loads((plan.folder / CARD).read_text(encoding="utf-8")) if plan.questions else None,
         "settings": {**plan.settings, **rules.settings()},
         "records": plan.records,
         "questions": plan.questions,
         "stops_at": dict(counts),
+        "contaminants": dict(contaminants),
         "columns": {column.named(style): column.meaning for column in COLUMNS},
     }
     text = json.dumps(value, indent=1, ensure_ascii=False)
     Location.parse(out.with_name(out.name + ".json")).write_atomically(text.encode())
     (plan.folder / PLAN).unlink()  # first: without it nothing in the folder counts
     shutil.rmtree(plan.folder)
-    return counts
+    return counts, contaminants
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -290,6 +301,7 @@ def _settings(arguments: argparse.Namespace, asking: BulkOptions) -> dict[str, A
         "threshold": asking.threshold,
         "only": list(asking.subset),
         "within": asking.within,
+        "contaminants": digest(asking.contaminants) if asking.contaminants else None,
     }
 
 
@@ -302,13 +314,15 @@ def _names(path: Path) -> list[str]:
     return names
 
 
-def _summary(plan: Plan, counts: Counter[str], out: Path, seconds: float) -> str:
+def _summary(plan: Plan, counts: Counter[str], contaminants: Counter[str], out: Path, seconds: float) -> str:
     order = [RANKS[-1], GROUP, *reversed(RANKS[:-1]), "none", "error"]
     stops = ", ".join(f"{name} {counts[name]:,}" for name in order if counts[name])
     rate = plan.records / seconds
+    odd = ", ".join(f"{name} {count:,}" for name, count in contaminants.most_common())
     return (
         f"{plan.records:,} records, {plan.questions:,} different questions; the answer stops at: {stops}\n"
-        f"{out} written in {seconds:.1f} s ({rate:,.0f} records/s); {out}.json says what answered"
+        + (f"contaminants: {contaminants.total():,} records ({odd}), see the column contaminant\n" if odd else "")
+        + f"{out} written in {seconds:.1f} s ({rate:,.0f} records/s); {out}.json says what answered"
     )
 
 

@@ -20,12 +20,14 @@ from serve.bulk.writers import WRITERS
 _PARTS = 64  # of the tasks' parts held at a time: equal barcodes far apart refer to early ones
 
 
-def write_result(plan: Plan, out: Path, style: str, rules: Rules) -> Counter[str]:
+def write_result(plan: Plan, out: Path, style: str, rules: Rules) -> tuple[Counter[str], Counter[str]]:
     """Write the result from the parts of a plan whose tasks are all done; whole or not at all.
 
-    Returns how many records stop at which rank; "none" = at no rank, "error" = without an answer.
+    Returns how many records stop at which rank ("none" = at no rank, "error" = without an answer), and how many are
+    which contaminant.
     """
     counts: Counter[str] = Counter()
+    contaminants: Counter[str] = Counter()
     part = lru_cache(maxsize=_PARTS)(lambda task: pq.read_table(plan.part(task)))
 
     def tables() -> Iterator[pa.Table]:
@@ -36,11 +38,12 @@ def write_result(plan: Plan, out: Path, style: str, rules: Rules) -> Counter[str
         for table in applied(tables, rules):
             failed = table["error"].is_valid().to_numpy()
             ranks = np.asarray(table["rank"].fill_null("none").to_pylist(), dtype=object)
+            contaminants.update(table["contaminant"].drop_null().to_pylist())
             counts.update(np.where(failed, "error", ranks).tolist())
             writer.write_table(styled(table, style))
             bar.update(len(table))
     bar.close()
-    return counts
+    return counts, contaminants
 
 
 def _rows(rows: pa.RecordBatch, part: Any, per_task: int) -> pa.Table:

@@ -128,6 +128,8 @@ class BarcodeBody(BaseModel):
     is_coi: bool | None = Field(description="null = too short to tell")
     usable: bool
     problems: list[str]
+    primers: list[str] = Field(description="left on its ends")
+    numt: bool | None = Field(description="likely a pseudogene or misread: its frame breaks; null = not to be judged")
     told: list[str] = Field(description="the problems as sentences")
 
 

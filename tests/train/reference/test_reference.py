@@ -11,7 +11,7 @@ import pytest
 from engine.signals import degrade
 from engine.signals.nucleotides import reverse_complement
 from train.evaluation.peers import library_peer
-from train.reference import Hits, Library, SearchOptions, answers, consensus, nearest_labels
+from train.reference import Apart, Hits, Library, SearchOptions, answers, apart, consensus, nearest_labels
 from train.reference.align import align
 from train.reference.library import MANIFEST, POSTINGS, RECORDS
 from train.reference.search import FIRST, Targets, search
@@ -212,6 +212,18 @@ def test_the_consensus_is_the_lowest_taxon_of_all_references_so_near(planted: Pl
         none["name"] == row["species"] and 1 <= none["references"] <= one["references"] == one["names"][row["species"]]
     )
     assert (nothing["name"], nothing["references"], nothing["conflict"]) == (None, 0, False)
+
+
+def test_names_that_barcodes_keep_apart(planted: Planted) -> None:
+    twin = dict(planted.rows[0], key="twin", species="Genusa doubtful")
+    library = planted.library.extend(pa.Table.from_pylist([twin]), [planted.barcodes[0]])
+    row = planted.rows[0]["species"]
+    far = next(one["species"] for one in planted.rows if one["genus"] != "Genusa")
+    first, second, third, absent = apart(library, [row, "Genusa doubtful", far, "Nowhere known"])
+    assert (first.other, first.distance, first.is_apart) == ("Genusa doubtful", 0.0, False)
+    assert (second.other, second.references, second.is_apart) == (row, 1, False)
+    assert third.is_apart and (third.distance is None or third.distance > 0) and third.references >= third.barcodes > 0
+    assert absent == Apart("Nowhere known", 0, 0, None, None, None)
 
 
 def test_only_binomials_name_species_while_all_references_name_higher_ranks(planted: Planted) -> None:
