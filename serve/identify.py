@@ -26,14 +26,17 @@ import pyarrow as pa
 
 from engine.commandline import Parser, answered
 from engine.errors import UserError
+from engine.specimens.taxonomy import RANKS
 from engine.store.shards import file_sha256
+from serve.bulk.name_files import read_checklist
 from serve.bulk.sources import PHOTOS, format_of
 from serve.bulk.writers import WRITERS, check_kind
 
 log = logging.getLogger(__name__)
 
 CACHE = "TAXAFUSE_CACHE"
-SHOWN = ("key", "name", "rank", "probability", "nearest_name", "nearest_identity", "error")
+SHOWN = ("key", "name", "rank", "probability", "nearest_name", "nearest_identity")
+SHOWN += ("provisional", "contaminant", "error")  # each where there is one
 ROWS, WIDTH = 40, 32  # of the short table
 _SHOWN = 20  # countries that a mistake names
 _KEY = 16  # letters of a checksum that name a library
@@ -54,14 +57,24 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--model", default="", metavar="RUN", help="a run's folder or models:/NAME@ALIAS; photos need one")
     add("--out", type=Path, metavar="FILE", help=f"all columns, in a file that ends in {', '.join(WRITERS)}")
     add("--threshold", metavar="P", help="probability that an answer needs (default: 0.95)")
+    add(
+        "--within",
+        metavar="D",
+        help="share of nucleotides by which references of the consensus may differ (default: 0.02: names most species)",
+    )
     add("--only", metavar="FILE", help="names of the taxa that may be answered, one a line")
     add(
         "--region",
         action="append",
         default=[],
-        metavar="COUNTRY",
-        help="answer only species of which a reference comes from there, in the references' own words; may be repeated",
+        metavar="COUNTRY|FILE",
+        help="answer only species of which a reference comes from there, in the references' own words, or those of a "
+        "checklist: names one a line, or GBIF's species list; may be repeated",
     )
+    add("--soft", metavar="W", help="0..1: species outside the region stay, and count so much (default: they go)")
+    add("--groups", metavar="FILE", help="species that count as one taxon, lines of GROUP: species, species")
+    add("--contaminants", metavar="PATH", help="FASTA or library of what is no specimen: its hits are flagged")
+    add("--cluster", metavar="D", help="distance that joins records of unknown species (default: 0.02)")
     add("--overwrite", action="store_true", help="replace a result that is there")
     return parser.parse_args(arguments)
 
@@ -80,16 +93,21 @@ def run(options: argparse.Namespace) -> str:
         check_kind(str(options.out), options.out.suffix)
     if options.region and (options.only or not options.reference):
         raise UserError("--region", "it with --only, or without --reference", "it with --reference, without --only")
+    if options.soft and not options.region:
+        raise UserError("--soft", f"{options.soft} and no --region", "it with --region")
+    options.checklist = None
     library = library_of(options.reference) if options.reference else None
     with tempfile.TemporaryDirectory() as folder:
         if options.region and library:
-            options.only = Path(folder) / "region.txt"
-            options.only.write_text("\n".join(species_of(library, options.region)), encoding="utf-8")
+            names = region_names(library, options.region)
+            listed = Path(folder) / "region.txt"
+            listed.write_text("\n".join(names), encoding="utf-8")
+            options.only, options.checklist = (None, listed) if options.soft else (listed, None)
         if options.out:
             return _named(options, library, options.out)
         out = Path(folder) / "names.parquet"
-        _named(options, library, out)
-        return short_table(out)
+        summary = _named(options, library, out).splitlines()
+        return "\n".join([short_table(out), *(line for line in summary if line.startswith("contaminants: "))])
 
 
 def _named(options: argparse.Namespace, library: Path | None, out: Path) -> str:
@@ -102,6 +120,12 @@ def _named(options: argparse.Namespace, library: Path | None, out: Path) -> str:
         ("checkpoint", options.model),
         ("threshold", options.threshold),
         ("only", options.only),
+        ("within", options.within),
+        ("checklist", options.checklist),
+        ("soft", options.soft),
+        ("groups", options.groups),
+        ("cluster", options.cluster),
+        ("contaminants", options.contaminants),
     ):
         words += [f"--{name}", str(value)] if value else []
     return job.run(job.parser().parse_args(words))
@@ -136,6 +160,28 @@ def library_of(paths: Sequence[str]) -> Path:
         with contextlib.suppress(FileExistsError):  # another process made the same meanwhile
             made.rename(folder)
     return folder
+
+
+def region_names(library: Path, regions: Sequence[str]) -> list[str]:
+    """Return the names of checklists, and the species that a library has from countries, sorted.
+
+    Raises UserError as `species_of`, and for checklists of which the library knows no name.
+    """
+    import pyarrow.parquet as pq
+
+    from train.reference.library import RECORDS
+
+    files = [Path(one) for one in regions if Path(one).is_file()]
+    listed = {name for file in files for name in read_checklist(file)}
+    if files:
+        records = pq.read_table(library / RECORDS, columns=list(RANKS))
+        known = {name for rank in RANKS for name in records[rank].unique().to_pylist()}
+        log.warning("the checklist: %s names, %s of them in the references", f"{len(listed):,}", len(listed & known))
+        if not listed & known:
+            raise UserError("--region", f"{', '.join(map(str, files))}: no name of the references", "names of theirs")
+        listed &= known
+    countries = [one for one in regions if not Path(one).is_file()]
+    return sorted(listed.union(species_of(library, countries) if countries else ()))
 
 
 def species_of(library: Path, countries: Sequence[str]) -> list[str]:

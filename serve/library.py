@@ -5,6 +5,7 @@
     python -m serve.library add libraries/bold new.fasta
     python -m serve.library calibrate libraries/bold
     python -m serve.library inspect libraries/bold
+    python -m serve.library names libraries/bold norway.txt
     python -m serve.library rebuild libraries/bold     # of an older format
 
 A library is one folder (`train.reference`): records, the index of their barcodes, checksums; nothing is trained. A
@@ -12,9 +13,12 @@ service or a job that has it open goes on with what it opened; `add` puts the ne
 """
 
 import argparse
+import csv
 import dataclasses
+import io
 import json
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -41,9 +45,8 @@ def parser() -> argparse.ArgumentParser:
     """Return what reads the command line."""
     raw = argparse.RawDescriptionHelpFormatter
     parser = Parser(prog="python -m serve.library", description=__doc__, formatter_class=raw)
-    commands = parser.add_subparsers(
-        dest="command", required=True, metavar="build | add | calibrate | inspect | rebuild"
-    )
+    kinds = "build | add | calibrate | inspect | names | rebuild"
+    commands = parser.add_subparsers(dest="command", required=True, metavar=kinds)
     build = commands.add_parser("build", help="make a library of known specimens")
     add = commands.add_parser("add", help="put further specimens into a library, as its next version")
     add.add_argument("library", metavar="LIBRARY", type=Path, help="folder of a library")
@@ -60,9 +63,29 @@ def parser() -> argparse.ArgumentParser:
     calibrate.add_argument("library", metavar="LIBRARY", type=Path)
     inspect = commands.add_parser("inspect", help="what a library holds; exit code 1 if its files were changed")
     rebuild = commands.add_parser("rebuild", help="bring a library of an older format up to date, probabilities too")
-    for command in (inspect, rebuild):
+    names = commands.add_parser("names", help="which species can be named at all: their references and nearest others")
+    for command in (inspect, rebuild, names):
         command.add_argument("library", metavar="LIBRARY", type=Path)
+    names.add_argument("list", metavar="LIST", type=Path, nargs="?", help="checklist (default: all of the library)")
     return parser
+
+
+def tellable(folder: Path, checklist: Path | None) -> str:
+    """Return a table of names as CSV: references, nearest other species, whether barcodes keep them apart."""
+    from serve.bulk.name_files import read_checklist
+    from train.reference import Library, apart
+
+    library = Library.load(folder)
+    names = read_checklist(checklist) if checklist else library.taxonomy.names[-1]
+    found = apart(library, names, threads=os.cpu_count() or 1)
+    lines = io.StringIO()
+    rows = csv.writer(lines, lineterminator="\n")
+    rows.writerow(["name", "references", "barcodes", "nearest_other", "distance", "told_apart"])
+    for one in found:
+        distance = None if one.distance is None else f"{one.distance:.4f}"
+        verdict = {True: "yes", False: "no", None: "no reference"}[one.is_apart]
+        rows.writerow([one.name, one.references, one.barcodes, one.other, distance, verdict])
+    return lines.getvalue().rstrip("\n")
 
 
 def read(arguments: argparse.Namespace) -> "References":
@@ -141,7 +164,7 @@ def calibrate(folder: Path) -> str:
     from train.evaluation.calibrate_library import fit_folder
 
     try:
-        fitted = fit_folder(folder)
+        fitted = fit_folder(folder, threads=os.cpu_count() or 1)
     except ValueError as error:
         return f"{folder}: no probabilities without a model ({error})"
     return f"{folder}: probabilities without a model, fitted with {fitted.library}"
@@ -188,6 +211,9 @@ def run(arguments: argparse.Namespace) -> int:
         text, changed = describe(arguments.library)
         print(text)
         return 1 if changed else 0
+    if arguments.command == "names":
+        print(tellable(arguments.library, arguments.list))
+        return 0
     if arguments.command == "calibrate":
         print(calibrate(arguments.library))
         return 0

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from engine.curation.coi import HARMLESS, JUDGED, PROBLEMS, problems_of, read_frames
 from engine.errors import UserError
 from engine.signals import barcodes
+from engine.signals.primers import primers_left
 
+BROKEN = frozenset({"stop", "frameshift"})
 MIN_NAMED = 100  # nucleotides; of shorter ones even the strand is often uncertain (`barcodes.orient`)
 SENTENCES = {
     **PROBLEMS,
@@ -34,6 +36,8 @@ class BarcodeCheck:
     stops: int  # stop codons (TAA, TAG) in that frame
     is_coi: bool | None  # None = too short to tell
     problems: tuple[str, ...]  # keys of `engine.curation.coi.PROBLEMS`
+    primers: tuple[str, ...]  # of `engine.signals.primers`, left on its ends
+    numt: bool | None  # its frame breaks, primers aside: likely a pseudogene, or misread; None = no COI, or too short
 
     @property
     def usable(self) -> bool:
@@ -57,17 +61,24 @@ def check_barcode(raw: str) -> BarcodeCheck:
         raise UserError("barcode", "no nucleotide but N and gaps", "A, C, G or T")
     sequence, strand = barcodes.orient(given)
     measured = {name: values[0].item() for name, values in read_frames([sequence]).items()}
+    frame, stops = int(measured["frame"]), int(measured["stops"])
     found = [name for name in problems_of(sequence, strand, measured) if name != "short"]
     if len(sequence) < MIN_NAMED:
         found.append("short")
     judged = len(sequence) >= JUDGED
+    primers, inside = primers_left(sequence)
+    if primers and len(inside) >= JUDGED:
+        measured = {name: values[0].item() for name, values in read_frames([inside]).items()}
+    broken = bool(BROKEN & set(problems_of(inside, strand, measured)))
     return BarcodeCheck(
         sequence=sequence,
         strand=strand,
         length=len(sequence),
         n_share=sequence.count("N") / len(sequence),
-        frame=int(measured["frame"]),
-        stops=int(measured["stops"]),
+        frame=frame,
+        stops=stops,
         is_coi="unlike" not in found if judged else None,
         problems=tuple(found),
+        primers=tuple(primers),
+        numt=broken if judged and "unlike" not in found else None,
     )

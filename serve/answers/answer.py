@@ -27,6 +27,7 @@ class Taxon:
     name: str
     probability: float  # calibrated where the model has a calibration
     score: float  # roll-up probability before calibration, the library counted where there is a rule for it
+    lineage: tuple[str | None, ...] = ()  # its names from the order down to itself; of species only
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values."""
@@ -116,6 +117,31 @@ class Neighbour:
 
 
 @dataclass(frozen=True, slots=True)
+class Consensus:
+    """What all references within a distance of the query have in common."""
+
+    within: float  # share of aligned nucleotides that may differ
+    name: str | None  # the lowest common ancestor; None = none, or nothing is so near
+    rank: str | None  # its rank
+    references: int  # specimens so near, of those that were compared
+    species: int  # how many species these are of
+    names: Mapping[str, int]  # species -> specimens, the commonest first
+    conflict: bool  # they disagree at some rank
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON values."""
+        return {
+            "within": self.within,
+            "name": self.name,
+            "rank": self.rank,
+            "references": self.references,
+            "species": self.species,
+            "names": dict(self.names),
+            "conflict": self.conflict,
+        }
+
+
+@dataclass(frozen=True, slots=True)
 class Voice:
     """What one expert says by itself, and how much it counted."""
 
@@ -172,6 +198,7 @@ class Answer:
     model: Mapping[str, Any]  # the predictor's card
     unknown: tuple[UnknownTaxon, ...] = ()  # one a rank, coarse ones first; () = not calibrated
     experts: tuple[Voice, ...] = ()  # what the answer rests on; () = not answered by a pool
+    consensus: Consensus | None = None  # None = no library or no barcode
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values."""
@@ -190,6 +217,7 @@ class Answer:
             "barcode": None if self.barcode is None else told(self.barcode),
             "share": dict(self.share),
             "experts": [one.to_dict() for one in self.experts],
+            "consensus": None if self.consensus is None else self.consensus.to_dict(),
             "evidence": [neighbour.to_dict() for neighbour in self.evidence],
             "restriction": None if self.restriction is None else self.restriction.to_dict(),
             "model": dict(self.model),
@@ -229,5 +257,7 @@ def told(check: BarcodeCheck) -> dict[str, Any]:
         "is_coi": check.is_coi,
         "usable": check.usable,
         "problems": list(check.problems),
+        "primers": list(check.primers),
+        "numt": check.numt,
         "told": check.sentences(),
     }

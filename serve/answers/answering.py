@@ -18,10 +18,12 @@ from serve.answers.candidates import Checklist, Subset
 from serve.answers.query import Prepared, prepare
 from train.inference.calibration import Calibration
 from train.inference.scoring import Scorer
+from train.reference import WITHIN
 
 THRESHOLD = 0.95
 TOP = 5
 MAX_TOP = 100
+MAX_WITHIN = 0.04  # a search tells references that are so much farther than the nearest
 SUBSET = "names of taxa as GET /v1/taxa lists them"
 _CHECKLISTS, _SHORT = 64, 2_000  # lists remembered, and the most names of one: a region's list of a group has fewer
 
@@ -34,8 +36,11 @@ class Options:
     ranks: tuple[str, ...] = RANKS
     subset: tuple[str, ...] | None = None  # names of taxa, of any rank, among which to choose
     top: int = TOP
+    within: float = WITHIN  # share of nucleotides by which the references of the consensus may differ
 
     def __post_init__(self) -> None:
+        if not 0.0 <= self.within <= MAX_WITHIN:
+            raise ValueError(f"within: got {self.within}, allowed 0..{MAX_WITHIN}")
         if not 0.0 <= self.threshold <= 1.0:
             raise ValueError(f"threshold: got {self.threshold}, allowed 0..1")
         if not self.ranks or not set(self.ranks) <= set(RANKS):
@@ -96,6 +101,7 @@ class Answering(ABC):
         ranks: Sequence[str] = RANKS,
         subset: Sequence[str] | None = None,
         top: int = TOP,
+        within: float = WITHIN,
     ) -> list[Answer | QueryError]:
         """Answer queries, in their order; what is wrong with one of them is its own answer.
 
@@ -105,12 +111,13 @@ class Answering(ABC):
             ranks: those to answer at and to tell.
             subset: a checklist: names of taxa, of any rank, among which to choose.
             top: taxa told per rank.
+            within: share of nucleotides by which the references of the consensus may differ.
 
         Raises:
             ValueError: for options out of range (`Options`), never for a query.
         """
         names = None if subset is None else tuple(subset)
-        options = Options(threshold=threshold, ranks=tuple(ranks), subset=names, top=top)
+        options = Options(threshold=threshold, ranks=tuple(ranks), subset=names, top=top, within=within)
         return self.answer([(self.prepare(query), options) for query in queries])
 
     def answer(self, items: Sequence[tuple[Prepared | QueryError, Options]]) -> list[Answer | QueryError]:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from engine.specimens.taxonomy import RANKS, Taxonomy
-from serve.answers.answer import Answer, Flag, Neighbour, RankAnswer, Taxon, Tie, UnknownTaxon, Voice
+from serve.answers.answer import Answer, Consensus, Flag, Neighbour, RankAnswer, Taxon, Tie, UnknownTaxon, Voice
 from serve.answers.candidates import Subset
 from serve.answers.query import Prepared
 from train.inference.calibration import Calibrator
@@ -44,6 +44,7 @@ class Read:
     share: np.ndarray | None = None  # [N], the photo's; of fused queries
     disagreement: tuple[np.ndarray, np.ndarray] | None = None  # scores and flags [N]
     references: list[dict[str, Any]] | None = None  # of `train.reference.answers`
+    consensus: list[dict[str, Any]] | None = None  # of `train.reference.consensus`
 
 
 @dataclass(frozen=True)
@@ -186,7 +187,10 @@ def _answer(taxonomy: Taxonomy, one: Prepared, options: Any, row: _Row, read: Re
             names[rank][path[rank]] if path[rank] >= 0 else None,
             own[rank] if path[rank] >= 0 else None,
             path[rank] >= 0 and own[rank] >= options.threshold,
-            tuple(Taxon(names[rank][taxon], *rest) for taxon, *rest in _first(ranked[rank], path[rank], options.top)),
+            tuple(
+                Taxon(names[rank][taxon], *rest, _above(taxonomy, rank, taxon))
+                for taxon, *rest in _first(ranked[rank], path[rank], options.top)
+            ),
         )
         for rank in asked
     )
@@ -215,7 +219,13 @@ def _answer(taxonomy: Taxonomy, one: Prepared, options: Any, row: _Row, read: Re
         model=read.card,
         unknown=_unknown(names, row),
         experts=row.voices,
+        consensus=None if read.consensus is None else Consensus(**read.consensus[number]),
     )
+
+
+def _above(taxonomy: Taxonomy, rank: int, taxon: int) -> tuple[str | None, ...]:
+    """Return a species' lineage; of other taxa nobody asks."""
+    return tuple(taxonomy.lineage_names(taxonomy.lineages[rank][taxon].tolist())) if rank == len(RANKS) - 1 else ()
 
 
 def _unknown(names: Sequence[Sequence[str]], row: _Row) -> tuple[UnknownTaxon, ...]:

@@ -90,6 +90,7 @@ class LibraryPredictor(Answering):
         rules = None if self.calibration is None else self.calibration.queries[QUERY]
         read = Read(query=query, calibrated=rules is not None, subset=subset, card=self.card)
         read.references = reference.answers(self.library, hits)
+        read.consensus = reference.consensus(self.library, hits, [options.within for _, options in items])
         among = None if subset is None else subset.leaves
         answers: list[Answer] = []
         for chunk in self.source.scored(self.source.combiner.of(hits), among):

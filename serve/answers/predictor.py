@@ -194,6 +194,7 @@ class Predictor(Answering):
         if combiner is not None:
             hits = combiner.library.search([one.dna for one in prepared], threads=self.threads)
             read.references = reference.answers(combiner.library, hits)
+            read.consensus = reference.consensus(combiner.library, hits, [options.within for _, options in items])
             nearest = combiner.of(hits)
         among = None if subset is None else subset.leaves
         if calibrator is not None and calibrator.pool is not None:

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,9 +13,13 @@ import pyarrow.parquet as pq
 from engine.formats.source import SpecimenSource
 from engine.store.storage import Location
 from serve.answers.answer import Answer, Query, QueryError
-from serve.bulk.columns import table_of
+from serve.bulk.columns import TOP, table_of
+from serve.bulk.contaminants import open_contaminants, with_contaminants
 from serve.bulk.plan import Plan
 from serve.models.registry import ResolvedModel
+
+if TYPE_CHECKING:
+    from train.reference import Library
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +34,8 @@ class BulkOptions:
     library: str  # folder, "" = none
     threshold: float
     subset: tuple[str, ...]  # names of taxa that may be answered, () = all
+    contaminants: str = ""  # file or library of what is no specimen, "" = none
+    within: float  # share of nucleotides by which the references of the consensus may differ
     device: str
     threads: int  # of torch and of the library's search, per worker
 
@@ -85,13 +91,21 @@ class Answerer:
         Location.parse(self.plan.folder / CARD).write_atomically(card.encode())
         return predictor
 
+    @cached_property
+    def contaminants(self) -> "Library | None":
+        """Open the contaminants when they are first asked."""
+        return open_contaminants(self.asking.contaminants) if self.asking.contaminants else None
+
     def answer(self, task: int) -> int:
         """Answer a task's questions; its part appears when it is whole. Returns how many there are."""
         place = self.plan.part(task)
         asked = self.plan.ask(task).to_pylist()
         if not place.is_file():
             queries = [self._query(str(number), **one) for number, one in enumerate(asked)]
-            table = table_of(self._answers(queries))
+            answers = self._answers(queries)
+            table = table_of(answers)
+            if self.contaminants is not None:
+                table = with_contaminants(table, answers, self.contaminants, self.asking.threads)
             with Location.parse(place).writing() as file:
                 pq.write_table(table, file, compression="zstd")
         return len(asked)
@@ -122,4 +136,5 @@ class Answerer:
 
     def _identify(self, predictor: Any, queries: Sequence[Query]) -> list[Answer | QueryError]:
         asking = self.asking
-        return predictor.identify(queries, threshold=asking.threshold, subset=asking.subset or None, top=1)
+        subset = asking.subset or None
+        return predictor.identify(queries, threshold=asking.threshold, subset=subset, top=TOP, within=asking.within)

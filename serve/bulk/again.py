@@ -1,10 +1,12 @@
-"""Judge a stored result by other thresholds: no model, no library, seconds for a million rows.
+"""Judge a stored result by other thresholds and rules: no model, no library, seconds for a million rows.
 
     taxafuse again result.parquet --threshold 0.9 --out lenient.parquet
     taxafuse again result.csv --threshold 0.95 --threshold species=0.99 --out strict.csv
+    taxafuse again result.csv --groups complexes.txt --checklist norway.txt --soft 0.1 --cluster 0.03 --out again.csv
 
 An answer is the deepest rank whose probability reaches the threshold of that rank, as when the records are asked anew.
-The answer that the result had stays in original_name, original_rank and original_probability.
+The answer that the result had stays in original_name, original_rank, original_probability and original_provisional.
+Columns of the ranks and `candidates` stay as they are, so that every call starts from what the model or library said.
 """
 
 import argparse
@@ -25,12 +27,13 @@ from engine.errors import UserError
 from engine.specimens.taxonomy import RANKS
 from engine.store.shards import file_sha256
 from engine.store.storage import Location
-from serve.answers.answer import RankAnswer
-from serve.bulk.columns import schema
+from serve.bulk.columns import GROUP, schema
+from serve.bulk.rules import READ, Rules, add_options, applied, rules_of
 from serve.bulk.writers import WRITERS, check_kind
 
 KINDS = (".parquet", ".csv")  # that can be read again
-KEPT = ("name", "rank", "probability")  # of the answer that was there
+KEPT = ("name", "rank", "probability", "provisional")  # of the answer that was there
+THRESHOLD = 0.95  # of a result that says none
 _ROWS = 1 << 14  # judged at a time
 
 
@@ -44,10 +47,12 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--threshold",
         action="append",
-        required=True,
+        default=[],
         metavar="P|RANK=P",
-        help=f"probability that an answer needs, for all ranks or for one of {', '.join(RANKS)}; may be repeated",
+        help=f"probability that an answer needs, for all ranks or for one of {', '.join(RANKS)}; may be repeated "
+        "(default: that of RESULT.json)",
     )
+    add_options(found)
     add("--out", type=Path, required=True, metavar="FILE", help=f"new file, in {', '.join(WRITERS)}")
     return found
 
@@ -72,7 +77,9 @@ def thresholds_of(given: Sequence[str]) -> dict[str, float]:
 def run(options: argparse.Namespace) -> str:
     """Write the result anew; return what to print. Raises ValueError for what the user can mend."""
     result, out = options.result, options.out
-    thresholds = thresholds_of(options.threshold)
+    before = _described(result)
+    thresholds = thresholds_of(options.threshold or _given(before.get("settings", {}).get("threshold", THRESHOLD)))
+    rules = rules_of(options, thresholds, anew=True)
     check_kind(str(out), out.suffix)
     if out.exists():
         raise UserError("--out", f"{out}, which is there already", "another name")
@@ -80,18 +87,22 @@ def run(options: argparse.Namespace) -> str:
         raise UserError("result", result, f"a file that exists and ends in {', '.join(KINDS)}")
     counts: Counter[str] = Counter()
     changed = 0
-    tables = _read(result)
-    columns = _judged(next(tables), thresholds).schema
+
+    def tables() -> Iterator[pa.Table]:
+        return map(_with_originals, _read(result))
+
+    judged_tables = applied(tables, rules)
+    columns = next(judged_tables).schema
     with Location.parse(out).writing() as sink, WRITERS[out.suffix](sink, columns) as writer:
-        for table in tables:
-            judged = _judged(table, thresholds)
+        for judged in judged_tables:
             writer.write_table(judged)
             rows = zip(*(judged[name].to_pylist() for name in ("error", "rank", "original_rank")), strict=True)
             for error, rank, original in rows:
                 counts["error" if error else rank or "none"] += 1
                 changed += rank != original
-    _describe(result, out, thresholds, counts)
-    stops = ", ".join(f"{name} {counts[name]:,}" for name in (*reversed(RANKS), "none", "error") if counts[name])
+    _describe(result, out, before, rules, counts)
+    order = (RANKS[-1], GROUP, *reversed(RANKS[:-1]), "none", "error")
+    stops = ", ".join(f"{name} {counts[name]:,}" for name in order if counts[name])
     return f"{out}: {sum(counts.values()):,} records, {changed:,} at another rank; the answer stops at: {stops}"
 
 
@@ -123,48 +134,37 @@ def _read(path: Path) -> Iterator[pa.Table]:
 
 
 def _check(path: Path, names: Sequence[str]) -> None:
-    needed = ("key", "error", *KEPT, "stopped", "why", *RANKS, *(f"{rank}_probability" for rank in RANKS))
-    if absent := [name for name in needed if name not in names]:
+    if absent := [name for name in ("key", *READ, "novel", "barcode") if name not in names]:
         raise UserError("result", f"{path} without columns {', '.join(absent)}", "a result with --names own")
 
 
-def _judged(table: pa.Table, thresholds: Mapping[str, float]) -> pa.Table:
-    """Return rows with the answers that the thresholds give."""
+def _with_originals(table: pa.Table) -> pa.Table:
+    """Return rows that also hold the answer that they had first."""
     for name in KEPT:
         if f"original_{name}" not in table.column_names:
-            table = table.append_column(f"original_{name}", table[name])
-    asked = ("error", "stopped", *KEPT, "why", *RANKS, *(f"{rank}_probability" for rank in RANKS))
-    rows = [_answer(row, thresholds) for row in table.select(asked).to_pylist()]
-    for name in (*KEPT, "stopped", "why"):
-        place = table.column_names.index(name)
-        table = table.set_column(place, name, pa.array([row[name] for row in rows], table.schema.field(name).type))
+            values = table[name] if name in table.column_names else pa.nulls(len(table), pa.string())
+            table = table.append_column(f"original_{name}", values)
     return table
 
 
-def _answer(row: Mapping[str, Any], thresholds: Mapping[str, float]) -> Mapping[str, Any]:
-    from serve.answers.compose import stop_of  # torch: --help does not wait for it
-
-    if row["error"]:
-        return row
-    ranks = []
-    for rank in RANKS:
-        probability = row[f"{rank}_probability"]
-        reached = row[rank] is not None and probability >= thresholds[rank]
-        ranks.append(RankAnswer(rank, row[rank], probability, reached, ()))
-    refused = row["stopped"] == "not_coi"
-    answer = None if refused else next((one for one in reversed(ranks) if one.reached), None)
-    stopped, why = stop_of(ranks, answer, thresholds, refused)
-    values = (answer.name, answer.rank, answer.probability) if answer else (None, None, None)
-    return {**dict(zip(KEPT, values, strict=True)), "stopped": stopped, "why": why}
-
-
-def _describe(result: Path, out: Path, thresholds: Mapping[str, float], counts: Counter[str]) -> None:
-    """Write OUT.json: what RESULT.json says, with the thresholds and where the answers came from."""
+def _described(result: Path) -> dict[str, Any]:
+    """Return what RESULT.json says; {} where there is none."""
     beside = result.with_name(result.name + ".json")
-    before = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else {}
+    return json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else {}
+
+
+def _given(threshold: float | Mapping[str, float]) -> list[str]:
+    """Return a threshold of RESULT.json as a command line would say it."""
+    if isinstance(threshold, Mapping):
+        return [str(max(threshold.values())), *(f"{rank}={value}" for rank, value in threshold.items())]
+    return [str(threshold)]
+
+
+def _describe(result: Path, out: Path, before: Mapping[str, Any], rules: Rules, counts: Counter[str]) -> None:
+    """Write OUT.json: what RESULT.json says, with the rules and where the answers came from."""
     value = {
         **before,
-        "settings": {**before.get("settings", {}), "threshold": dict(thresholds)},
+        "settings": {**before.get("settings", {}), **rules.settings(), "threshold": dict(rules.thresholds)},
         "stops_at": dict(counts),
         "judged_again": {"result": result.name, "sha256": file_sha256(result)},
     }

@@ -36,9 +36,11 @@ from engine.store.commits import owned
 from engine.store.shards import file_sha256
 from engine.store.storage import Location, named_errors
 from serve.bulk.actors import CARD, Answerer, BulkOptions
-from serve.bulk.columns import COLUMNS, STYLES, described
+from serve.bulk.columns import COLUMNS, GROUP, STYLES, described
+from serve.bulk.contaminants import digest, open_contaminants
 from serve.bulk.plan import PLAN, Plan, load_plan, write_plan
 from serve.bulk.result import write_result
+from serve.bulk.rules import Rules, add_options, rules_of
 from serve.bulk.sources import NAMES, open_source
 from serve.bulk.writers import WRITERS, check_kind
 from serve.models.registry import resolve_checkpoint
@@ -80,7 +82,20 @@ def parser() -> argparse.ArgumentParser:
     add("--out", required=True, type=Path, metavar="FILE", help=f"the result, in {', '.join(WRITERS)}")
     add("--names", choices=STYLES, default="own", help="of the columns: our own, Darwin Core's, BOLD's")
     add("--threshold", type=float, metavar="P", help="probability that an answer needs (default: 0.95)")
+    add(
+        "--within",
+        type=float,
+        metavar="D",
+        help="share of nucleotides by which references of the consensus may differ (default: 0.02: names most species)",
+    )
     add("--only", type=Path, metavar="FILE", help="names of the taxa that may be answered, one a line")
+    add_options(parser)
+    add(
+        "--contaminants",
+        default="",
+        metavar="PATH",
+        help="FASTA or library of what is no specimen (human, Wolbachia, laboratory animals): its hits are flagged",
+    )
     add("--format", choices=NAMES, default="", metavar="NAME", help=f"of the input: {', '.join(NAMES)} (found out)")
     add("--option", action="append", default=[], metavar="NAME=VALUE", help="of the format, e.g. columns=key=museum_no")
     add("--split", action="append", default=[], metavar="NAME", help="of shards (default: all); may be repeated")
@@ -100,12 +115,15 @@ def run(arguments: argparse.Namespace) -> str:
 
 
 def _run(arguments: argparse.Namespace) -> str:
-    from serve.answers.predictor import THRESHOLD, Options
+    from serve.answers.answering import THRESHOLD, Options
+    from train.reference import WITHIN
 
     started = time.monotonic()
     threshold = THRESHOLD if arguments.threshold is None else arguments.threshold
     subset = tuple(_names(arguments.only)) if arguments.only else ()
-    Options(threshold=threshold, subset=subset or None, top=1)  # refuses what is out of range
+    within = WITHIN if arguments.within is None else arguments.within
+    Options(threshold=threshold, subset=subset or None, top=1, within=within)  # refuses what is out of range
+    rules = rules_of(arguments, dict.fromkeys(RANKS, threshold))
     state = _state(arguments.out).resolve()
     if arguments.overwrite:
         shutil.rmtree(state, ignore_errors=True)
@@ -117,14 +135,18 @@ def _run(arguments: argparse.Namespace) -> str:
         library=str(Path(arguments.library).resolve()) if arguments.library else model.library if model else "",
         threshold=threshold,
         subset=subset,
+        within=within,
+        contaminants=arguments.contaminants,
         device=arguments.device,
         threads=arguments.threads,
     )
+    if asking.contaminants:
+        open_contaminants(asking.contaminants)  # refuses what cannot be read before anything is asked
     source = open_source(arguments.input, arguments.format, arguments.option, arguments.split)
     plan = make_plan(source, state, _settings(arguments, asking))
     answer(plan, source, asking, arguments)
-    counts = finish(plan, arguments)
-    return _summary(plan, counts, arguments.out, time.monotonic() - started)
+    counts, contaminants = finish(plan, arguments, rules)
+    return _summary(plan, counts, contaminants, arguments.out, time.monotonic() - started)
 
 
 def _state(out: Path) -> Path:
@@ -218,23 +240,24 @@ def _through_ray(answerer: Answerer, arguments: argparse.Namespace) -> Iterator[
         raise WorkerDied(str(error)) from error
 
 
-def finish(plan: Plan, arguments: argparse.Namespace) -> Counter[str]:
-    """Write the result and its description, then remove what the run needed. Returns how many stop at which rank."""
+def finish(plan: Plan, arguments: argparse.Namespace, rules: Rules) -> tuple[Counter[str], Counter[str]]:
+    """Write the result and its description, then remove what the run needed; returns as `write_result`."""
     out, style = arguments.out, arguments.names
-    counts = write_result(plan, out, style)
+    counts, contaminants = write_result(plan, out, style, rules)
     value = {
         "model": json.loads((plan.folder / CARD).read_text(encoding="utf-8")) if plan.questions else None,
-        "settings": dict(plan.settings),
+        "settings": {**plan.settings, **rules.settings()},
         "records": plan.records,
         "questions": plan.questions,
         "stops_at": dict(counts),
+        "contaminants": dict(contaminants),
         "columns": {column.named(style): column.meaning for column in COLUMNS},
     }
     text = json.dumps(value, indent=1, ensure_ascii=False)
     Location.parse(out.with_name(out.name + ".json")).write_atomically(text.encode())
     (plan.folder / PLAN).unlink()  # first: without it nothing in the folder counts
     shutil.rmtree(plan.folder)
-    return counts
+    return counts, contaminants
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -277,6 +300,8 @@ def _settings(arguments: argparse.Namespace, asking: BulkOptions) -> dict[str, A
         "library": read_manifest(asking.library)["checksum"] if asking.library else None,
         "threshold": asking.threshold,
         "only": list(asking.subset),
+        "within": asking.within,
+        "contaminants": digest(asking.contaminants) if asking.contaminants else None,
     }
 
 
@@ -289,13 +314,15 @@ def _names(path: Path) -> list[str]:
     return names
 
 
-def _summary(plan: Plan, counts: Counter[str], out: Path, seconds: float) -> str:
-    order = [*reversed(RANKS), "none", "error"]
+def _summary(plan: Plan, counts: Counter[str], contaminants: Counter[str], out: Path, seconds: float) -> str:
+    order = [RANKS[-1], GROUP, *reversed(RANKS[:-1]), "none", "error"]
     stops = ", ".join(f"{name} {counts[name]:,}" for name in order if counts[name])
     rate = plan.records / seconds
+    odd = ", ".join(f"{name} {count:,}" for name, count in contaminants.most_common())
     return (
         f"{plan.records:,} records, {plan.questions:,} different questions; the answer stops at: {stops}\n"
-        f"{out} written in {seconds:.1f} s ({rate:,.0f} records/s); {out}.json says what answered"
+        + (f"contaminants: {contaminants.total():,} records ({odd}), see the column contaminant\n" if odd else "")
+        + f"{out} written in {seconds:.1f} s ({rate:,.0f} records/s); {out}.json says what answered"
     )
 
 

@@ -1,6 +1,7 @@
 """The result of a bulk identification: the parts of its tasks put together, one row a record, in the input's order."""
 
 from collections import Counter
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -13,29 +14,36 @@ from tqdm import tqdm
 from engine.store.storage import Location
 from serve.bulk.columns import errors_of, schema, styled
 from serve.bulk.plan import Plan
+from serve.bulk.rules import Rules, applied
 from serve.bulk.writers import WRITERS
 
 _PARTS = 64  # of the tasks' parts held at a time: equal barcodes far apart refer to early ones
 
 
-def write_result(plan: Plan, out: Path, style: str) -> Counter[str]:
+def write_result(plan: Plan, out: Path, style: str, rules: Rules) -> tuple[Counter[str], Counter[str]]:
     """Write the result from the parts of a plan whose tasks are all done; whole or not at all.
 
-    Returns how many records stop at which rank; "none" = at no rank, "error" = without an answer.
+    Returns how many records stop at which rank ("none" = at no rank, "error" = without an answer), and how many are
+    which contaminant.
     """
     counts: Counter[str] = Counter()
+    contaminants: Counter[str] = Counter()
     part = lru_cache(maxsize=_PARTS)(lambda task: pq.read_table(plan.part(task)))
+
+    def tables() -> Iterator[pa.Table]:
+        return (_rows(rows, part, plan.per_task) for rows in plan.rows())
+
     bar = tqdm(total=plan.records, desc="writing", unit=" records", disable=None, leave=False)
     with Location.parse(out).writing() as sink, WRITERS[out.suffix](sink, schema(style)) as writer:
-        for rows in plan.rows():
-            table = _rows(rows, part, plan.per_task)
+        for table in applied(tables, rules):
             failed = table["error"].is_valid().to_numpy()
             ranks = np.asarray(table["rank"].fill_null("none").to_pylist(), dtype=object)
+            contaminants.update(table["contaminant"].drop_null().to_pylist())
             counts.update(np.where(failed, "error", ranks).tolist())
             writer.write_table(styled(table, style))
             bar.update(len(table))
     bar.close()
-    return counts
+    return counts, contaminants
 
 
 def _rows(rows: pa.RecordBatch, part: Any, per_task: int) -> pa.Table:

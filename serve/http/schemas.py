@@ -16,8 +16,8 @@ from serve.answers.candidates import MAX_NAMES
 from serve.answers.predictor import MAX_TOP, THRESHOLD, TOP, Options
 from serve.answers.query import BARCODE, MAX_IMAGES, MAX_LETTERS, PHOTO
 from serve.http.bodies import Part, Refused
+from serve.http.evidence_bodies import ConsensusBody, NeighbourBody, Rank
 
-Rank = Literal["order", "family", "genus", "species"]
 RANKS: tuple[Rank, ...] = get_args(Rank)
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Name = Annotated[str, Field(max_length=200)]
@@ -128,20 +128,9 @@ class BarcodeBody(BaseModel):
     is_coi: bool | None = Field(description="null = too short to tell")
     usable: bool
     problems: list[str]
+    primers: list[str] = Field(description="left on its ends")
+    numt: bool | None = Field(description="likely a pseudogene or misread: its frame breaks; null = not to be judged")
     told: list[str] = Field(description="the problems as sentences")
-
-
-class NeighbourBody(BaseModel):
-    """A reference near the query."""
-
-    key: str
-    identity: float
-    overlap: int
-    name: str | None
-    rank: Rank | None
-    bin: str | None
-    country: str | None
-    specimens: int
 
 
 class RestrictionBody(BaseModel):
@@ -199,6 +188,7 @@ class AnswerBody(BaseModel):
     barcode: BarcodeBody | None
     share: dict[str, float] = Field(description="how much photo, barcode and library counted")
     experts: list[ExpertBody] = Field(description="what the answer rests on; empty = not answered by a pool")
+    consensus: ConsensusBody | None = Field(description="null = no library or no barcode")
     evidence: list[NeighbourBody]
     restriction: RestrictionBody | None
     model: Card

@@ -78,7 +78,7 @@ def test_references_become_a_library_once_and_answer_as_in_bulk(
     capsys.readouterr()
     assert identify.main([str(fasta), "--reference", str(made)]) == 0
     shown = capsys.readouterr().out.splitlines()
-    assert shown[0].split() == ["key", "name", "rank", "probability", "nearest_name", "nearest_identity", "error"]
+    assert shown[0].split() == [name for name in identify.SHOWN if name != "contaminant"]
     assert len(shown) == 9 and shown[1].startswith("q0 ") and len(list(cache.iterdir())) == 1
 
 
@@ -98,6 +98,50 @@ def test_a_region_leaves_the_species_of_its_references(
     assert json.loads(out.with_name("there.parquet.json").read_text())["settings"]["only"] == sorted(there)
     assert identify.main([*words, "Atlantis"]) == 2
     assert "'Atlantis', allowed: a country of the references: " in capsys.readouterr().err
+
+
+def test_a_region_may_be_a_checklist_strict_or_soft(
+    files: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table, fasta = files
+    species = next(row["species"] for row in pa_csv.read_csv(table).to_pylist() if row["species"])
+    listed = tmp_path / "list.txt"
+    listed.write_text(f"{species} (Linnaeus, 1758)\nNowhere known\n")
+    words = [str(fasta), "--reference", str(table), "--region", str(listed)]
+    strict, soft = tmp_path / "strict.parquet", tmp_path / "soft.parquet"
+    assert identify.main([*words, "--out", str(strict)]) == 0
+    assert {row["species"] for row in rows_of(strict)} <= {species, None}
+    assert identify.main([*words, "--soft", "0.1", "--out", str(soft)]) == 0
+    settings = json.loads(soft.with_name("soft.parquet.json").read_text())["settings"]
+    assert (settings["checklist"], settings["weight"], settings["only"]) == ([species], 0.1, [])
+    rows = [row for row in rows_of(soft) if not row["error"]]
+    assert {row["on_checklist"] for row in rows} == {True, False}
+    assert all((row["species"] == species) == row["on_checklist"] for row in rows)
+    listed.write_text("Nowhere known\n")
+    assert identify.main([*words, "--out", str(tmp_path / "no.csv")]) == 2
+    assert "no name of the references" in capsys.readouterr().err
+    assert identify.main([str(fasta), "--reference", str(table), "--soft", "0.1"]) == 2
+
+
+def test_contaminants_are_flagged_and_named_at_the_end(
+    files: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table, fasta = files
+    lines = fasta.read_text().splitlines()
+    foreign = "".join("ACGT"[(number * number // 7 + number // 3) % 4] for number in range(600))
+    odd, asked = tmp_path / "odd.fasta", tmp_path / "asked.fasta"
+    odd.write_text(f">h1 Homo sapiens\n{foreign}\n>copy Musca domestica\n{lines[1][:-40]}\n")
+    asked.write_text(f"{fasta.read_text()}>stranger\n{foreign[5:]}\n")
+    words = [str(asked), "--reference", str(table), "--contaminants", str(odd)]
+    out = tmp_path / "out.csv"
+    assert identify.main([*words, "--out", str(out)]) == 0
+    assert "contaminants: 3 records (Musca domestica 2, Homo sapiens 1), see" in capsys.readouterr().out
+    found = {row["key"]: row for row in rows_of(out)}
+    assert (found["stranger"]["contaminant"], found["stranger"]["contaminant_identity"]) == ("Homo sapiens", 1.0)
+    assert json.loads(out.with_name("out.csv.json").read_text())["contaminants"]["Homo sapiens"] == 1
+    assert identify.main([*words]) == 0
+    assert "contaminants: 3 records" in capsys.readouterr().out
+    assert identify.main([*words[:-1], str(tmp_path / "no.fasta")]) == 2
 
 
 @pytest.mark.parametrize("ending", again.KINDS)

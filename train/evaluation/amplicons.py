@@ -13,31 +13,12 @@ from functools import cached_property
 
 import numpy as np
 
+from engine.signals.primers import IUPAC_BITS, LETTER_BITS
+
 FOLMER = 658  # nucleotides between the Folmer primers: positions count from its first
 MAX_MISMATCHES = 6  # of a primer's 23 to 30 letters
 SHORTEST = 0.9  # share of a part that a barcode must hold
 
-_IUPAC = {
-    "A": "A",
-    "C": "C",
-    "G": "G",
-    "T": "T",
-    "R": "AG",
-    "Y": "CT",
-    "S": "CG",
-    "W": "AT",
-    "K": "GT",
-    "M": "AC",
-    "B": "CGT",
-    "D": "AGT",
-    "H": "ACT",
-    "V": "ACG",
-    "N": "ACGT",
-}
-_BIT = {letter: 1 << place for place, letter in enumerate("ACGT")}
-_BITS = np.zeros(256, dtype=np.uint8)
-for _letter, _number in _BIT.items():
-    _BITS[ord(_letter)] = _number  # N of a barcode fits no primer letter
 _COMPLEMENT = str.maketrans("ACGTRYSWKMBDHVN", "TGCAYRSWMKVHDBN")
 
 
@@ -55,7 +36,7 @@ class Amplicon:
     def site(self) -> np.ndarray:
         """uint8 [P], the primer's site on the coding strand: one bit for each letter that fits."""
         letters = self.primer if self.forward else self.primer.translate(_COMPLEMENT)[::-1]
-        return np.array([sum(_BIT[base] for base in _IUPAC[letter]) for letter in letters], dtype=np.uint8)
+        return np.array([IUPAC_BITS[letter] for letter in letters], dtype=np.uint8)
 
     def cut(self, barcode: str) -> str:
         """Return the amplified part of a clean barcode on its coding strand; "" where it is unknown or not there."""
@@ -72,7 +53,7 @@ class Amplicon:
 
         It is -1 without a site of at most MAX_MISMATCHES, or where the part would begin before the barcode.
         """
-        bits = _BITS[np.frombuffer(barcode.encode("ascii"), dtype=np.uint8)]
+        bits = LETTER_BITS[np.frombuffer(barcode.encode("ascii"), dtype=np.uint8)]
         if len(bits) < len(self.site):
             return -1
         windows = np.lib.stride_tricks.sliding_window_view(bits, len(self.site))

@@ -1,12 +1,15 @@
 """The reference library: known barcodes and their names, searched and aligned exactly, extended without training."""
 
-from train.reference.answer import RankScores, answers, nearest_labels, rank_scores
+from train.reference.answer import WITHIN, RankScores, answers, consensus, nearest_labels, rank_scores
+from train.reference.apart import Apart, apart
 from train.reference.features import Encoder
 from train.reference.library import Library
 from train.reference.search import Hits, SearchOptions
 from train.reference.sources import References, read_shards, read_source
 
 __all__ = [
+    "WITHIN",
+    "Apart",
     "Encoder",
     "Hits",
     "Library",
@@ -14,6 +17,8 @@ __all__ = [
     "References",
     "SearchOptions",
     "answers",
+    "apart",
+    "consensus",
     "nearest_labels",
     "rank_scores",
     "read_shards",

@@ -2,10 +2,12 @@
 
 At a rank the references that are labelled there count. Those that differ from the query by no more than half an edit
 above the least are *tied*: all their taxa are named, and the answer ends at the last rank where they are one taxon.
+The *consensus* is the lowest taxon that all references within a distance of the query have in common.
 
 Legend: N queries, T hits, R ranks, P (query, taxon) pairs of a rank.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice, pairwise
 from typing import Any
@@ -20,6 +22,11 @@ from train.reference.search import Hits
 TIE = 0.5  # edits
 _NEARBY = 2.0  # edits beyond a taxon's nearest reference: specimens that speak for it where taxa are equally near
 _EVIDENCE = 5  # references told of an answer
+WITHIN = (
+    0.02  # share of aligned nucleotides that differ: the consensus of 1,500 of bold's val barcodes is a species for
+)
+# 96.9%, 99.7% of these right; within 0.5% (no reference for 9%) 89.9%, within 4% (species meet) 91.0%, 1 to 3% as 2%
+_NAMED = 10  # species told of a consensus
 _SPECIES = RANKS.index("species")
 
 
@@ -51,10 +58,7 @@ def rank_scores(
     (bold val, species top-1 in %, 100 / 150 / 200 nt: 98.1 / 98.8 / 98.9; counting only specimens that are as near as
     the nearest 98.0 / 98.7 / 98.8; letting e times as many specimens outweigh 0.4 edits 97.1 / 98.7 / 98.8.)
     """
-    rows, begin = library.rows_of
-    held = begin[hits.reference + 1] - begin[hits.reference]
-    hit = np.repeat(np.arange(len(held)), held)
-    row = rows[np.repeat(begin[hits.reference] - np.cumsum(held) + held, held) + np.arange(held.sum())]
+    hit, row = _specimens(library, hits.reference)
     labels = library.labels if labels is None else labels
     taxon = labels[row, rank]
     known = taxon >= 0
@@ -76,10 +80,53 @@ def rank_scores(
     return RankScores(query[first], taxon[first], difference[first], records[best], hit[first])
 
 
+def _specimens(library: Library, reference: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the specimens of haplotypes int64 [T]: the place in T and the row of the library, int64 [specimens]."""
+    rows, begin = library.rows_of
+    held = begin[reference + 1] - begin[reference]
+    hit = np.repeat(np.arange(len(held)), held)
+    return hit, rows[np.repeat(begin[reference] - np.cumsum(held) + held, held) + np.arange(held.sum())]
+
+
 def nearest_labels(library: Library, hits: Hits, labels: np.ndarray | None = None) -> np.ndarray:
     """Name the taxon of the nearest labelled reference at every rank, int64 [N, R]; -1 = none. `labels` as above."""
     ranks = (rank_scores(library, hits, rank, labels) for rank in range(len(RANKS)))
     return np.column_stack([one.best(len(hits.length)) for one in ranks])
+
+
+def consensus(library: Library, hits: Hits, within: Sequence[float]) -> list[dict[str, Any]]:
+    """Return what the references near each query have in common.
+
+    Keys: `within` (the distance), `rank` and `name` of the lowest common ancestor (None = none, or nothing is near),
+    `references` (specimens there, of the barcodes that were aligned: the search aligns 64 at least), `species` (how
+    many), `names` (species -> specimens, the commonest first, at most 10), `conflict` (they disagree at some rank).
+
+    Args:
+        library: that was searched.
+        hits: of N queries.
+        within: [N], share of the aligned nucleotides that may differ.
+    """
+    far = np.asarray(within, dtype=np.float64)[hits.query] + 1e-9
+    near = np.flatnonzero(hits.distance <= far * np.maximum(hits.overlap, 1))
+    hit, row = _specimens(library, hits.reference[near])
+    begin = np.searchsorted(hits.query[near][hit], np.arange(len(hits.length) + 1))
+    labels = library.labels[row]
+    result = []
+    for number, (low, high) in enumerate(pairwise(begin.tolist())):
+        taxa = [np.unique(column[column >= 0], return_counts=True) for column in labels[low:high].T]
+        one: dict[str, Any] = {"within": float(within[number]), "rank": None, "name": None}
+        for rank, (found, _) in enumerate(taxa):
+            if len(found) > 1:
+                break
+            if len(found):
+                one |= {"rank": RANKS[rank], "name": library.taxonomy.names[rank][found[0]]}
+        species = [
+            (library.taxonomy.names[_SPECIES][taxon], count) for taxon, count in zip(*taxa[_SPECIES], strict=True)
+        ]
+        species.sort(key=lambda pair: (-pair[1], pair[0]))
+        one |= {"references": high - low, "species": len(species), "conflict": any(len(found) > 1 for found, _ in taxa)}
+        result.append(one | {"names": {name: int(count) for name, count in species[:_NAMED]}})
+    return result
 
 
 def answers(library: Library, hits: Hits) -> list[dict[str, Any]]:

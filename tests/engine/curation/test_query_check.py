@@ -5,6 +5,7 @@ import pytest
 
 from engine.curation.query import check_barcode
 from engine.signals.nucleotides import reverse_complement
+from engine.signals.primers import PRIMERS
 from tests.engine.curation.test_check import coi_like
 
 GOOD = coi_like(np.random.default_rng(0))
@@ -24,6 +25,9 @@ def test_damage_is_named() -> None:
     stop = GOOD[:300] + "TAA" + GOOD[303:]
     assert check_barcode(stop).problems == ("stop",) and check_barcode(stop).stops == 1
     assert check_barcode(GOOD[:300] + GOOD[301:]).problems == ("frameshift",)
+    assert check_barcode(stop).numt and check_barcode(GOOD[:300] + GOOD[301:]).numt and not check_barcode(GOOD).numt
+    primed = check_barcode(PRIMERS["LCO1490"][1] + GOOD)
+    assert (primed.primers, primed.numt, check_barcode(GOOD).primers) == (("LCO1490",), False, ())
     masked = check_barcode(GOOD[:300] + "N" * 33 + GOOD[333:])
     assert masked.problems == ("n",) and masked.n_share == pytest.approx(0.05) and not masked.usable
     assert "long" in check_barcode(GOOD * 3).problems

@@ -59,7 +59,8 @@ def test_other_thresholds_give_what_asking_anew_gives(tmp_path: Path, ending: st
         assert {name: row[name] for name in same} == same
         assert [row[f"original_{name}"] for name in again.KEPT] == [old[name] for name in again.KEPT]
     told = json.loads((tmp_path / f"again{ending}.json").read_text())
-    assert told["settings"] == {"only": [], "threshold": again.thresholds_of(words)} and told["stops_at"]["error"] == 1
+    settings = {"only": [], "cluster": 0.02, "threshold": again.thresholds_of(words)}
+    assert told["settings"] == settings and told["stops_at"]["error"] == 1
     back = tmp_path / "back.json"
     assert again.main([str(out), "--threshold", "0.9", "--out", str(back)]) == 0
     assert [{**row, "error": row["error"]} for row in json.loads(back.read_text())] == [

@@ -160,7 +160,13 @@ def test_a_worker_that_dies_is_replaced(
     ]
     source = Rows(rows, {}, str(tmp_path / "died"))
     asking = BulkOptions(
-        model=resolve_checkpoint(served.checkpoint), library="", threshold=0.2, subset=(), device="cpu", threads=1
+        model=resolve_checkpoint(served.checkpoint),
+        library="",
+        threshold=0.2,
+        subset=(),
+        device="cpu",
+        threads=1,
+        within=0.02,
     )
     plan = bulk.make_plan(source, tmp_path / "state", {})
     bulk.answer(plan, source, asking, Namespace(serial=False, device="cpu", threads=1, workers=2))

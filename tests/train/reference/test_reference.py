@@ -11,7 +11,7 @@ import pytest
 from engine.signals import degrade
 from engine.signals.nucleotides import reverse_complement
 from train.evaluation.peers import library_peer
-from train.reference import Hits, Library, SearchOptions, answers, nearest_labels
+from train.reference import Apart, Hits, Library, SearchOptions, answers, apart, consensus, nearest_labels
 from train.reference.library import MANIFEST, POSTINGS, RECORDS
 from train.reference.search import FIRST, Targets, search
 
@@ -134,6 +134,34 @@ def test_equally_near_species_are_all_named_and_the_answer_stops_above_them(plan
     assert species["rank"] == "genus" and species["names"]["genus"] == "Genusa"
     assert sorted(species["tied"]["species"]) == ["Genusa doubtful", "Genusa epitheta"]
     assert genus["rank"] == "family" and sorted(genus["tied"]["genus"]) == ["Genusa", "Genusb"]
+
+
+def test_the_consensus_is_the_lowest_taxon_of_all_references_so_near(planted: Planted) -> None:
+    twin = dict(planted.rows[0], key="twin", species="Genusa doubtful")
+    library = planted.library.extend(pa.Table.from_pylist([twin]), [planted.barcodes[0]])
+    foreign = random_barcode(np.random.default_rng(11))
+    hits = library.search([planted.barcodes[0], planted.barcodes[5], planted.barcodes[5], foreign])
+    both, one, none, nothing = consensus(library, hits, [0.0, 0.02, 0.0, 0.02])
+    assert (both["rank"], both["name"], both["species"], both["conflict"]) == ("genus", "Genusa", 2, True)
+    assert both["names"] == {"Genusa doubtful": 1, "Genusa epitheta": both["references"] - 1}
+    row = planted.rows[5]
+    assert (one["name"], one["rank"], one["conflict"]) == (row["species"], "species", False)
+    assert (
+        none["name"] == row["species"] and 1 <= none["references"] <= one["references"] == one["names"][row["species"]]
+    )
+    assert (nothing["name"], nothing["references"], nothing["conflict"]) == (None, 0, False)
+
+
+def test_names_that_barcodes_keep_apart(planted: Planted) -> None:
+    twin = dict(planted.rows[0], key="twin", species="Genusa doubtful")
+    library = planted.library.extend(pa.Table.from_pylist([twin]), [planted.barcodes[0]])
+    row = planted.rows[0]["species"]
+    far = next(one["species"] for one in planted.rows if one["genus"] != "Genusa")
+    first, second, third, absent = apart(library, [row, "Genusa doubtful", far, "Nowhere known"])
+    assert (first.other, first.distance, first.is_apart) == ("Genusa doubtful", 0.0, False)
+    assert (second.other, second.references, second.is_apart) == (row, 1, False)
+    assert third.is_apart and (third.distance is None or third.distance > 0) and third.references >= third.barcodes > 0
+    assert absent == Apart("Nowhere known", 0, 0, None, None, None)
 
 
 def test_only_binomials_name_species_while_all_references_name_higher_ranks(planted: Planted) -> None:
