@@ -53,8 +53,8 @@ def provisional_taxa(tables: Iterable[pa.Table], distance: float) -> dict[str, P
             depth = RANKS.index(row["rank"]) + 1 if row["rank"] in RANKS else len(RANKS) if row["rank"] else 0
             one.lineages.add(tuple(row[rank] or "" for rank in RANKS[: min(depth, len(RANKS) - 1)]))
             if row["nearest_name"] is not None:
-                near = (row["nearest_identity"], row["nearest_name"])
-                one.nearest = near if one.nearest is None else max(one.nearest, near)
+                this = (row["nearest_identity"], row["nearest_name"])
+                one.nearest = this if one.nearest is None else max(one.nearest, this)
     barcodes = sorted(found)
     members: dict[int, list[str]] = {}
     for barcode, cluster in zip(barcodes, clusters(barcodes, distance).tolist(), strict=True):
@@ -78,13 +78,10 @@ def clusters(barcodes: Sequence[str], distance: float) -> np.ndarray:
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    from train.reference.library import KMER
     from train.reference.search import ROUNDS, Targets, search
-    from train.reference.seeds import SeedIndex
 
     count = len(barcodes)
-    targets = Targets(SeedIndex.build(list(barcodes), KMER), barcodes.__getitem__, np.full(count, -1))
-    hits = search(barcodes, targets, ROUNDS)
+    hits = search(barcodes, Targets.build(barcodes), ROUNDS)
     lengths = np.array([len(barcode) for barcode in barcodes])
     shorter = np.minimum(lengths[hits.query], lengths[hits.reference])
     near = (hits.distance <= distance * hits.overlap + 1e-9) & (hits.overlap >= _COVERED * shorter)

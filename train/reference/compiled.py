@@ -10,7 +10,9 @@ from numba import njit
 
 entry = njit(nogil=True, cache=True, error_model="numpy")
 """Compile a function that Python calls, too; other threads run meanwhile."""
-inner = njit(nogil=True, cache=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
+inner = njit(  # type: ignore[call-overload]  # its stubs lack the last two
+    nogil=True, cache=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True
+)
 """Compile a function that only compiled code calls: Python that calls it is ended by the operating system."""
 
 

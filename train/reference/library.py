@@ -217,7 +217,8 @@ class Library:
         """Read a folder of this or an older format and make its index anew. Raises ValueError as `load`."""
         manifest = read_manifest(folder, range(1, FORMAT_VERSION + 1))
         arrays = _stored(Path(folder), manifest, True)
-        return cls._of(Path(folder), manifest, arrays, *_indexed(arrays[LETTERS], arrays[STARTS]))
+        made = Targets.of(arrays[LETTERS], arrays[STARTS])
+        return cls._of(Path(folder), manifest, arrays, made.clusters, made.index)
 
     @classmethod
     def _of(
@@ -235,12 +236,6 @@ class Library:
             version=int(manifest["version"]),
             licence=str(manifest.get("licence", cls.licence)),
         )
-
-
-def _indexed(letters: np.ndarray, starts: np.ndarray) -> tuple[Clusters, SeedIndex]:
-    """Return what a search reads of H barcodes, laid out as LETTERS and STARTS."""
-    clusters = Clusters.build(letters, starts)
-    return clusters, SeedIndex.build(letters, starts[clusters.leader], starts[clusters.leader + 1])
 
 
 def _stored(place: Path, manifest: Mapping[str, Any], verify: bool) -> dict[str, np.ndarray]:
@@ -305,16 +300,13 @@ def _assemble(
             raise ValueError(f"reference library: got {len(part)} {name} features, allowed one of {len(table)} records")
     if not places and not features:
         raise ValueError("reference library: got no barcode and no features, allowed: at least one to search in")
-    lengths = np.array([len(sequence) for sequence in places], dtype=np.int64)
-    letters = np.frombuffer("".join(places).encode("ascii"), dtype=np.uint8)
-    starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    clusters, index = _indexed(letters, starts)
+    made = Targets.build(list(places))
     return Library(
         records=table.combine_chunks(),
-        letters=letters,
-        starts=starts,
-        clusters=clusters,
-        index=index,
+        letters=made.letters,
+        starts=made.starts,
+        clusters=made.clusters,
+        index=made.index,
         features={name: np.asarray(part, dtype=np.float16) for name, part in features.items()},
         version=version,
     )

@@ -85,6 +85,19 @@ class Targets:
     starts: np.ndarray  # int64 [H + 1], where each begins
     group: np.ndarray  # int64 [H], references of one species are equal; -1 = unknown
 
+    @classmethod
+    def build(cls, barcodes: Sequence[str]) -> "Targets":
+        """Cluster and index different clean barcodes, which are of no group."""
+        letters = np.frombuffer("".join(barcodes).encode("ascii"), dtype=np.uint8)
+        return cls.of(letters, np.cumsum([0, *map(len, barcodes)], dtype=np.int64))
+
+    @classmethod
+    def of(cls, letters: np.ndarray, starts: np.ndarray) -> "Targets":
+        """Do the same for those that are laid out as below."""
+        clusters = Clusters.build(letters, starts)
+        index = SeedIndex.build(letters, starts[clusters.leader], starts[clusters.leader + 1])
+        return cls(index, clusters, letters, starts, np.full(len(starts) - 1, -1))
+
     @cached_property
     def arrays(self) -> tuple[object, ...]:
         """As compiled code takes them."""

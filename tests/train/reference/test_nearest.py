@@ -47,13 +47,6 @@ def relatives(rng: np.random.Generator) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def targets_of(sequences: list[str]) -> Targets:
-    flat, starts = laid_out(sequences)
-    clusters = Clusters.build(flat, starts)
-    index = SeedIndex.build(flat, starts[clusters.leader], starts[clusters.leader + 1])
-    return Targets(index, clusters, flat, starts, np.full(len(sequences), -1))
-
-
 def test_a_lookup_counts_shared_seeds_and_says_where_the_query_begins() -> None:
     rng = np.random.default_rng(1)
     sequences = [random_barcode(rng, 300) for _ in range(20)]
@@ -141,7 +134,7 @@ def test_members_are_their_leaders_but_for_their_changes() -> None:
 def test_the_nearest_is_that_of_brute_force(condition: str) -> None:
     rng = np.random.default_rng(7)
     sequences = relatives(rng)
-    targets = targets_of(sequences)
+    targets = Targets.build(sequences)
     queries = [mutate(sequence, rng, 0.01).strip("N") for sequence in sequences[::4]]
     if condition == "damaged":
         queries = [degrade_barcode(query, rng, 3.0).strip("N") for query in queries]
