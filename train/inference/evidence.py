@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from engine.specimens.taxonomy import RANKS
-from train.inference.calibration import logit
+from train.inference.calibration import CERTAIN, logit
 from train.inference.experts import Inputs, Opinion, mixed, opinions
 from train.inference.pool import Pool
 from train.inference.scoring import Scorer
@@ -22,7 +22,6 @@ INPUTS = ("probability", "margin", "cosine")
 AGREED = "agreed"  # of a pool: the lowest logit that any of its experts gives the answer
 AGREEMENTS = tuple(f"agreement_{rank}" for rank in RANKS)
 FLOOR = 1e-9
-CERTAIN = 1e-5  # a probability counts as so far from 0 and 1 at least: float32 does not resolve what is nearer to 1
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from train.inference.calibration import logit
-from train.inference.evidence import CERTAIN, Answers, Scored, descend
+from train.inference.calibration import CERTAIN, logit
+from train.inference.evidence import Answers, Scored, descend
 from train.inference.nearest import Combiner, Nearest
 from train.inference.scoring import Scorer
 from train.reference import Library

@@ -145,6 +145,13 @@ def test_probabilities_hold_together_along_every_lineage(predictor: Predictor, b
                     assert sum(children) <= chance + CLOSE
             for told in answer.ranks:
                 assert next(one.probability for one in told.taxa if one.name == told.name) == told.probability
+            for rank, unknown in enumerate(answer.unknown):
+                parent = answer.ranks[rank - 1].name if rank else None
+                assert unknown.within == parent
+                known = sum(p for name, p in chances[rank].items() if not rank or lineages[rank][name][rank - 1] == parent)
+                whole = answer.ranks[rank - 1].probability if rank else 1.0
+                assert known + unknown.probability == pytest.approx(whole, abs=CLOSE)
+            assert len(answer.unknown) == (len(RANKS) if answer.calibrated else 0)
             own = [told.probability for told in answer.ranks]
             assert own == sorted(own, key=lambda one: -(one or 0.0))
 
