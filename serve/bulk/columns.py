@@ -46,7 +46,9 @@ def _rank_columns() -> list[Column]:
 def _unknown_columns() -> list[Column]:
     found = [Column(f"unknown_{RANKS[0]}", _NUMBER, f"that it is of no {RANKS[0]} that could be answered")]
     for above, rank in pairwise(RANKS):
-        found.append(Column(f"unknown_{rank}_of", _TEXT, f"the {above} answered, where a {rank} without a name may lie"))
+        found.append(
+            Column(f"unknown_{rank}_of", _TEXT, f"the {above} answered, where a {rank} without a name may lie")
+        )
         found.append(Column(f"unknown_{rank}", _NUMBER, f"that it is of such a {rank}: known and unknown add up"))
     return found
 

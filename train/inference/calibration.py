@@ -86,7 +86,7 @@ def above(values: np.ndarray, highest: float = 1.0) -> np.ndarray:
 class Cap:
     """The share of true members of a taxon among specimens as far from it; straight between the points."""
 
-    input: str  # the evidence that says how far: `rate`, edits per letter; `cosine`
+    input: str  # the evidence that says how far: `far`, `photo_far` or `cosine`
     at: tuple[float, ...]  # rising
     share: tuple[float, ...]  # never rising with the distance
 
@@ -168,10 +168,11 @@ class FittedLibrary:
 
 @dataclass(frozen=True)
 class Scope:
-    """Barcodes of what a model knows: how far a query is from all of it (`train.inference.scope`)."""
+    """Some of what a model was trained with: how far is a query from all of it (`train.inference.scope`, `.looks`)?"""
 
-    barcodes: tuple[str, ...]  # on the coding strand
-    taxa: tuple[int, ...]  # of each, its row among the taxa of all ranks, coarse ones first
+    barcodes: tuple[str, ...] = ()  # on the coding strand
+    taxa: tuple[int, ...] = ()  # of each barcode, its row among the taxa of all ranks, coarse ones first
+    photos: tuple[tuple[float, ...], ...] = ()  # numbers of each photo
 
 
 @dataclass(frozen=True)
@@ -182,7 +183,7 @@ class Calibration:
     queries: Mapping[str, Calibrator]
     disagreement: Disagreement | None = None
     library: FittedLibrary | None = None  # None also in files of before this was noted
-    scope: Scope | None = None  # read by the rules of barcodes asked without a library; None = the model reads none
+    scope: Scope = Scope()  # read by the rules of photos, and of barcodes asked without a library
 
     def save(self, path: Path | str) -> None:
         """Write one JSON file, whole or not at all."""
@@ -215,7 +216,7 @@ class Calibration:
         }
         pair, library, scope = value["disagreement"], value.get("library"), value["scope"]
         disagreement = pair and Disagreement(_rule(pair["rule"]), pair["flag_from"])
-        kept = scope and Scope(tuple(scope["barcodes"]), tuple(scope["taxa"]))
+        kept = Scope(tuple(scope["barcodes"]), tuple(scope["taxa"]), tuple(map(tuple, scope["photos"])))
         return cls(value["taxonomy"], queries, disagreement, library and FittedLibrary(**library), kept)
 
 

@@ -100,7 +100,7 @@ def pooled(
     """Score specimens by the pool of what their inputs say; arguments else as of `scored`.
 
     Evidence: that of INPUTS (cosine: the mean over the towers), AGREED, the logarithm of the barcode's known
-    nucleotides as `length`; where a library was asked LIBRARY_INPUTS and `rate`, edits per letter to the taxon.
+    nucleotides as `length`; where a library was asked LIBRARY_INPUTS and `far`, the most edits per letter to the taxon.
     """
     for rows in list(scorer.chunks(len(inputs))) or [slice(0, 0)]:
         said = opinions(scorer, inputs, rows, without=without, among=among)
@@ -132,7 +132,7 @@ def _pool_evidence(
     }
     if inputs.nearest is not None:
         told |= inputs.nearest.evidence(path, rows.start)
-        told["rate"] = inputs.nearest.rate(path, told["edits"], rows.start)
+        told["far"] = inputs.nearest.far(path, told["edits"], rows.start)
     return told
 
 
