@@ -118,8 +118,6 @@ class FlagBody(BaseModel):
 
 
 class UnknownBody(BaseModel):
-    """A taxon that the model or library does not know, inside the answered one above."""
-
     rank: Rank
     within: str | None = Field(description="the answered taxon in which it would lie; null = outside of all known ones")
     probability: Share = Field(description="with the known taxa of this rank it adds up to the probability of `within`")

@@ -4,10 +4,10 @@
         [--outsiders SHARDS]
 
 References: the train split, nothing else is read to fit. Per length: accuracy, that of the nearest reference,
-calibration error, share answered at 0.95 and how many of these are right; then (`train.evaluation.outcomes`) AUROC of
+calibration error, share answered at 0.95 and how many of these are right; then (`train.pages.outcomes`) AUROC of
 novelty, end and points of the bias-accuracy curve, misclassified / over-classified / under-classified at 0.95. With
 --protax its formula (`tests.benchmarks.protax`), fitted on the same references, answers the same questions. Of
-outsiders (barcodes of other shards whose order the library does not know), the share named at 0.95, all of them wrongly.
+outsiders (barcodes of other shards whose order the library does not know), the share named at 0.95, always wrongly.
 """
 
 import argparse
@@ -25,13 +25,14 @@ from engine.signals.degrade import fragment
 from engine.specimens.schema import rng_for
 from engine.specimens.taxonomy import RANKS
 from tests.benchmarks.protax import Protax
-from train.evaluation import outcomes, reliability
+from train.evaluation import reliability
 from train.evaluation.calibrate_library import answers_of, cases_of, fit_library
 from train.evaluation.known_questions import Cases
 from train.evaluation.subsets import read_barcodes, without_provisional
 from train.inference.calibration import Calibrator
 from train.inference.evidence import Answers
 from train.inference.library_alone import QUERY, LibraryScorer
+from train.pages import outcomes
 from train.reference import Library, nearest_labels
 
 THRESHOLD = 0.95

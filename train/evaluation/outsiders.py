@@ -62,12 +62,14 @@ def outside_barcodes(barcodes: Sequence[str], keys: Sequence[str]) -> list[str]:
 
 
 def outside_view(view: np.ndarray, key: str, kind: int) -> np.ndarray:
-    """Return a photo of nothing, uint8 [S, S, 3]: 0 = noise, 1 = one colour, others = shuffled tiles."""
+    """Return a photo of nothing, uint8 [S, S, 3]: 0 = noise, 1 = one colour, 2 = streaks, others = shuffled tiles."""
     rng = rng_for(0, 0, key, "outside photo")
     if kind == 0:
         return rng.integers(0, 256, view.shape).astype(np.uint8)
     if kind == 1:
         return np.broadcast_to(view.mean(axis=(0, 1)).astype(np.uint8), view.shape).copy()
+    if kind == 2:
+        return np.sort(view, axis=0)
     side = view.shape[0] // _TILES
     if not side:
         return view[::-1].copy()

@@ -14,7 +14,7 @@ from engine.html import Section
 from engine.signals.damage import measured_barcodes
 from engine.specimens.taxonomy import RANKS
 from train import metrics
-from train.evaluation import calibrate, outcomes, reliability, subsets, top1_accuracy
+from train.evaluation import calibrate, reliability, subsets, top1_accuracy
 from train.evaluation.known_questions import SPECIES, Cases, Part, genus_parts
 from train.evaluation.model_under_test import Setting
 from train.evaluation.predict import QUERIES, SHARPNESS
@@ -22,7 +22,7 @@ from train.inference import evidence
 from train.inference.calibration import FILE, POOLED, Calibration, Calibrator, FittedLibrary, back_off, sigmoid
 from train.inference.experts import Inputs, barcode_quality
 from train.inference.nearest import Combiner
-from train.pages import outcomes_page, plots, pool_page
+from train.pages import outcomes, plots, pool_page
 from train.reference import Library
 from train.reference.library import read_manifest
 
@@ -210,7 +210,7 @@ def section(values: Mapping[str, float], split: str) -> Section:
     blocks += [
         html.paragraph("Species unknown to the model, by the novelty score (flagged: above val's threshold):"),
         _novelty_table(values, start, queries),
-        *outcomes_page.blocks(values, start, queries, THRESHOLD),
+        *outcomes.blocks(values, start, queries, THRESHOLD),
     ]
     pools = [pool_page.blocks(values, f"{split}/pool/{query}", plots.TITLES[query]) for query in queries]
     blocks += [html.paragraph(POOLS)] if any(pools) else []

@@ -7,16 +7,26 @@ along the diagonal is calibrated, its end is the accuracy.
 Legend: N specimens, R ranks.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from sklearn.metrics import roc_auc_score
 
+from engine import html, markdown
 from engine.specimens.taxonomy import RANKS
 from train.evaluation.known_questions import SPECIES, Cases
 from train.inference.calibration import Calibrator, back_off
+from train.pages import plots
 
 POINTS = 10  # of the curve
+ABOUT = (
+    "With an unknown species as an answer, too: the species or the unknown, whichever is more probable. Bias: mean "
+    "probability of these outcomes less the share right, where the bias-accuracy curve ends (points: sum of "
+    "probabilities : share right, the surest first, a tenth more each). Of answers at {threshold:.0%}: misclassified, "
+    "over-classified (named below the last true taxon that is known), under-classified (right, but coarser than that)."
+)
+HEADER = ("asked with", "right", "bias", "misclassified", "over-classified", "under-classified", "curve")
 
 
 @dataclass(frozen=True)
@@ -82,3 +92,18 @@ def of_rules(rules: Calibrator, cases: Cases, threshold: float) -> dict[str, flo
     """Measure the probabilities of fitted rules."""
     told = rules.probabilities(cases.answers.evidence)
     return measure(told, rules.unknown_taxa(cases.answers.evidence, told), cases, threshold)
+
+
+def blocks(values: Mapping[str, float], start: str, queries: list[str], threshold: float) -> list[str]:
+    """Return paragraph and table, made of the metrics that begin with `start`; all in %."""
+    rows = []
+    for query in queries:
+        one = f"{start}/{query}/outcomes"
+        shares = [markdown.percent(values[f"{one}/{name}"]) for name in ("right", "wrong", "over", "under")]
+        curve = [
+            f"{100 * values[f'{one}/curve/{place}/told']:.0f}:{100 * values[f'{one}/curve/{place}/found']:.0f}"
+            for place in range(POINTS)
+        ]
+        bias = f"{100 * values[f'{one}/bias']:+.1f}"
+        rows.append([plots.TITLES[query], shares[0], bias, *shares[1:], " ".join(curve)])
+    return [html.paragraph(ABOUT.format(threshold=threshold)), html.table(list(HEADER), rows)]

@@ -3,11 +3,10 @@
 import numpy as np
 import pytest
 
-from train.evaluation import outcomes
 from train.evaluation.calibrate_library import cases_of
 from train.evaluation.known_questions import Cases
 from train.inference.evidence import Answers
-from train.pages import outcomes_page
+from train.pages import outcomes
 
 
 def cases(paths: list[list[int]], truth: list[list[int]], named: list[list[bool]] | None = None) -> Cases:
@@ -48,5 +47,5 @@ def test_the_page_shows_shares_and_the_curve() -> None:
     found = outcomes.measure(told, unknown, cases([[0] * 4] * 20, [[0] * 4] * 20), 0.95)
     assert "auroc" not in found
     start = {f"test/calibration/dna/outcomes/{name}": value for name, value in found.items()}
-    told_text, table = outcomes_page.blocks(start, "test/calibration", ["dna"], 0.95)
+    told_text, table = outcomes.blocks(start, "test/calibration", ["dna"], 0.95)
     assert "95%" in told_text and "9:10" in table and "90:100" in table and "-10.0" in table
