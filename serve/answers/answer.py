@@ -86,7 +86,11 @@ class UnknownTaxon:
 
     rank: str  # of the unknown taxon
     within: str | None  # the answered taxon above, in which it would lie; None = outside of all known ones
-    probability: float
+    probability: float  # with those of the known taxa of this rank it adds up to that of `within`
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON values."""
+        return {"rank": self.rank, "within": self.within, "probability": self.probability}
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +217,7 @@ class Answer:
             "ranks": [rank.to_dict() for rank in self.ranks],
             "ties": [tie.to_dict() for tie in self.ties],
             "novelty": self.novelty.to_dict(),
+            "unknown": [one.to_dict() for one in self.unknown],
             "disagreement": None if self.disagreement is None else self.disagreement.to_dict(),
             "barcode": None if self.barcode is None else told(self.barcode),
             "share": dict(self.share),

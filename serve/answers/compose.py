@@ -1,10 +1,9 @@
 """From scores to answers: calibrated probabilities for every taxon that is told, where the answer stops, ties.
 
 The model's roll-up gives each taxon a score q; calibration gives the taxa of the answered lineage a probability p, rank
-by rank. The others follow from both: those that leave the answered lineage below rank r share what p_r has beyond
-p_(r+1), as their scores do, but no other taxon's odds against the answer get better than the scores' own. So children
-never add up to more than their parent, and what they lack is left to taxa that the model does not know. Without a
-calibration p is q.
+by rank, and says how probable an unknown taxon of each rank is inside the answered one above. The others follow: those
+that leave the answered lineage below rank r share, as their scores do, what p_r has beyond p_(r+1) and the unknown
+taxon of rank r + 1. So the known children of a taxon and its unknown one add up to it. Without a calibration p is q.
 
 Legend: b queries of a chunk, R ranks, M taxa considered at a rank.
 """
@@ -21,7 +20,7 @@ from engine.specimens.taxonomy import RANKS, Taxonomy
 from serve.answers.answer import Answer, Consensus, Flag, Neighbour, RankAnswer, Taxon, Tie, UnknownTaxon, Voice
 from serve.answers.candidates import Subset
 from serve.answers.query import Prepared
-from train.inference.calibration import Calibrator
+from train.inference.calibration import Calibrator, above
 from train.inference.evidence import Scored, of_path
 from train.inference.experts import BARCODE, LIBRARY, PHOTO
 from train.inference.scoring import Scorer
@@ -89,18 +88,20 @@ def answers(
     if not items:
         return []
     path, told = chunk.answers.path, chunk.answers.evidence
-    plain = of_path(chunk.probabilities, path)
     if calibrator is None:
+        plain = of_path(chunk.probabilities, path)
         own = np.maximum.accumulate(plain[:, ::-1], axis=1)[:, ::-1]
         novelty = [_NONE] * len(items)
-        unknown: list[list[float]] = [[]] * len(items)
+        unknown = np.zeros((len(items), 0))
+        factor = np.ones(own.shape)
     else:
-        own = calibrator.probabilities(told)
+        own = np.where(path >= 0, calibrator.probabilities(told), 0.0)
         flags = zip(calibrator.novelty(told).tolist(), calibrator.is_novel(told).tolist(), strict=True)
         novelty = [Flag(score, flagged) for score, flagged in flags]
-        unknown = calibrator.unknown_taxa(told, own).tolist()
+        unknown = calibrator.unknown_taxa(told, own)
+        factor = _factors(scorer, chunk, above(own) - own - unknown)
     top = max(options.top for _, options in items)
-    ranked = [_rank(scorer, chunk, rank, own, plain, top) for rank in range(len(RANKS))]
+    ranked = [_rank(scorer, chunk, rank, own, factor, top) for rank in range(len(RANKS))]
     voices = _voices(scorer.taxonomy.names[-1], chunk)
     rows = [
         _Row(
@@ -108,7 +109,7 @@ def answers(
             own[row].tolist(),
             [rank_of(one, row) for one in ranked],
             novelty[row],
-            unknown[row],
+            unknown[row].tolist(),
             voices[row],
         )
         for row in range(len(items))
@@ -138,7 +139,7 @@ def rank_of(ranked: _Ranked, row: int) -> _Taxa:
     return list(zip(ranked.taxon[row], ranked.probability[row], ranked.score[row], strict=True))
 
 
-def _rank(scorer: Scorer, chunk: Scored, rank: int, own: np.ndarray, plain: np.ndarray, top: int) -> _Ranked:
+def _rank(scorer: Scorer, chunk: Scored, rank: int, own: np.ndarray, factor: np.ndarray, top: int) -> _Ranked:
     """Return the most probable taxa of a rank for each query, `top` or more, the answered one always among them."""
     values = chunk.probabilities[rank]
     count = values.shape[1]
@@ -149,9 +150,14 @@ def _rank(scorer: Scorer, chunk: Scored, rank: int, own: np.ndarray, plain: np.n
     taxa, scores = taxon.cpu().numpy(), score.double().cpu().numpy()  # [b, M]
     path = chunk.answers.path
     lacking = (path[:, rank] >= 0) & (taxa != path[:, rank, None]).all(axis=1)
-    taxa[lacking, -1], scores[lacking, -1] = path[lacking, rank], plain[lacking, rank]
+    taxa[lacking, -1] = path[lacking, rank]
+    scores[lacking, -1] = values.double().cpu().numpy()[lacking, path[lacking, rank]]
     lineage = scorer.candidates[int(scorer.first[rank]) + torch.from_numpy(taxa).to(scorer.device)].cpu().numpy()
-    probability = scores * _factors(own, plain, path, lineage, rank)
+    level = np.zeros(taxa.shape, dtype=np.int64)  # ranks down to which the taxon shares the answered lineage
+    for upper in range(rank):
+        same = (lineage[:, :, upper] == path[:, None, upper]) & (path[:, None, upper] >= 0)
+        level = np.where(same, upper + 1, level)
+    probability = scores * np.take_along_axis(factor, level, axis=1)
     is_answer = taxa == path[:, rank, None]
     probability[is_answer] = np.broadcast_to(own[:, rank, None], taxa.shape)[is_answer]
     order = np.lexsort((-scores, ~is_answer, -probability), axis=1)
@@ -159,23 +165,21 @@ def _rank(scorer: Scorer, chunk: Scored, rank: int, own: np.ndarray, plain: np.n
     return _Ranked(*parts)
 
 
-def _factors(own: np.ndarray, plain: np.ndarray, path: np.ndarray, lineage: np.ndarray, rank: int) -> np.ndarray:
-    """Return what the score of each taxon is multiplied by, [b, M]; arguments [b, R], [b, R], [b, R], [b, M, R]."""
-    level = np.zeros(lineage.shape[:2], dtype=np.int64)  # ranks down to which the taxon shares the answered lineage
-    for above in range(rank):
-        same = (lineage[:, :, above] == path[:, None, above]) & (path[:, None, above] >= 0)
-        level = np.where(same, above + 1, level)
-    one = np.ones((len(own), 1))
-    outer, outer_plain = np.hstack([one, own])[:, : rank + 1], np.hstack([one, plain])[:, : rank + 1]
-    answered = path[:, : rank + 1] >= 0
-    inner = np.where(answered, own[:, : rank + 1], 0.0)
-    inner_plain = np.where(answered, plain[:, : rank + 1], 0.0)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ring = np.where(outer_plain > inner_plain, (outer - inner) / (outer_plain - inner_plain), np.inf)
-        odds = np.where(inner_plain > 0, inner / inner_plain, np.inf)
-    factor = np.clip(np.minimum(ring, odds), 0.0, None)
-    factor[~np.isfinite(factor)] = 0.0
-    return np.take_along_axis(factor, level, axis=1)
+def _factors(scorer: Scorer, chunk: Scored, others: np.ndarray) -> np.ndarray:
+    """Return what the scores of taxa are multiplied by, by the rank at which they leave the answered lineage, [b, R].
+
+    `others` float64 [b, R]: what the known taxa have together that leave it there.
+    """
+    factor = np.zeros(others.shape)
+    path = torch.from_numpy(chunk.answers.path).to(scorer.device)
+    for rank, values in enumerate(chunk.probabilities):
+        lineages = scorer.candidates[int(scorer.first[rank]) : int(scorer.first[rank]) + values.shape[1]]
+        leaves = lineages[:, rank] != path[:, rank, None]
+        if rank:
+            leaves &= (lineages[:, rank - 1] == path[:, rank - 1, None]) & (path[:, rank - 1, None] >= 0)
+        left = torch.where(leaves, values, 0.0).double().sum(1).cpu().numpy()
+        np.divide(others[:, rank], left, out=factor[:, rank], where=left > 0)
+    return factor
 
 
 def _answer(taxonomy: Taxonomy, one: Prepared, options: Any, row: _Row, read: Read, number: int) -> Answer:

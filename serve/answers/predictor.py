@@ -10,8 +10,8 @@ Legend: N queries, D embedding, R ranks.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +29,12 @@ from serve.answers.candidates import Subset, open_scorer
 from serve.answers.compose import Read
 from serve.answers.query import Prepared
 from train import reference
-from train.inference import evidence
+from train.inference import evidence, scope
 from train.inference.calibration import FILE as CALIBRATION
-from train.inference.calibration import POOLED, WITH_LIBRARY, Calibration, Calibrator, FittedLibrary
+from train.inference.calibration import POOLED, WITH_LIBRARY, Calibration, Calibrator, FittedLibrary, Scope
+from train.inference.evidence import Answers
 from train.inference.experts import LIBRARY, PHOTO, Inputs, barcode_quality, sharpness
+from train.inference.looks import PHOTO_FAR, Photos, looks
 from train.inference.nearest import Combiner, Nearest
 from train.inference.pool import Pool
 from train.inference.scoring import Scorer
@@ -44,6 +46,8 @@ from train.reference.library import read_manifest
 __all__ = ["MAX_TOP", "THRESHOLD", "TOP", "Embedding", "Options", "Predictor"]
 
 log = logging.getLogger(__name__)
+
+_NAMES = {"fused": POOLED}  # of queries whose rules have another name
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +82,9 @@ class Predictor(Answering):
         super().__init__(scorer, data, calibration, card)
         self.model, self.library = model, library
         self._combiner = Combiner(library, scorer.taxonomy) if library is not None else None
+        kept = Scope() if calibration is None else calibration.scope
+        self._scope = scope.opened(kept, scorer.taxonomy)
+        self._photos = Photos(kept.photos) if kept.photos else None
         self._encoder = Encoder(model, data)
 
     @classmethod
@@ -129,7 +136,7 @@ class Predictor(Answering):
 
     def _check(self, query: str) -> None:
         """Refuse, where the model was calibrated, what it was not calibrated for: nobody knows what that is worth."""
-        if self.calibration is not None and {"fused": POOLED}.get(query, query) not in self.calibration.queries:
+        if self.calibration is not None and _NAMES.get(query, query) not in self.calibration.queries:
             known = ", ".join(name for name in ("image", "dna", POOLED) if name in self.calibration.queries)
             raise ValueError(f"query: got {query}, which this model was never measured with; allowed: {known}")
 
@@ -186,7 +193,7 @@ class Predictor(Answering):
         image, dna = self._features(prepared)
         features = {"image": image, "dna": dna}.get(query)
         combiner = self._combiner if query != "image" else None
-        calibrator = self._calibrator(query, combiner is not None)
+        calibrator = self._calibrator(query)
         read = Read(query=query, calibrated=calibrator is not None, subset=subset, card=self.card)
         if query == "fused":
             read.disagreement = self._disagreement(image, dna)
@@ -206,17 +213,36 @@ class Predictor(Answering):
                 read.share = self._image_share(image, dna)
             chunks = evidence.scored(self.scorer, features, among=among)
         answers: list[Answer] = []
+        far = self._far(query, prepared)
         for chunk in chunks:
+            chunk = replace(chunk, answers=far(chunk.answers, len(answers)))
             rows = items[len(answers) : len(answers) + len(chunk.answers.path)]
             answers += compose.answers(self.scorer, chunk, calibrator, read, rows, len(answers))
         return answers
 
-    def _calibrator(self, query: str, backed: bool) -> Calibrator | None:
-        """Return the rules of a query; those that read what a library found where there are such."""
+    def _far(self, query: str, prepared: Sequence[Prepared]) -> Callable[[Answers, int], Answers]:
+        """Return what tells answers, those of the queries from some place on, how far these are from what is known."""
+        if query == "image" and self._photos is not None:
+            numbers = [np.mean([looks(view) for view in one.views], axis=0) for one in prepared]
+            photo = self._photos.far(np.array(numbers, dtype=np.float32))
+            return lambda answers, first: replace(
+                answers, evidence=answers.evidence | {PHOTO_FAR: photo[first : first + len(answers.path)]}
+            )
+        if query == "image" or self._scope is None or self._backed(query):
+            return lambda answers, first: answers
+        near = self._scope.find([one.dna for one in prepared], threads=self.threads)
+        return lambda answers, first: scope.told(answers, near, first)
+
+    def _backed(self, query: str) -> bool:
+        """Say whether a query is answered by the rules that read what a library found."""
+        name = f"{_NAMES.get(query, query)}{WITH_LIBRARY}"
+        return self._combiner is not None and self.calibration is not None and name in self.calibration.queries
+
+    def _calibrator(self, query: str) -> Calibrator | None:
+        """Return the rules of a query."""
         if self.calibration is None:
             return None
-        queries, name = self.calibration.queries, {"fused": POOLED}.get(query, query)
-        return queries.get(f"{name}{WITH_LIBRARY}" if backed else name) or queries.get(name)
+        return self.calibration.queries.get(f"{_NAMES.get(query, query)}{WITH_LIBRARY * self._backed(query)}")
 
     def _disagreement(self, image: np.ndarray, dna: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
         """Scores and flags [N]; None where the model was not calibrated for it."""

@@ -46,6 +46,16 @@ def _rank_columns() -> list[Column]:
     return found
 
 
+def _unknown_columns() -> list[Column]:
+    found = [Column(f"unknown_{RANKS[0]}", _NUMBER, f"that it is of no {RANKS[0]} that could be answered")]
+    for above, rank in pairwise(RANKS):
+        found.append(
+            Column(f"unknown_{rank}_of", _TEXT, f"the {above} answered, where a {rank} without a name may lie")
+        )
+        found.append(Column(f"unknown_{rank}", _NUMBER, f"that it is of such a {rank}: known and unknown add up"))
+    return found
+
+
 COLUMNS = (
     Column("key", _TEXT, "the record's own identifier, as the input has it", "occurrenceID", "processid"),
     Column("error", _TEXT, "why there is no answer: what was wrong, and what is allowed; else empty"),
@@ -76,11 +86,7 @@ COLUMNS = (
     Column("ties", _TEXT, "taxa that the evidence does not tell apart, as rank: A | B; ..."),
     Column("novelty", _NUMBER, "that the species is none that the model knows"),
     Column("novel", _YES, "that is likely"),
-    *(
-        Column(f"unknown_{rank}", _NUMBER, f"that the {rank} is one without a name there, of the {above} answered")
-        for above, rank in pairwise(RANKS)
-    ),
-    Column(f"unknown_{RANKS[0]}", _NUMBER, f"that it is of no {RANKS[0]} that could be answered"),
+    *_unknown_columns(),
     Column("disagreement", _NUMBER, "that photo and barcode show different specimens; empty unless both were given"),
     Column("disagrees", _YES, "that is likely"),
     Column("asked_with", _TEXT, "image, dna or fused (both)", "", "identification_method"),
@@ -196,6 +202,7 @@ def _row(answer: Answer) -> dict[str, Any]:
         "novelty": answer.novelty.score,
         "novel": answer.novelty.flagged,
         **{f"unknown_{one.rank}": one.probability for one in answer.unknown},
+        **{f"unknown_{one.rank}_of": one.within for one in answer.unknown},
         "asked_with": answer.asked_with,
         "image_share": answer.share.get("image", 0.0),
         "calibrated": answer.calibrated,

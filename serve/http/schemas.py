@@ -117,6 +117,12 @@ class FlagBody(BaseModel):
     flagged: bool | None = Field(description="null = the model was not calibrated for it")
 
 
+class UnknownBody(BaseModel):
+    rank: Rank
+    within: str | None = Field(description="the answered taxon in which it would lie; null = outside of all known ones")
+    probability: Share = Field(description="with the known taxa of this rank it adds up to the probability of `within`")
+
+
 class BarcodeBody(BaseModel):
     """What the barcode looks like."""
 
@@ -184,6 +190,7 @@ class AnswerBody(BaseModel):
     ranks: list[RankBody]
     ties: list[TieBody]
     novelty: FlagBody
+    unknown: list[UnknownBody] = Field(description="one a rank, coarse ones first; empty = not calibrated")
     disagreement: FlagBody | None
     barcode: BarcodeBody | None
     share: dict[str, float] = Field(description="how much photo, barcode and library counted")

@@ -1,12 +1,13 @@
 """How good are the probabilities of a barcode library alone? Fitted on train, measured on test and test_unseen.
 
-    python -m tests.benchmarks.library_alone SHARDS [--lengths 658 313 205 157 100] [--unknown 0.2] [--outsiders SHARDS]
+    python -m tests.benchmarks.library_alone SHARDS [--lengths 658 313 205 157 100] [--unknown 0.2] [--protax]
+        [--outsiders SHARDS]
 
 References: the train split, nothing else is read to fit. Per length: accuracy, that of the nearest reference,
-calibration error, share answered at 0.95 and how many of these are right, AUROC of novelty, end of the bias-accuracy
-curve (sum of the probabilities of the best outcome of each specimen, "unknown species" included, minus the share of
-right ones; PROTAX's figure), misclassified / over-classified / under-classified at 0.95. Of outsiders (barcodes of
-other shards whose order the library does not know), the share named at 0.95, every one of them wrongly.
+calibration error, share answered at 0.95 and how many of these are right; then (`train.pages.outcomes`) AUROC of
+novelty, end and points of the bias-accuracy curve, misclassified / over-classified / under-classified at 0.95. With
+--protax its formula (`tests.benchmarks.protax`), fitted on the same references, answers the same questions. Of
+outsiders (barcodes of other shards whose order the library does not know), the share named at 0.95, always wrongly.
 """
 
 import argparse
@@ -23,13 +24,15 @@ from engine.signals.barcodes import orient_batch
 from engine.signals.degrade import fragment
 from engine.specimens.schema import rng_for
 from engine.specimens.taxonomy import RANKS
+from tests.benchmarks.protax import Protax
 from train.evaluation import reliability
 from train.evaluation.calibrate_library import answers_of, cases_of, fit_library
-from train.evaluation.known_questions import SPECIES
+from train.evaluation.known_questions import Cases
 from train.evaluation.subsets import read_barcodes, without_provisional
-from train.inference.calibration import Calibrator, back_off
+from train.inference.calibration import Calibrator
 from train.inference.evidence import Answers
 from train.inference.library_alone import QUERY, LibraryScorer
+from train.pages import outcomes
 from train.reference import Library, nearest_labels
 
 THRESHOLD = 0.95
@@ -66,6 +69,7 @@ def main() -> None:
     parser.add_argument("--unknown", nargs="+", type=float, default=[0.2], help="shares of the split's _unseen")
     parser.add_argument("--lengths", nargs="+", type=int, default=[658, 313, 205, 157, 100])
     parser.add_argument("--outsiders", type=Path, help="shards whose specimens of other orders are asked about")
+    parser.add_argument("--protax", action="store_true", help="PROTAX's formula beside it")
     options = parser.parse_args()
     index = load_index([options.shards])
     train = select_split(index, "train")
@@ -76,13 +80,20 @@ def main() -> None:
     scorer = LibraryScorer(library)
     if options.outsiders:
         ask_outsiders(load_index([options.outsiders]), scorer, rules)
+    peer = Protax(library).fit() if options.protax else None
+    if peer is not None:
+        for rank, weights, wrong in zip(RANKS, peer.weights.tolist(), peer.wrong.sigmoid().tolist(), strict=True):
+            print(f"PROTAX at {rank}: unknown, none, best, second {np.round(weights, 2)}, mislabelled {wrong:.4f}")
     for length in options.lengths:
         for unknown in options.unknown:
-            measure(scorer, rules, *questions(index, options.split, unknown), length)
+            measure(scorer, rules, peer, questions(index, options.split, unknown), length)
 
 
-def measure(scorer: LibraryScorer, rules: Calibrator, rows: pa.Table, barcodes: list[str], length: int) -> None:
+def measure(
+    scorer: LibraryScorer, rules: Calibrator, peer: Protax | None, asked: tuple[pa.Table, list[str]], length: int
+) -> None:
     """Print how good the answers to barcodes are that are cut to some length (658 = whole)."""
+    rows, barcodes = asked
     library, columns = scorer.library, label_columns(rows)
     labels = library.taxonomy.encode(columns)
     named = np.column_stack([[bool(name) for name in columns[rank]] for rank in RANKS])
@@ -92,40 +103,38 @@ def measure(scorer: LibraryScorer, rules: Calibrator, rows: pa.Table, barcodes: 
     hits = library.search(barcodes)
     parts = [chunk.answers for chunk in scorer.scored(scorer.combiner.of(hits))]
     cases, nearest = cases_of(Answers.concatenate(parts), labels, named), nearest_labels(library, hits)
-    told = rules.probabilities(cases.answers.evidence)
-    unknown = rules.unknown_taxa(cases.answers.evidence, told)
-    novel = rules.novelty(cases.answers.evidence)
-    print(flush=True)
-    print(f"{length} nt, {len(rows)} questions, {cases.withheld.mean():.1%} of unknown species")
+    evidence = cases.answers.evidence
+    told = rules.probabilities(evidence)
+    print(f"\n{length} nt, {len(rows)} questions, {cases.withheld.mean():.1%} of unknown species", flush=True)
+    near = (nearest == labels) & (labels >= 0)
+    report("rules", told, rules.unknown_taxa(evidence, told), cases, near)
+    area = roc_auc_score(cases.withheld, rules.novelty(evidence))
+    print(f"rules: AUROC of the novelty score {area:.4f}")
+    if peer is not None:
+        path, told, unknown = peer.answers(hits)
+        right = (path == labels) & (labels >= 0)
+        report("PROTAX", told, unknown, replace(cases, right=right), near)
+
+
+def report(who: str, told: np.ndarray, unknown: np.ndarray, cases: Cases, near: np.ndarray) -> None:
+    """Print the numbers of one who answered: probabilities [N, R], right ones among the cases."""
     for rank, name in enumerate(RANKS):
-        rows_named = named[:, rank]
-        p, right = told[rows_named, rank], cases.right[rows_named, rank]
+        rows = cases.scored[:, rank]
+        p, right = told[rows, rank], cases.right[rows, rank]
         sure = p >= THRESHOLD
-        near = ((nearest[:, rank] == labels[:, rank]) & (labels[:, rank] >= 0))[rows_named]
         there = right[sure].mean() if sure.any() else float("nan")
         error = reliability.calibration_error(p, right)
         print(
-            f"| {name} | right {right.mean():.1%} | nearest {near.mean():.1%} | ECE {error:.4f} | "
+            f"| {who} | {name} | right {right.mean():.1%} | nearest {near[rows, rank].mean():.1%} | ECE {error:.4f} | "
             f"mean p {p.mean():.3f} | answered {sure.mean():.1%} | right there {there:.2%} |"
         )
-    outcome = np.column_stack([told[:, SPECIES], unknown.sum(axis=1)])
-    best = outcome.argmax(axis=1)
-    good = np.where(best == 0, cases.right[:, SPECIES], cases.withheld)
-    area = roc_auc_score(cases.withheld, novel)
+    found = outcomes.measure(told, unknown, cases, THRESHOLD)
+    curve = [f"{found[f'curve/{n}/told']:.3f}:{found[f'curve/{n}/found']:.3f}" for n in range(outcomes.POINTS)]
     print(
-        f"AUROC of novelty {area:.4f}; with unknown as an answer right {good.mean():.1%}, curve ends at "
-        f"{outcome.max(axis=1).mean() - good.mean():+.3f}; {_ends(told, cases.right, labels)}"
-    )
-
-
-def _ends(told: np.ndarray, right: np.ndarray, labels: np.ndarray) -> str:
-    """Return how the answers at THRESHOLD end: wrong where a known taxon was true, wrong where none was, too coarse."""
-    depth, deepest = back_off(told, THRESHOLD), np.where(labels >= 0, np.arange(len(RANKS)), -1).max(axis=1)
-    wrong = (depth >= 0) & ~right[np.arange(len(depth)), np.maximum(depth, 0)]
-    over, short = wrong & (depth > deepest), ~wrong & (depth < deepest)
-    return (
-        f"over-classified {over.mean():.2%}, misclassified {(wrong & ~over).mean():.2%}, under-classified "
-        f"{short.mean():.1%}"
+        f"{who}: AUROC of unknown {found['auroc']:.4f}; with unknown as an answer right {found['right']:.1%}, curve "
+        f"ends at {found['bias']:+.3f}; over-classified {found['over']:.2%}, misclassified {found['wrong']:.2%}, "
+        f"under-classified {found['under']:.1%}; curve {' '.join(curve)}",
+        flush=True,
     )
 
 

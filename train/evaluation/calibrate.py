@@ -21,8 +21,9 @@ from train.evaluation.fit_pool import fit_pool
 from train.evaluation.fit_rules import fit_caps, fit_query, fit_rule
 from train.evaluation.known_questions import CLEAN, DAMAGE, DAMAGED, OUTSIDE, WITHHELD, Asked, Cases, Part, is_pooled
 from train.inference import evidence
-from train.inference.calibration import WITH_LIBRARY, Calibration, Cap, Disagreement, columns_of
+from train.inference.calibration import Calibration, Cap, Disagreement, columns_of
 from train.inference.evidence import AGREEMENTS
+from train.inference.looks import PHOTO_FAR
 from train.inference.pool import Pool
 
 log = logging.getLogger(__name__)
@@ -43,9 +44,10 @@ def fit(part: Part) -> Calibration:
         pool = fit_pool(part, query) if is_pooled(query) else None
         cases = Cases.concatenate([piece.cases(pool) for piece in pieces])
         inputs = tuple(cases.answers.evidence)
-        caps = of_library if of_library and query.endswith(WITH_LIBRARY) else fit_caps(cases, "cosine")
+        how = PHOTO_FAR if PHOTO_FAR in inputs else "cosine"
+        caps = of_library if of_library and "far" in inputs else fit_caps(cases, how)
         queries[query] = replace(fit_query(cases, inputs), pool=pool, caps=caps)
-    return Calibration(part.setting.taxonomy.fingerprint, queries, _fit_disagreement(part))
+    return Calibration(part.setting.taxonomy.fingerprint, queries, _fit_disagreement(part), scope=part.scope)
 
 
 def _library_caps(part: Part) -> tuple[Cap, ...]:
@@ -56,7 +58,7 @@ def _library_caps(part: Part) -> tuple[Cap, ...]:
     if part.combiner is None:
         return ()
     try:
-        return fit_caps(collect(part.combiner.library), "rate")
+        return fit_caps(collect(part.combiner.library), "far")
     except ValueError as error:
         log.warning("%s: answers with it are capped by the model's cosines", error)
         return ()

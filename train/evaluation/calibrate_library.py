@@ -5,9 +5,9 @@ are there; of the rest the whole species, genus, family or order is taken out to
 does not know. Barcodes of no taxon at all (shuffled, or changed at 14 to 40% of their sites) stand for what is out of
 its scope. A library that is small is asked several times, and loses little each time.
 
-The mixture that the probabilities are for: 80% of known species (three quarters clean, a quarter damaged), 20% of
-unknown ones, these in the shares UNKNOWN and OUTSIDE. A species that
-had no other reference is unknown, too.
+The mixture that the probabilities are for: 80% of known species, 20% of unknown ones, three quarters of both clean, a
+quarter damaged; the unknown ones in the shares UNKNOWN and OUTSIDE. A species that had no other reference is unknown,
+too.
 
 Legend: M records, N questions, R ranks, H haplotypes.
 """
@@ -33,7 +33,7 @@ from train.evaluation.known_questions import (
     WITHHELD,
     Cases,
 )
-from train.evaluation.outsiders import outside_barcode
+from train.evaluation.outsiders import outside_barcodes
 from train.inference.calibration import FILE, Calibration, FittedLibrary
 from train.inference.evidence import Answers
 from train.inference.library_alone import INPUTS, QUERY, LibraryScorer
@@ -80,7 +80,7 @@ def fit_library(library: Library, *, seed: int = 0, threads: int = 1) -> Calibra
         ValueError: when too few specimens are named at some rank.
     """
     cases = collect(library, seed, threads)
-    calibrator = replace(fit_query(cases, INPUTS), unknown=fit_unknown(cases, NEARNESS), caps=fit_caps(cases, "rate"))
+    calibrator = replace(fit_query(cases, INPUTS), unknown=fit_unknown(cases, NEARNESS), caps=fit_caps(cases, "far"))
     fitted = FittedLibrary(QUERY, len(library.records))
     return Calibration(library.taxonomy.fingerprint, {QUERY: calibrator}, library=fitted)
 
@@ -178,10 +178,14 @@ def _questions(
         rows = np.sort(rng.choice(known, min(DAMAGED_ASKED, len(known)), replace=False))
         given = measured_barcodes(_barcodes(library, rows), [str(keys[row]) for row in rows], 0, degrade, True)
         result.append(Question(rows, given, DAMAGED / len(DAMAGE)))
-    result += [Question(rows, _barcodes(library, rows), weight) for rows, weight in unknown]
+    for rows, weight in unknown:  # clean and damaged in the shares of known ones, each damage asked of some
+        result.append(Question(rows, _barcodes(library, rows), weight * CLEAN / (CLEAN + DAMAGED)))
+        for number, degrade in enumerate(DAMAGE.values()):
+            some = rows[number :: len(DAMAGE)]
+            given = measured_barcodes(_barcodes(library, some), [str(keys[row]) for row in some], 0, degrade, True)
+            result.append(Question(some, given, weight * DAMAGED / (CLEAN + DAMAGED) / len(DAMAGE)))
     rows = np.sort(rng.choice(known, min(OUTSIDE_ASKED, len(known)), replace=False))
-    pairs = zip(_barcodes(library, rows), rows.tolist(), strict=True)
-    outside = [outside_barcode(barcode, str(keys[row]), number % 4) for number, (barcode, row) in enumerate(pairs)]
+    outside = outside_barcodes(_barcodes(library, rows), [str(keys[row]) for row in rows])
     return [*result, Question(rows, outside, OUTSIDE, inside=False)]
 
 

@@ -14,7 +14,7 @@ from train.inference.evidence import INPUTS
 
 FLAGGED = 0.03  # of the queries of known species: on test they are up to 1.4 times as many, and 5% are allowed
 RIDGE = 1e-2  # on standardised weights: keeps a rule finite where an input separates right from wrong
-KNOTS = {"rate": (0.0, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.08, 0.12, 0.16, 0.2, 0.3, 0.5)}  # of a cap
+KNOTS = {"far": (0.0, *np.geomspace(0.005, 0.5, 21).round(4).tolist())}  # of a cap
 
 
 def fit_rule(inputs: tuple[str, ...], columns: np.ndarray, right: np.ndarray, weight: np.ndarray) -> Rule:
@@ -87,13 +87,14 @@ def fit_caps(cases: Cases, distance: str) -> tuple[Cap, ...]:
 
     Args:
         cases: answered questions, outsiders among them.
-        distance: the evidence that says how far: `rate`, edits per letter; `cosine`, which falls with the distance.
+        distance: the evidence that says how far: `far`, the most edits per letter; PHOTO_FAR; `cosine`, which falls
+            with the distance.
     """
     caps = []
     for rank in range(len(RANKS)):
         rows = cases.scored[:, rank] & (cases.right[:, rank] | cases.unknown[:, rank])
         far = columns_of(cases.answers.evidence, (distance,), rank)[rows, 0]
-        curve = IsotonicRegression(increasing=distance != "rate", y_min=0.0, y_max=1.0, out_of_bounds="clip")
+        curve = IsotonicRegression(increasing=distance == "cosine", y_min=0.0, y_max=1.0, out_of_bounds="clip")
         curve.fit(far, cases.right[rows, rank].astype(float), cases.weight[rows])
         knots = KNOTS.get(distance) or tuple(np.unique(np.quantile(far, np.linspace(0, 1, 25))).tolist())
         caps.append(Cap(distance, knots, tuple(curve.predict(np.array(knots)).tolist())))

@@ -4,7 +4,7 @@ Legend: N queries, R ranks.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -18,13 +18,14 @@ from engine.signals.damage import measured_barcodes
 from engine.specimens.taxonomy import RANKS
 from train.evaluation import subsets
 from train.evaluation.model_under_test import Setting
-from train.evaluation.outsiders import Outsiders, make
-from train.evaluation.predict import QUERIES, SHARPNESS, Encoded, combined
-from train.inference import evidence
-from train.inference.calibration import POOLED, WITH_LIBRARY
+from train.evaluation.outsiders import Outsiders, make, training_looks
+from train.evaluation.predict import LOOKS, QUERIES, SHARPNESS, Encoded, combined
+from train.inference import evidence, scope
+from train.inference.calibration import POOLED, WITH_LIBRARY, Scope
 from train.inference.evidence import Answers
 from train.inference.experts import Inputs, barcode_quality
-from train.inference.nearest import Combiner
+from train.inference.looks import PHOTO_FAR, Photos
+from train.inference.nearest import Combiner, Nearest
 from train.inference.pool import Pool
 
 DAMAGE = {
@@ -36,6 +37,7 @@ DAMAGE = {
 CLEAN, DAMAGED, WITHHELD = 0.6, 0.2, 0.2  # shares of the mixture that probabilities are fitted for
 OUTSIDE = 0.02  # of WITHHELD, in the fit: of nothing that anybody knows
 OUTSIDE_ASKED = 300
+SCOPED = ("dna", POOLED)  # queries of which the scope says how far the barcode is from all that is known
 SPECIES, GENUS = RANKS.index("species"), RANKS.index("genus")
 
 
@@ -80,6 +82,30 @@ class Part:
         self.others = np.where(genus >= 0, counts[np.maximum(genus, 0)] - (self.labels[:, SPECIES] >= 0), 0)
 
     @cached_property
+    def scope(self) -> Scope:
+        """Return what a calibration keeps of the library's barcodes and of the training photos."""
+        seen = training_looks(self.setting) if self.mask("image").any() else ()
+        if self.combiner is None:
+            return Scope(photos=seen)
+        return replace(scope.choose(self.combiner.library, self.setting.taxonomy), photos=seen)
+
+    @cached_property
+    def _searched(self) -> Combiner | None:
+        return scope.opened(self.scope, self.setting.taxonomy)
+
+    @cached_property
+    def _photos(self) -> Photos:
+        return Photos(self.scope.photos)
+
+    def near(self, query: str, barcodes: Sequence[str], without: np.ndarray | None = None) -> Nearest | None:
+        """Search the scope, for queries that are asked with a barcode and without a library; else None."""
+        return self._searched.find(barcodes, without=without) if query in SCOPED and self._searched else None
+
+    def photo_far(self, query: str, looks: np.ndarray | None) -> np.ndarray | None:
+        """Return how far photos are from those of the scope, for queries of a photo alone; else None."""
+        return self._photos.far(looks) if query == "image" and looks is not None and self.scope.photos else None
+
+    @cached_property
     def clean(self) -> Encoded:
         """Return the features of the specimens as they are."""
         return self.setting.encoded(self.split)
@@ -122,7 +148,8 @@ class Part:
         else:
             parts = {"image": [image], "dna": [dna]}.get(query, [image, dna])
             features = combined(query, parts, fuse_with(self.setting))
-        return Asked(self, rows[place], "", features, None, weight, outside=True)
+        near, far = self.near(query, barcodes), self.photo_far(query, found.looks[place])
+        return Asked(self, rows[place], "", features, None, weight, near, far, outside=True)
 
     def queries(self) -> list[str]:
         """Return what some specimen can be asked with: of QUERIES, POOLED, and with a library those with a barcode."""
@@ -150,8 +177,9 @@ class Part:
             rows = rows[self.labels[rows, SPECIES] >= 0]
         without = self.labels[rows, SPECIES] if withhold else None
         encoded, suffix = (self.damaged[damage], "_noisy") if damage else (self.clean, "")
+        barcodes = self.given(rows, damage)
+        near = self.near(query, barcodes, without)
         if is_pooled(query):
-            barcodes = self.given(rows, damage)
             measured = barcode_quality(barcodes)
             image = None
             if query.startswith(POOLED):
@@ -162,10 +190,11 @@ class Part:
                 assert self.combiner is not None
                 nearest = self.combiner.find(barcodes, without=without)
             inputs = Inputs(image, encoded.features[f"dna{suffix}"][rows], nearest, measured)
-            return Asked(self, rows, damage, inputs, without, weight)
+            return Asked(self, rows, damage, inputs, without, weight, near)
         condition = list(QUERIES[query])[-1] if damage else "clean"
         features = encoded.query(query, condition, fuse_with(self.setting), rows)
-        return Asked(self, rows, damage, features, without, weight)
+        looks = encoded.features[LOOKS + suffix][rows] if query == "image" else None
+        return Asked(self, rows, damage, features, without, weight, near, self.photo_far(query, looks))
 
     def given(self, rows: np.ndarray, damage: str) -> list[str]:
         """Return the cleaned barcodes of some rows as they are asked about, "" = none."""
@@ -188,6 +217,8 @@ class Asked:
     features: np.ndarray | Inputs  # float32 [N, D]; inputs of a pool
     without: np.ndarray | None  # int64 [N], species that are taken away
     weight: float
+    near: Nearest | None = None  # what the scope says of the barcodes; None = not asked
+    photo_far: np.ndarray | None = None  # float64 [N], the same of photos
     outside: bool = False  # of nothing that anybody knows
 
     def cases(self, pool: Pool | None = None) -> Cases:
@@ -200,6 +231,10 @@ class Asked:
             answers = Answers.concatenate([chunk.answers for chunk in chunks])
         else:
             answers = evidence.answers(scorer, self.features, self.without)
+        if self.near is not None:
+            answers = scope.told(answers, self.near)
+        if self.photo_far is not None:
+            answers = replace(answers, evidence=answers.evidence | {PHOTO_FAR: self.photo_far})
         right = (answers.path == part.labels[rows]) & (answers.path >= 0)
         unknown = part.named[rows, SPECIES] & (part.labels[rows, SPECIES] < 0)
         withheld = unknown if self.without is None else np.ones(len(rows), dtype=bool)

@@ -19,11 +19,12 @@ from engine.config import DataConfig
 from engine.specimens.taxonomy import RANKS, Taxonomy
 from train.evaluation.store import FeatureStore
 from train.inference.experts import sharpness
+from train.inference.looks import looks
 from train.inference.scoring import Scorer
 from train.metrics import prefix
 
 MODALITIES = ("image", "dna")
-SHARPNESS = "sharpness"
+SHARPNESS, LOOKS = "sharpness", "looks"
 QUERY_ROWS = 8192  # specimens whose features are in memory at once
 
 QUERIES: dict[str, dict[str, tuple[str, ...]]] = {
@@ -52,7 +53,7 @@ class Encoded:
     has_image: np.ndarray  # bool [N]
     has_dna: np.ndarray  # bool [N]
     features: Mapping[str, Any]  # image, image_noisy, dna, dna_noisy -> float32 [N, D], or a StoredArray of it; and
-    # sharpness, sharpness_noisy -> float32 [N, 1]
+    # sharpness, sharpness_noisy -> float32 [N, 1]; looks, looks_noisy -> float32 [N, looks.NUMBERS]
 
     @property
     def has_both(self) -> np.ndarray:
@@ -98,7 +99,8 @@ def encode_batch(
 ) -> dict[str, Tensor]:
     """Return features [b, D] of a batch on `device`, as they are (`clean`) and damaged (`noisy`).
 
-    Of photos the sharpness [b, 1], too. Rows of zeros where a modality is missing; one that no row has is left out.
+    Of photos sharpness [b, 1] and `looks`, too. Rows of zeros where a modality is missing; one that no row has is left
+    out.
     """
     result = {}
     for suffix in [name for name, wanted in (("", clean), ("_noisy", noisy)) if wanted]:
@@ -108,8 +110,12 @@ def encode_batch(
                 continue
             if modality == "image":
                 features = model.encode_image(batch[f"image{suffix}"][rows].to(device)).float()
-                found = torch.tensor([[sharpness(view.numpy())] for view in batch[f"image{suffix}"][rows]])
-                result[SHARPNESS + suffix] = torch.zeros(len(batch["valid"]), 1).index_copy(0, rows, found)
+                views = [view.numpy() for view in batch[f"image{suffix}"][rows]]
+                seen = {SHARPNESS: np.array([[sharpness(view)] for view in views], dtype=np.float32)}
+                seen[LOOKS] = np.stack([looks(view) for view in views])
+                for name, values in seen.items():
+                    nothing = torch.zeros(len(batch["valid"]), values.shape[1])
+                    result[name + suffix] = nothing.index_copy(0, rows, torch.from_numpy(values))
             else:
                 parts = (batch[f"dna_{part}{suffix}"][rows].to(device) for part in ("tokens", "mask"))
                 features = model.encode_dna(*parts).float()

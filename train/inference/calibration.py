@@ -24,12 +24,13 @@ from engine.specimens.taxonomy import RANKS
 from engine.store.storage import Location
 from train.inference.pool import Pool
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 FILE = "calibration.json"
 LIBRARY_INPUTS = ("edits", "edits_to_other", "length")
 """Evidence of a reference library, log(1 + edits) to the nearest reference of the answered taxon and of any other taxon
 of the rank, and the log of the query's nucleotides."""
 POOLED = "pooled"  # photo and barcode by the pool: what a service answers with where it was fitted
+CERTAIN = 1e-5  # a score counts as so far from 0 and 1 at least: float32 does not resolve what is nearer to 1
 WITH_LIBRARY = "+library"  # at the end of a query's name: its rules read what a library found, too
 
 Evidence = Mapping[str, np.ndarray]
@@ -71,11 +72,21 @@ def columns_of(evidence: Evidence, inputs: tuple[str, ...], rank: int | None) ->
     return np.column_stack([values if values.ndim == 1 else values[:, rank] for values in found])
 
 
+def columns_of_ranks(evidence: Evidence, name: str) -> np.ndarray:
+    """Return one input at every rank, float64 [N, R]."""
+    return np.column_stack([columns_of(evidence, (name,), rank)[:, 0] for rank in range(len(RANKS))])
+
+
+def above(values: np.ndarray, highest: float = 1.0) -> np.ndarray:
+    """Return, of values [N, R], those of the rank above; `highest` above the highest rank."""
+    return np.column_stack([np.full(len(values), highest), values[:, :-1]])
+
+
 @dataclass(frozen=True)
 class Cap:
     """The share of true members of a taxon among specimens as far from it; straight between the points."""
 
-    input: str  # the evidence that says how far: `rate`, edits per letter; `cosine`
+    input: str  # the evidence that says how far: `far`, `photo_far` or `cosine`
     at: tuple[float, ...]  # rising
     share: tuple[float, ...]  # never rising with the distance
 
@@ -107,14 +118,16 @@ class Calibrator:
     def unknown_taxa(self, evidence: Evidence, probabilities: np.ndarray | None = None) -> np.ndarray:
         """Return the probability of an unknown taxon of each rank inside the answered one above, float64 [N, R].
 
-        With the answered species and the known taxa that were not answered these add up to 1: of what a rank loses
-        against the rank above, its rule gives the share that no known taxon has. At the highest rank it is what lies
-        outside the scope.
+        What a rank loses against the rank above is shared by its known taxa that were not answered and an unknown one;
+        the rank's rule gives the share of the unknown one, which is all of it where no other known taxon has a score.
+        So the answered taxon, the other known ones and the unknown one add up to the rank above. At the highest rank
+        it is what lies outside the scope.
         """
         own = self.probabilities(evidence) if probabilities is None else probabilities
-        above = np.column_stack([np.ones(len(own)), own[:, :-1]])
+        score = sigmoid(columns_of_ranks(evidence, "probability"))
         shares = [rule(columns_of(evidence, rule.inputs, rank)) for rank, rule in enumerate(self.unknown)]
-        return (above - own) * np.column_stack(shares)
+        others = above(score, 1 - CERTAIN) > score + 0.1 * CERTAIN
+        return (above(own) - own) * np.where(others, np.column_stack(shares), 1.0)
 
     def novelty(self, evidence: Evidence) -> np.ndarray:
         """Probability, in the mixture fitted on, that the species is not known to the model: float64 [N]."""
@@ -154,6 +167,15 @@ class FittedLibrary:
 
 
 @dataclass(frozen=True)
+class Scope:
+    """Some of what a model was trained with: how far is a query from all of it (`train.inference.scope`, `.looks`)?"""
+
+    barcodes: tuple[str, ...] = ()  # on the coding strand
+    taxa: tuple[int, ...] = ()  # of each barcode, its row among the taxa of all ranks, coarse ones first
+    photos: tuple[tuple[float, ...], ...] = ()  # numbers of each photo
+
+
+@dataclass(frozen=True)
 class Calibration:
     """All that was fitted for one model."""
 
@@ -161,6 +183,7 @@ class Calibration:
     queries: Mapping[str, Calibrator]
     disagreement: Disagreement | None = None
     library: FittedLibrary | None = None  # None also in files of before this was noted
+    scope: Scope = Scope()  # read by the rules of photos, and of barcodes asked without a library
 
     def save(self, path: Path | str) -> None:
         """Write one JSON file, whole or not at all."""
@@ -191,9 +214,10 @@ class Calibration:
             )
             for name, one in value["queries"].items()
         }
-        pair, library = value["disagreement"], value.get("library")
+        pair, library, scope = value["disagreement"], value.get("library"), value["scope"]
         disagreement = pair and Disagreement(_rule(pair["rule"]), pair["flag_from"])
-        return cls(value["taxonomy"], queries, disagreement, library and FittedLibrary(**library))
+        kept = Scope(tuple(scope["barcodes"]), tuple(scope["taxa"]), tuple(map(tuple, scope["photos"])))
+        return cls(value["taxonomy"], queries, disagreement, library and FittedLibrary(**library), kept)
 
 
 def _rule(value: Mapping[str, Any]) -> Rule:

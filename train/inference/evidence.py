@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from engine.specimens.taxonomy import RANKS
-from train.inference.calibration import logit
+from train.inference.calibration import CERTAIN, logit
 from train.inference.experts import Inputs, Opinion, mixed, opinions
 from train.inference.pool import Pool
 from train.inference.scoring import Scorer
@@ -22,7 +22,6 @@ INPUTS = ("probability", "margin", "cosine")
 AGREED = "agreed"  # of a pool: the lowest logit that any of its experts gives the answer
 AGREEMENTS = tuple(f"agreement_{rank}" for rank in RANKS)
 FLOOR = 1e-9
-CERTAIN = 1e-5  # a probability counts as so far from 0 and 1 at least: float32 does not resolve what is nearer to 1
 
 
 @dataclass(frozen=True)
@@ -101,7 +100,7 @@ def pooled(
     """Score specimens by the pool of what their inputs say; arguments else as of `scored`.
 
     Evidence: that of INPUTS (cosine: the mean over the towers), AGREED, the logarithm of the barcode's known
-    nucleotides as `length`; where a library was asked LIBRARY_INPUTS and `rate`, edits per letter to the taxon.
+    nucleotides as `length`; where a library was asked LIBRARY_INPUTS and `far`, the most edits per letter to the taxon.
     """
     for rows in list(scorer.chunks(len(inputs))) or [slice(0, 0)]:
         said = opinions(scorer, inputs, rows, without=without, among=among)
@@ -133,7 +132,7 @@ def _pool_evidence(
     }
     if inputs.nearest is not None:
         told |= inputs.nearest.evidence(path, rows.start)
-        told["rate"] = inputs.nearest.rate(path, told["edits"], rows.start)
+        told["far"] = inputs.nearest.far(path, told["edits"], rows.start)
     return told
 
 

@@ -12,9 +12,9 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from train.inference.calibration import logit
-from train.inference.evidence import CERTAIN, Answers, Scored, descend
-from train.inference.nearest import Combiner, Nearest
+from train.inference.calibration import CERTAIN, logit
+from train.inference.evidence import Answers, Scored, descend
+from train.inference.nearest import Combiner, Nearest, most_edits
 from train.inference.scoring import Scorer
 from train.reference import Library
 
@@ -50,7 +50,7 @@ class LibraryScorer:
         return [np.log1p(np.bincount(labels[:, rank] + 1, minlength=size + 1)[1:]) for rank, size in enumerate(sizes)]
 
     def scored(self, nearest: Nearest, among: np.ndarray | None = None) -> Iterator[Scored]:
-        """Score N queries in chunks, in order, from what a search found; evidence is that of INPUTS.
+        """Score N queries in chunks, in order, from what a search found; evidence: INPUTS, and `far`.
 
         Args:
             nearest: of `combiner`.
@@ -86,6 +86,7 @@ class LibraryScorer:
             "gap": gap,
             "share_of_gap": (other - own) / np.maximum(other + own, 1.0),
             "records": np.stack(records, axis=1),
+            "far": np.where(path >= 0, most_edits(own) / length, FARTHEST),
         }
 
 

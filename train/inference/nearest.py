@@ -113,8 +113,8 @@ class Nearest:
             )
         )
 
-    def rate(self, path: np.ndarray, edits: np.ndarray, first: int) -> np.ndarray:
-        """Return edits per letter to the nearest reference of answered taxa, float64 [b, R].
+    def far(self, path: np.ndarray, edits: np.ndarray, first: int) -> np.ndarray:
+        """Return how far answered taxa are at most, float64 [b, R]: `most_edits` per letter to their nearest reference.
 
         0 for a taxon of which the library has no barcode: then nothing follows from finding none.
 
@@ -128,7 +128,16 @@ class Nearest:
         for rank, known in enumerate(self.known):
             if len(known):
                 there[:, rank] = known[np.maximum(path[:, rank], 0)] | (path[:, rank] < 0)
-        return np.where(there, np.expm1(edits) / length, 0.0)
+        return np.where(there, most_edits(np.expm1(edits)) / length, 0.0)
+
+
+def most_edits(edits: np.ndarray) -> np.ndarray:
+    """Return the edits that another stretch as long may well have: so that a few letters say no more than they can.
+
+    Three standard errors of a count: 6 edits of 100 letters may be 14, 40 of 658 59. With 1.645 the caps of moths with
+    their library let 16% of other families be named by 100 letters (results/unknown.md).
+    """
+    return edits + 3.0 * np.sqrt(edits + 1.0)
 
 
 class Combiner:

@@ -22,7 +22,7 @@ from train.inference import evidence
 from train.inference.calibration import FILE, POOLED, Calibration, Calibrator, FittedLibrary, back_off, sigmoid
 from train.inference.experts import Inputs, barcode_quality
 from train.inference.nearest import Combiner
-from train.pages import plots, pool_page
+from train.pages import outcomes, plots, pool_page
 from train.reference import Library
 from train.reference.library import read_manifest
 
@@ -145,6 +145,8 @@ def measure_query(calibrator: Calibrator, cases: Cases, resamples: int) -> dict[
         result[f"ends/{name}/share"] = float(ends.mean())
         judged = ends & cases.scored[:, rank - 1] if rank else ends & False
         result[f"ends/{name}/accuracy"] = metrics.micro(cases.right[:, rank - 1], judged)
+    judged = outcomes.of_rules(calibrator, cases, THRESHOLD)
+    result |= {f"outcomes/{name}": value for name, value in judged.items()}
     return result | {f"novelty/{name}": value for name, value in measure_novelty(calibrator, cases).items()}
 
 
@@ -208,6 +210,7 @@ def section(values: Mapping[str, float], split: str) -> Section:
     blocks += [
         html.paragraph("Species unknown to the model, by the novelty score (flagged: above val's threshold):"),
         _novelty_table(values, start, queries),
+        *outcomes.blocks(values, start, queries, THRESHOLD),
     ]
     pools = [pool_page.blocks(values, f"{split}/pool/{query}", plots.TITLES[query]) for query in queries]
     blocks += [html.paragraph(POOLS)] if any(pools) else []

@@ -212,10 +212,16 @@ function verdict(answer) {
     el("p", { class: "why" }, why));
 }
 
+const unknownTaxon = ({ rank, within }) => (within ? `a new ${rank} of ${within}` : `of no known ${rank}`);
+
 function notices(answer) {
   const found = [];
   const add = (title, text, plain = false) => found.push({ title, text, plain });
-  if (answer.novelty.flagged) add("Perhaps a species that the model does not know", `${percent(answer.novelty.score, 0)} likely: look at the nearest barcodes.`);
+  if (answer.novelty.flagged) {
+    const likely = answer.unknown.filter((one) => one.probability >= 0.01).reverse()
+      .map((one) => `${percent(one.probability, 0)} ${unknownTaxon(one)}`);
+    add("Perhaps a species that the model does not know", `${percent(answer.novelty.score, 0)} likely${likely.length ? ` (${likely.join(", ")})` : ""}: look at the nearest barcodes.`);
+  }
   if (answer.disagreement?.flagged) add("Photo and barcode disagree", "They look like different specimens. Check for a mix-up or contamination.");
   if (answer.barcode && !answer.barcode.usable) add("Look at the barcode", `${sentence(answer.barcode.told.join("; "))}.`);
   else if (answer.barcode?.told.length) add("Barcode", `${sentence(answer.barcode.told.join("; "))}.`, true);
@@ -242,9 +248,12 @@ function lineage(answer) {
   const last = answer.ranks.findIndex((one) => one.rank === answer.answer.rank);
   const refused = answer.stopped === "not_coi";
   const rows = answer.ranks.flatMap((one, place) => {
-    const others = one.taxa.filter((other) => other.name !== one.name && other.probability >= 0.001);
+    const others = one.taxa.filter((other) => other.name !== one.name && other.probability >= 0.001)
+      .map((other) => ({ name: taxon(other.name, one.rank), probability: other.probability }));
+    const unknown = answer.unknown.find((other) => other.rank === one.rank);
+    if (unknown?.probability >= 0.001) others.push({ name: unknownTaxon(unknown), probability: unknown.probability });
     const more = el("details", {}, el("summary", {}, others.length > 1 ? `${others.length} other ${MANY[one.rank]}` : `another ${one.rank}`),
-      el("ul", { class: "others" }, others.map((other) => el("li", {}, taxon(other.name, one.rank), el("span", {}, percent(other.probability))))));
+      el("ul", { class: "others" }, others.map((other) => el("li", {}, other.name, el("span", {}, percent(other.probability))))));
     const row = el("li", { class: place > last ? "below" : null }, el("span", { class: "rank" }, one.rank),
       el("span", { class: "name" }, one.name ? taxon(one.name, one.rank) : "none known"),
       bar(one.probability, answer.threshold), el("span", { class: "percent" }, percent(one.probability)), others.length ? more : null);

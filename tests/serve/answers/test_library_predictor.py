@@ -49,6 +49,7 @@ def test_answers_have_the_rules_probabilities(served: Served, predictor: Library
         for upper, lower in zip(answer.ranks, answer.ranks[1:], strict=False):
             children = sum(taxon.probability for taxon in lower.taxa if taxon.name == lower.name)
             assert children <= (upper.probability or 0) + 1e-9
+        assert [one["within"] for one in answer.to_dict()["unknown"]] == [one.within for one in answer.unknown]
 
 
 def test_bulk_without_a_checkpoint_answers_alike(
@@ -66,6 +67,7 @@ def test_bulk_without_a_checkpoint_answers_alike(
         for rank, one, unknown in zip(RANKS, answer.ranks, answer.unknown, strict=True):
             assert row[rank] == one.name and row[f"unknown_{rank}"] == pytest.approx(unknown.probability, abs=1e-5)
             assert row[f"{rank}_probability"] == pytest.approx(one.probability, abs=1e-5)
+            assert rank == RANKS[0] or row[f"unknown_{rank}_of"] == unknown.within
     assert json.loads((tmp_path / "r.parquet.json").read_text())["model"]["calibration_sha256"]
     assert bulk.main([str(fasta), "--out", str(tmp_path / "no.csv"), "--serial"]) == 2
 

@@ -23,7 +23,6 @@ from tests.serve.conftest import Served, Stored
 from train.evaluation.known_questions import Part
 from train.evaluation.model_under_test import Setting
 from train.evaluation.top1_accuracy import Subsets, rank_queries
-from train.inference import evidence
 from train.inference.calibration import FILE, WITH_LIBRARY, Calibration, FittedLibrary
 from train.inference.nearest import Combiner
 from train.models import checkpoint
@@ -70,7 +69,8 @@ def test_answers_are_those_of_the_evaluation(served: Served, asked: str) -> None
     rows = np.flatnonzero(encoded.mask(asked))
     none = Subsets(group=np.arange(len(encoded.keys)), novel=None, both=encoded.has_both)
     told = report.predictions(select_split(served.index, "test"), encoded, rankings, loaded.taxonomy, none).to_pylist()
-    found = evidence.answers(setting.scorer, encoded.query(asked, "clean", loaded.model.fuse))
+    part = Part(setting, "test", Combiner(Library.load(served.library), loaded.taxonomy))
+    found = part.asked(asked, rows).cases().answers
     calibrated = Calibration.load(served.checkpoint / FILE).queries[asked].probabilities(found.evidence)
     specimens = {one.key: one for one in served.specimens()}
     queries = [query(specimens[encoded.keys[row]], asked != "dna", asked != "image") for row in rows]
@@ -145,6 +145,15 @@ def test_probabilities_hold_together_along_every_lineage(predictor: Predictor, b
                     assert sum(children) <= chance + CLOSE
             for told in answer.ranks:
                 assert next(one.probability for one in told.taxa if one.name == told.name) == told.probability
+            for rank, unknown in enumerate(answer.unknown):
+                parent = answer.ranks[rank - 1].name if rank else None
+                assert unknown.within == parent
+                known = sum(
+                    p for name, p in chances[rank].items() if not rank or lineages[rank][name][rank - 1] == parent
+                )
+                whole = answer.ranks[rank - 1].probability if rank else 1.0
+                assert known + unknown.probability == pytest.approx(whole, abs=CLOSE)
+            assert len(answer.unknown) == (len(RANKS) if answer.calibrated else 0)
             own = [told.probability for told in answer.ranks]
             assert own == sorted(own, key=lambda one: -(one or 0.0))
 
