@@ -1,5 +1,8 @@
 """The command of the reference library: build, add, inspect."""
 
+import hashlib
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -7,7 +10,7 @@ import pytest
 from serve.library import main
 from tests.serve.conftest import Served
 from train.reference import Library
-from train.reference.library import RECORDS
+from train.reference.library import MANIFEST, POSTINGS, RECORDS
 
 pytestmark = pytest.mark.middle
 
@@ -47,6 +50,24 @@ def test_features_of_a_model_go_with_the_records(served: Served, tmp_path: Path)
     library = Library.load(out)
     assert set(library.features) == {"dna", "image"}
     assert len(library.features["dna"]) == len(library.records)
+
+
+def test_a_library_of_the_first_format_is_refused_and_rebuilt(
+    served: Served, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "old"
+    shutil.copytree(served.library, folder)
+    manifest = json.loads((folder / MANIFEST).read_text())
+    for name in [name for name in manifest["files"] if name.startswith("cluster_")]:
+        (folder / name).unlink()
+        del manifest["files"][name]
+    checksum = hashlib.sha256(json.dumps(manifest["files"], sort_keys=True).encode()).hexdigest()
+    (folder / MANIFEST).write_text(json.dumps(manifest | {"format_version": 1, "checksum": checksum}))
+    assert main(["inspect", str(folder)]) == 2
+    assert f"taxafuse library rebuild {folder}" in capsys.readouterr().err
+    assert main(["rebuild", str(folder)]) == 0
+    assert Library.load(folder).records.equals(Library.load(served.library).records)
+    assert (folder / POSTINGS).read_bytes() == (served.library / POSTINGS).read_bytes()
 
 
 @pytest.mark.parametrize(
