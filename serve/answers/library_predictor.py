@@ -45,7 +45,7 @@ class LibraryPredictor(Answering):
             ValueError: what `Library.load` raises; rules of another format, or of another version of the library.
         """
         place = Path(folder)
-        library, manifest = Library.load(place), read_manifest(place)
+        library, manifest = Library.load(place).prepared(), read_manifest(place)
         path = place / FILE
         calibration = Calibration.load(path) if path.is_file() else None
         fitted = None if calibration is None else calibration.library

@@ -128,7 +128,7 @@ class Predictor(Answering):
             "licence": str(loaded.meta.get("licence", "not stated")),
             "library": None if library is None else _library_card(Path(library), fitted),
         }
-        known = None if library is None else Library.load(library)
+        known = None if library is None else Library.load(library).prepared()
         scorer = open_scorer(loaded, weights, device)
         predictor = cls(model, loaded.config.data, scorer, calibration=calibration, library=known, card=card)
         predictor.threads = threads

@@ -1,8 +1,8 @@
 """Time of the search for the nearest reference: in bulk by threads, and one query alone.
 
-    python -m tests.benchmarks.nearest_speed BARCODES.parquet --keep LIBRARY [--queries 1000] [--rounds 3] [--vsearch 200]
+    python -m tests.benchmarks.nearest_speed BARCODES.parquet --keep LIBRARY [--queries 1000] [--rounds 3] [--vsearch 0]
 
-BARCODES and LIBRARY as of `tests.benchmarks.nearest_accuracy`, which makes the library. A row a condition: ms a query
+BARCODES and LIBRARY as of `tests.benchmarks.nearest_accuracy`, which makes it. A row a condition: ms a query
 in bulk with one thread and with two (least of the rounds, which take turns), their efficiency (time of one / 2 / time
 of two), ms of CPU with one, and median and 95th percentile of 200 queries asked alone. --vsearch N: VSEARCH with two
 threads on the first N queries of each condition, less its time for one query, which is loading. Names are not found

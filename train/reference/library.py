@@ -166,6 +166,11 @@ class Library:
     def _targets(self) -> Targets:
         return Targets(self.index, self.clusters, self.letters, self.starts, self._first_species)
 
+    def prepared(self) -> "Library":
+        """Return the library once its search is compiled (half a minute, the first time on a machine)."""
+        self.search([self.barcode(0)] if self.num_haplotypes else [])
+        return self
+
     def save(self, folder: str | Path) -> str:
         """Write the library into a folder, made if it is not there; returns its checksum (sha256 over all files')."""
         place = Path(folder)
