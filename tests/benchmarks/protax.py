@@ -21,6 +21,7 @@ from train.reference import Hits, Library
 
 FITTED_ON = 4000  # training specimens left out one by one
 _SCALE = 0.1  # of similarities: 1 = identical, 0 = this much less
+_RIDGE = 1e-5
 _FLOOR = 0.3  # edits per letter: no similarity found
 
 
@@ -67,10 +68,11 @@ class Protax:
 
     def __init__(self, library: Library) -> None:
         self.library = library
-        self.weights = torch.tensor(
-            [[-1.0, -8.0, 4.0, 1.0]] * len(RANKS), requires_grad=True
-        )  # unknown, none, best, 2nd
-        self.wrong = torch.full((len(RANKS),), -4.0, requires_grad=True)  # logit of the share mislabelled
+        start = [-1.0, -8.0, 4.0, 1.0]  # unknown, no reference, best and second similarity
+        self.weights = torch.tensor([start] * len(RANKS), dtype=torch.float64, requires_grad=True)
+        self.wrong = torch.full(
+            (len(RANKS),), -4.0, dtype=torch.float64, requires_grad=True
+        )  # logit of the share mislabelled
         self._children = []
         for rank, lineages in enumerate(library.taxonomy.lineages):
             parent = np.asarray(lineages)[:, rank - 1] if rank else np.zeros(len(lineages), dtype=np.int64)
@@ -82,11 +84,11 @@ class Protax:
         unknown, none, best, second = self.weights[rank]
         inside = torch.from_numpy(found.parent == node[found.query])
         query = torch.from_numpy(found.query)
-        logit = best * torch.from_numpy(found.best).float() + second * torch.from_numpy(found.second).float()
+        logit = best * torch.from_numpy(found.best).double() + second * torch.from_numpy(found.second).double()
         logit = logit.masked_fill(~inside, -torch.inf)
-        met = torch.zeros(len(node)).index_add_(0, query, inside.float())
-        missing = torch.from_numpy(self._children[rank][np.maximum(node, 0)]).float() - met
-        total = torch.zeros(len(node)).index_add_(0, query, logit.exp())
+        met = torch.zeros(len(node), dtype=torch.float64).index_add_(0, query, inside.double())
+        missing = torch.from_numpy(self._children[rank][np.maximum(node, 0)]).double() - met
+        total = torch.zeros(len(node), dtype=torch.float64).index_add_(0, query, logit.exp())
         total = total + missing.clamp(min=0) * none.exp() + unknown.exp()
         return logit, unknown.expand(len(node)), total.log()
 
@@ -94,7 +96,7 @@ class Protax:
         """Return the probabilities of the pairs [P] and of an unknown child [N], given the node."""
         logit, unknown, total = self._logits(rank, found, node)
         wrong = self.wrong[rank].sigmoid()
-        outcomes = torch.from_numpy(self._children[rank][np.maximum(node, 0)] + 1.0).float()
+        outcomes = torch.from_numpy(self._children[rank][np.maximum(node, 0)] + 1.0).double()
         query = torch.from_numpy(found.query)
         of_pairs = (logit - total[query]).exp()
         even = torch.where(torch.isfinite(logit), wrong / outcomes[query], 0.0)
@@ -113,17 +115,19 @@ class Protax:
             labels[alone, rank] = -1
         unknown = labels[:, -1] < 0
         weight = np.where(unknown, WITHHELD / unknown.mean(), (1 - WITHHELD) / (1 - unknown.mean()))
-        weights = torch.from_numpy(weight).float()
+        weights = torch.from_numpy(weight).double()
         optimiser = torch.optim.LBFGS([self.weights, self.wrong], max_iter=200, line_search_fn="strong_wolfe")
 
         def closure() -> Tensor:
             optimiser.zero_grad()
-            loss = torch.zeros(())
+            loss = _RIDGE * (self.weights**2).sum()
             for rank, one in enumerate(found):
                 node = labels[:, rank - 1] if rank else np.zeros(len(labels), dtype=np.int64)
                 share, new = self._shares(rank, one, node)
                 right = torch.from_numpy(one.taxon == labels[one.query, rank])
-                own = torch.zeros(len(node)).index_add_(0, torch.from_numpy(one.query), share * right)
+                own = torch.zeros(len(node), dtype=torch.float64).index_add_(
+                    0, torch.from_numpy(one.query), share * right
+                )
                 own = torch.where(torch.from_numpy(labels[:, rank] < 0), new, own).clamp(min=1e-6)
                 loss = loss - (weights * torch.from_numpy(node >= 0) * own.log()).mean()
             loss.backward()
