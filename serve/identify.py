@@ -8,7 +8,8 @@
 References are made a library the first time, calibrated by itself, and kept below ~/.cache/taxafuse (TAXAFUSE_CACHE
 names another folder) under their checksum. One row a record, in the input's order; without --out a short table, with it
 all columns of `taxafuse bulk`, which does the work and goes on where it was killed. Records that could not be read
-stand behind the block of records in which they were met.
+stand behind the block of records in which they were met. Beside OUT.csv stands OUT.review.csv with the doubtful rows,
+the likeliest first: fill in corrected_name and give it to `taxafuse library add LIBRARY --review OUT.review.csv`.
 """
 
 import argparse
@@ -114,6 +115,7 @@ def _named(options: argparse.Namespace, library: Path | None, out: Path) -> str:
     """Write the result with `serve.bulk` and return its summary."""
     from serve.bulk import job
 
+    review = out.with_suffix(".review.csv") if options.out else None
     words = [*options.input, "--out", str(out), *(["--overwrite"] if options.overwrite else [])]
     for name, value in (
         ("library", library),
@@ -125,6 +127,7 @@ def _named(options: argparse.Namespace, library: Path | None, out: Path) -> str:
         ("soft", options.soft),
         ("groups", options.groups),
         ("cluster", options.cluster),
+        ("review", review),
         ("contaminants", options.contaminants),
     ):
         words += [f"--{name}", str(value)] if value else []

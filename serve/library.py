@@ -3,6 +3,7 @@
     python -m serve.library build shards/bold --out libraries/bold
     python -m serve.library build downloads/ --format bold --out libraries/downloads
     python -m serve.library add libraries/bold new.fasta
+    python -m serve.library add libraries/bold --review names.review.csv --by "A. Curator"
     python -m serve.library calibrate libraries/bold
     python -m serve.library inspect libraries/bold
     python -m serve.library names libraries/bold norway.txt
@@ -20,6 +21,7 @@ import json
 import logging
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +30,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from engine.commandline import Parser, guarded
+from engine.errors import UserError
 from engine.formats.understood import describe_names, is_nameless, warn_of_names
 from engine.specimens.taxonomy import RANKS
 from engine.store.commits import new_folder, owned, recover
@@ -51,12 +54,21 @@ def parser() -> argparse.ArgumentParser:
     add = commands.add_parser("add", help="put further specimens into a library, as its next version")
     add.add_argument("library", metavar="LIBRARY", type=Path, help="folder of a library")
     for command in (build, add):
-        command.add_argument("paths", nargs="+", metavar="PATH", help="shards, FASTA, tables, downloads, photo folders")
+        command.add_argument(
+            "paths",
+            nargs="+" if command is build else "*",
+            metavar="PATH",
+            help="shards, FASTA, tables, downloads, photo folders",
+        )
         command.add_argument("--format", choices=NAMES, metavar="NAME", help=f"one of {', '.join(NAMES)} (found out)")
         command.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="of the format")
         command.add_argument("--split", default="train", help="of shards (default: %(default)s)")
         command.add_argument("--checkpoint", metavar="DIR", help="also keep this model's features of each specimen")
         command.add_argument("--licence", metavar="TEXT", help="of the records, e.g. CC-BY-4.0; answers name it")
+    add.add_argument(
+        "--review", type=Path, metavar="FILE", help="put corrected names of a review back, instead of PATH"
+    )
+    add.add_argument("--by", default="", metavar="NAME", help="who corrected, where the review does not say it")
     build.add_argument("--unnamed", action="store_true", help="build though no specimen has a name")
     build.add_argument("--out", required=True, type=Path, metavar="DIR", help="new or empty folder")
     calibrate = commands.add_parser("calibrate", help="fit the probabilities of a library that answers without a model")
@@ -155,6 +167,24 @@ def rebuild(folder: Path) -> "Library":
     return library
 
 
+def put_back(folder: Path, review: Path, by: str) -> str:
+    """Put corrected names into a library as its next version; return what to print. Raises UserError as `read_review`.
+
+    Waits for another process that writes the library.
+    """
+    from serve.bulk.review import corrected, read_review
+    from train.reference import Library
+
+    corrections = read_review(review, by)
+    with owned(folder, WAIT_S):
+        recover(folder)
+        library, there = corrected(Library.load(folder), corrections)
+        with new_folder(folder, replace=True) as part:
+            library.save(part)
+    fresh = len(corrections) - there
+    return f"{folder}: version {library.version}, {fresh:,} records added and {there:,} renamed as reviewed"
+
+
 def _licensed(library: "Library", licence: str | None) -> "Library":
     return library if licence is None else dataclasses.replace(library, licence=licence)
 
@@ -205,28 +235,44 @@ def describe(folder: Path) -> tuple[str, list[str]]:
     return "\n".join(lines), []
 
 
+def _rebuilt(arguments: argparse.Namespace) -> str:
+    library = rebuild(arguments.library)
+    size = f"version {library.version}, {library.num_haplotypes:,} different barcodes"
+    return f"{arguments.library}: {size}, rebuilt\n{calibrate(arguments.library)}"
+
+
+_OF_A_LIBRARY: dict[str, Callable[[argparse.Namespace], str]] = {  # commands that print one text
+    "names": lambda arguments: tellable(arguments.library, arguments.list),
+    "calibrate": lambda arguments: calibrate(arguments.library),
+    "rebuild": _rebuilt,
+}
+
+
+def _check_add(arguments: argparse.Namespace) -> None:
+    """Refuse what can be refused before minutes of reading."""
+    from train.reference.library import read_manifest
+
+    if bool(arguments.paths) == bool(arguments.review):
+        raise UserError("add", "both or none of PATH and --review", "one of them")
+    recover(arguments.library)
+    read_manifest(arguments.library)
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Run one command; return its exit code. Raises ValueError for a user's mistake."""
     if arguments.command == "inspect":
         text, changed = describe(arguments.library)
         print(text)
         return 1 if changed else 0
-    if arguments.command == "names":
-        print(tellable(arguments.library, arguments.list))
-        return 0
-    if arguments.command == "calibrate":
-        print(calibrate(arguments.library))
-        return 0
-    if arguments.command == "rebuild":
-        library = rebuild(arguments.library)
-        print(f"{arguments.library}: version {library.version}, {library.num_haplotypes:,} different barcodes, rebuilt")
-        print(calibrate(arguments.library))
+    if arguments.command in _OF_A_LIBRARY:
+        print(_OF_A_LIBRARY[arguments.command](arguments))
         return 0
     if arguments.command == "add":
-        from train.reference.library import read_manifest
-
-        recover(arguments.library)
-        read_manifest(arguments.library)  # before minutes of reading
+        _check_add(arguments)
+        if arguments.review:
+            print(put_back(arguments.library, arguments.review, arguments.by))
+            print(calibrate(arguments.library))
+            return 0
     found = read(arguments)
     print("\n".join(describe_names(found.names)))
     warn_of_names(found.names)

@@ -40,6 +40,7 @@ from serve.bulk.columns import COLUMNS, GROUP, STYLES, described
 from serve.bulk.contaminants import digest, open_contaminants
 from serve.bulk.plan import PLAN, Plan, load_plan, write_plan
 from serve.bulk.result import write_result
+from serve.bulk.review import Review
 from serve.bulk.rules import Rules, add_options, rules_of
 from serve.bulk.sources import NAMES, open_source
 from serve.bulk.writers import WRITERS, check_kind
@@ -102,6 +103,7 @@ def parser() -> argparse.ArgumentParser:
     add("--workers", type=int, metavar="N", help="processes, each with the model (default: one a CPU, or a GPU)")
     add("--threads", type=int, default=1, metavar="N", help="of each worker (default: %(default)s)")
     add("--device", default="cpu", help="torch device, e.g. cuda: one GPU for each worker (default: cpu)")
+    add("--review", type=Path, metavar="FILE", help="also write the doubtful rows, as CSV, for a person to look at")
     add("--serial", action="store_true", help="answer in this process, without starting Ray")
     add("--overwrite", action="store_true", help="replace a result, and start an unfinished one anew")
     return parser
@@ -243,7 +245,10 @@ def _through_ray(answerer: Answerer, arguments: argparse.Namespace) -> Iterator[
 def finish(plan: Plan, arguments: argparse.Namespace, rules: Rules) -> tuple[Counter[str], Counter[str]]:
     """Write the result and its description, then remove what the run needed; returns as `write_result`."""
     out, style = arguments.out, arguments.names
-    counts, contaminants = write_result(plan, out, style, rules)
+    review = Review() if arguments.review else None
+    counts, contaminants = write_result(plan, out, style, rules, review)
+    if review is not None:
+        review.write(arguments.review)
     value = {
         "model": json.loads((plan.folder / CARD).read_text(encoding="utf-8")) if plan.questions else None,
         "settings": {**plan.settings, **rules.settings()},
@@ -266,8 +271,9 @@ def _check(arguments: argparse.Namespace) -> None:
 
     out = arguments.out
     check_kind(str(out), out.suffix)
-    if out.exists() and not arguments.overwrite and load_plan(_state(out)) is None:
-        raise ValueError(f"--out: got {out}, which is there already; allowed: another name, or --overwrite")
+    for path in (out, arguments.review):
+        if path and path.exists() and not arguments.overwrite and load_plan(_state(out)) is None:
+            raise ValueError(f"--out: got {path}, which is there already; allowed: another name, or --overwrite")
     if not arguments.checkpoint and not arguments.library:
         raise ValueError("got neither --checkpoint nor --library, allowed: a model, a library of barcodes, or both")
     for name in ("workers", "threads"):

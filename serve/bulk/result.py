@@ -14,17 +14,20 @@ from tqdm import tqdm
 from engine.store.storage import Location
 from serve.bulk.columns import errors_of, schema, styled
 from serve.bulk.plan import Plan
+from serve.bulk.review import Review
 from serve.bulk.rules import Rules, applied
 from serve.bulk.writers import WRITERS
 
 _PARTS = 64  # of the tasks' parts held at a time: equal barcodes far apart refer to early ones
 
 
-def write_result(plan: Plan, out: Path, style: str, rules: Rules) -> tuple[Counter[str], Counter[str]]:
+def write_result(
+    plan: Plan, out: Path, style: str, rules: Rules, review: Review | None = None
+) -> tuple[Counter[str], Counter[str]]:
     """Write the result from the parts of a plan whose tasks are all done; whole or not at all.
 
     Returns how many records stop at which rank ("none" = at no rank, "error" = without an answer), and how many are
-    which contaminant.
+    which contaminant. `review` takes the doubtful rows.
     """
     counts: Counter[str] = Counter()
     contaminants: Counter[str] = Counter()
@@ -40,6 +43,8 @@ def write_result(plan: Plan, out: Path, style: str, rules: Rules) -> tuple[Count
             ranks = np.asarray(table["rank"].fill_null("none").to_pylist(), dtype=object)
             contaminants.update(table["contaminant"].drop_null().to_pylist())
             counts.update(np.where(failed, "error", ranks).tolist())
+            if review is not None:
+                review.add(table)
             writer.write_table(styled(table, style))
             bar.update(len(table))
     bar.close()

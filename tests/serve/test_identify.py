@@ -1,5 +1,6 @@
 """Files in, names out: references as files or a library, the same answers as in bulk, every kind of result."""
 
+import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from serve import identify
 from serve.bulk import again, job
+from serve.bulk.review import reasons_of
 from serve.bulk.writers import WRITERS
 from tests.serve.conftest import Served
 
@@ -61,9 +63,12 @@ def test_references_become_a_library_once_and_answer_as_in_bulk(
     table, fasta = files
     results = {}
     for ending in WRITERS:
-        out = tmp_path / f"names{ending}"
+        out = tmp_path / f"names-{ending[1:]}{ending}"
         assert identify.main([str(fasta), "--reference", str(table), "--out", str(out)]) == 0
         results[ending] = rows_of(out)
+        with out.with_suffix(".review.csv").open() as file:
+            reviewed = [row["key"] for row in csv.DictReader(file)]
+        assert sorted(reviewed) == sorted(row["key"] for row in results[ending] if reasons_of(row))
     (made,) = cache.iterdir()
     assert made.name.startswith("known-")
     plain = tmp_path / "bulk.parquet"

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from engine.specimens.taxonomy import RANKS
-from train.reference.library import Library
+from train.reference.library import COLUMNS, Library
 from train.reference.search import Hits
 
 TIE = 0.5  # edits
@@ -192,7 +192,7 @@ def _evidence(library: Library, hits: Hits) -> list[list[dict[str, Any]]]:
     near = [np.arange(low, min(high, low + _EVIDENCE)) for low, high in pairwise(hits.start.tolist())]
     chosen = np.concatenate([*near, np.empty(0, dtype=np.int64)]).astype(np.int64)
     haplotype = hits.reference[chosen]
-    told = library.records.take(pa.array(rows[begin[haplotype]])).drop_columns("haplotype").to_pylist()
+    told = library.records.take(pa.array(rows[begin[haplotype]])).select(COLUMNS).to_pylist()
     specimens = begin[haplotype + 1] - begin[haplotype]
     measured = zip(hits.identity[chosen].tolist(), hits.overlap[chosen].tolist(), specimens.tolist(), strict=True)
     for record, (identity, overlap, count) in zip(told, measured, strict=True):

@@ -1,7 +1,7 @@
 """A reference library: the barcodes, names and features of known specimens, in one folder, searched without training.
 
 manifest.json        format version, version of the library, counts, licence, sha256 of every other file
-records.parquet      one row per specimen: COLUMNS, and `haplotype`, its place among the different barcodes (-1 = none)
+records.parquet      one row per specimen: COLUMNS, NOTED, `haplotype`: its place among different barcodes (-1 = none)
 letters.npy          the different barcodes (haplotypes) on their coding strand, one after another; starts.npy: where
 cluster_NAME.npy     which of them lead the others, and how these differ (`train.reference.clusters`)
 offsets.npy, postings.npy   the inverted index of the leaders' k-mers (`train.reference.seeds`)
@@ -41,7 +41,9 @@ MANIFEST, RECORDS, LETTERS, STARTS, OFFSETS, POSTINGS = (
     "postings.npy",
 )
 COLUMNS = ("key", *RANKS, "bin_uri", "country")
-_SCHEMA = pa.schema([*((name, pa.string()) for name in COLUMNS), ("haplotype", pa.int32())])
+NOTED = ("identified_by", "identified_on")  # of names that a person corrected: who, and the day
+KMER = 11  # 17 MB of offsets; looking up with 10 or 12 takes as long
+_SCHEMA = pa.schema([*((name, pa.string()) for name in (*COLUMNS, *NOTED)), ("haplotype", pa.int32())])
 _SPECIES = RANKS.index("species")
 
 
@@ -65,7 +67,7 @@ class Library:
         """Make a library.
 
         Args:
-            records: M rows with COLUMNS, of which those that are missing are null.
+            records: M rows with COLUMNS and NOTED, of which those that are missing are null.
             barcodes: M clean barcodes, "" = none; equal ones, on either strand, are stored once.
             features: modality -> [M, D], of one model; rows of zeros = none.
 
@@ -291,7 +293,7 @@ def _assemble(
     haplotype = [places.setdefault(sequence, len(places)) if sequence else -1 for sequence in orient_batch(barcodes)]
     columns = [
         records[name].cast(pa.string()) if name in records.column_names else pa.nulls(len(records), pa.string())
-        for name in COLUMNS
+        for name in (*COLUMNS, *NOTED)
     ]
     table = pa.Table.from_arrays([*columns, pa.array(haplotype, pa.int32())], schema=_SCHEMA)
     table = pa.concat_tables([before, table]) if before is not None else table
