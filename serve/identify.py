@@ -7,9 +7,8 @@
 
 References are made a library the first time, calibrated by itself, and kept below ~/.cache/taxafuse (TAXAFUSE_CACHE
 names another folder) under their checksum. One row a record, in the input's order; without --out a short table, with it
-all columns of `taxafuse bulk`, which does the work and goes on where it was killed. Records that could not be read
-stand behind the block of records in which they were met. Beside OUT.csv stands OUT.review.csv with the doubtful rows,
-the likeliest first: fill in corrected_name and give it to `taxafuse library add LIBRARY --review OUT.review.csv`.
+all columns of `taxafuse bulk`, which does the work and goes on where it was killed. Beside x.csv stands x.review.csv,
+the doubtful rows, the likeliest first: fill in corrected_name, then `taxafuse library add LIBRARY --review FILE`.
 """
 
 import argparse

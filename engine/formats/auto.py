@@ -17,8 +17,8 @@ from engine.formats import archives, bioscan1m, bioscan5m, fasta, image_folders,
 from engine.formats.barcodebert import split_of_file
 from engine.formats.clibd_hdf5 import MOST_GROUPS, groups_with_barcodes
 from engine.formats.columns import match_columns
-from engine.formats.delimited import read_header
 from engine.formats.hdf5 import TOP_GROUP, Hdf5File, has_child, names_in
+from engine.formats.heading import read_header
 from engine.formats.photos import HDF5_SUFFIXES
 from engine.formats.registry import FORMATS
 from engine.formats.registry import open_dataset as open_by_name

@@ -17,12 +17,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from engine.formats.columns import FileSource, match_columns, read_parquet, tidy, to_specimens, with_coordinates
+from engine.formats.columns import (
+    FileSource,
+    match_columns,
+    read_parquet,
+    tidy,
+    to_specimens,
+    with_coordinates,
+)
 from engine.formats.delimited import Picker, Rows, read_delimited
 from engine.formats.image_folders import photos_below
 from engine.formats.lookup import name_hashes
 from engine.formats.markers import is_coi
 from engine.formats.photo_files import read_image_file
+from engine.formats.row_order import ROW, LeftOut, located, with_rows
 from engine.formats.unpacked import inner_name
 
 log = logging.getLogger(__name__)
@@ -82,7 +90,10 @@ class BoldSource(FileSource):
                 keep = pa.array(longest[start : start + specimens.num_rows])
                 start += specimens.num_rows
                 repeated = specimens["key"].filter(pc.invert(keep)).to_pylist()
-                self.skipped += [(key, f"another {MARKER} record of the same processid") for key in repeated]
+                kept, numbers = np.asarray(keep), self.rows
+                for key, number in zip(repeated, numbers[~kept].tolist(), strict=True):
+                    self.skipped.append(LeftOut(key, f"another {MARKER} record of the same processid", number))
+                self.rows = numbers[kept]
                 yield specimens.filter(keep)
         if self.photos:
             self.skipped += self.photos.unused()
@@ -97,20 +108,24 @@ class BoldSource(FileSource):
         """Yield the file's records of the marker."""
         row, found = 0, False
         for columns, bad_rows in _pieces(path, lambda names: pick(names, path)):
+            columns = with_rows(columns, row)
             marker = tidy(columns["marker"]).fill_null("none given")
             taken = is_coi_column(marker)
             others = columns.append_column("named_marker", marker).filter(pc.invert(taken))
             self.skipped += bad_rows
-            self.skipped += [
+            left_out = [
                 ((key or "").strip(), f"record of another marker: {name}")
                 for key, name in zip(others["key"].to_pylist(), others["named_marker"].to_pylist(), strict=True)
             ]
+            self.skipped += located(left_out, others, np.arange(len(others)))
             records = with_coordinates(columns.filter(taken))
             if self.photos and pick.is_full:
                 records = self.photos.join(records)
             numbers = row + np.flatnonzero(taken)
             specimens, without_key = to_specimens(records, path.name, numbers, self.names if pick.is_full else None)
-            self.skipped += without_key
+            has_key = np.asarray(pc.is_valid(tidy(records["key"])))
+            self.skipped += located(without_key, records, np.flatnonzero(~has_key))
+            self.rows = records[ROW].to_numpy()[has_key]
             row, found = row + columns.num_rows, found or bool(columns.num_rows or bad_rows)
             yield specimens
         if not found:

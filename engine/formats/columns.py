@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from engine.formats.delimited import Picker, Rows, warn_repeated
+from engine.formats.row_order import ROW, located
 from engine.formats.understood import NameLog, read_names
 from engine.specimens.names import plain
 from engine.specimens.schema import SPECIMEN_SCHEMA
@@ -40,9 +41,10 @@ class FileSource:
     paths: list[Path]
     skipped: list[tuple[str, str]] = dataclasses.field(default_factory=list, kw_only=True)
     names: NameLog = dataclasses.field(default_factory=NameLog, kw_only=True)
+    rows: np.ndarray | None = dataclasses.field(default=None, kw_only=True)  # of the batch that came last, see ROW
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "skipped": [], "names": NameLog()}
+        return {**self.__dict__, "skipped": [], "names": NameLog(), "rows": None}
 
     def start(self) -> None:
         """Forget what an earlier reading left out and named."""
@@ -149,8 +151,11 @@ def specimens_of(pieces: Iterable[Rows], path: Path, source: FileSource) -> Iter
         specimens, without_key = to_specimens(columns, path.name, numbers, source.names)
         row, found = row + columns.num_rows, found or bool(columns.num_rows or bad_rows)
         if without_key:
-            columns = columns.filter(pc.is_valid(tidy(columns["key"])))
+            has_key = pc.is_valid(tidy(columns["key"]))
+            without_key = located(without_key, columns, np.flatnonzero(~np.asarray(has_key)))
+            columns = columns.filter(has_key)
         source.skipped += bad_rows + without_key
+        source.rows = columns[ROW].to_numpy() if ROW in columns.column_names else None
         yield specimens, columns
     if not found:
         raise ValueError(f"table: got {path}, which has no rows; allowed: at least one")

@@ -19,10 +19,12 @@ import pyarrow.compute as pc
 
 from engine.formats.clean_text import CleanText, bounded_lines
 from engine.formats.columns import FileSource, match_columns, specimens_of, tidy, with_column
-from engine.formats.delimited import Header, Rows, read_delimited
+from engine.formats.delimited import Rows, read_delimited
 from engine.formats.headers import read_header, read_taxonomy
+from engine.formats.heading import Header
 from engine.formats.lookup import NameIndex
 from engine.formats.markers import is_coi
+from engine.formats.row_order import LeftOut, with_rows
 from engine.formats.understood import read_names, with_origins
 from engine.formats.unpacked import inner_name
 from engine.specimens.taxonomy import RANKS
@@ -83,14 +85,14 @@ class FastaSource(FileSource):
         rows: list[dict[str, str]] = []
         bad: list[tuple[str, str]] = []
         known_name = sum(other.name == path.name for other in self.paths) == 1
-        letters = 0
+        letters = first = 0
         for number, (header, sequence, problem) in enumerate(_records(path), start=1):
             if len(rows) + len(bad) >= _ROWS or letters > MAX_ROWS_BYTES:
-                yield _as_table(rows), bad
-                rows, bad, letters = [], [], 0
+                yield with_rows(_as_table(rows), first), bad
+                first, rows, bad, letters = first + len(rows), [], [], 0
             if header is None or problem:
                 place = f"record {header[:40]!r}" if header else f"line {sequence[:40]!r}"
-                bad.append((f"{path.name} {place}", problem or ""))
+                bad.append(LeftOut(f"{path.name} {place}", problem or "", first + len(rows)))
                 continue
             letters += len(sequence)
             row: dict[str, Any] = read_header(header) | {"barcode": sequence}
@@ -99,9 +101,9 @@ class FastaSource(FileSource):
             if is_coi(marker):
                 rows.append(row)
             else:
-                bad.append((row["key"], f"record of another marker: {marker}"))
+                bad.append(LeftOut(row["key"], f"record of another marker: {marker}", first + len(rows)))
         if rows or bad:
-            yield _as_table(rows), bad
+            yield with_rows(_as_table(rows), first), bad
 
 
 def _records(path: Path) -> Iterator[tuple[str | None, str, str]]:

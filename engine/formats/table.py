@@ -29,6 +29,7 @@ from engine.formats.columns import (
 from engine.formats.delimited import Rows, read_delimited
 from engine.formats.markers import is_coi
 from engine.formats.photo_files import read_image_file
+from engine.formats.row_order import located, with_rows
 from engine.formats.split_names import our_splits
 from engine.formats.understood import with_origins
 from engine.formats.unpacked import inner_name
@@ -110,7 +111,9 @@ class TableSource(FileSource):
             origins.update({field: f"column {name}" for field, name in chosen.items()})
             return chosen
 
+        first = 0
         for columns, bad_rows in _pieces(path, pick):
+            columns, first = with_rows(columns, first), first + columns.num_rows
             columns, others = _of_coi(columns)
             yield with_origins(with_coordinates(self._one_photo_a_row(columns)), origins), bad_rows + others
 
@@ -187,7 +190,9 @@ def _of_coi(columns: pa.Table) -> tuple[pa.Table, list[tuple[str, str]]]:
     markers = tidy(columns["marker"]).to_pylist()
     taken = np.array([marker is None or is_coi(marker) for marker in markers], dtype=bool)
     keys = columns["key"].to_pylist()
-    others = [(keys[row] or "", f"record of another marker: {markers[row]}") for row in np.flatnonzero(~taken).tolist()]
+    places = np.flatnonzero(~taken)
+    left_out = [(keys[row] or "", f"record of another marker: {markers[row]}") for row in places.tolist()]
+    others = located(left_out, columns, places)
     return (columns.filter(pa.array(taken)) if others else columns), others
 
 

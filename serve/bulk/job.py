@@ -6,8 +6,7 @@
     python -m serve.bulk specimens.csv --option images=photos --checkpoint runs/NAME --out result.csv --names dwc
     python -m serve.bulk shards/moths --split test --checkpoint runs/NAME --out result.parquet
 
-Every record of the input has one row in the result, in the same order: an answer, or an error that says what was wrong;
-rows that could not be read follow the block of records in which they were met.
+Every record of the input has one row in the result, in the same order: an answer, or an error that says what was wrong.
 Equal barcodes are asked once. A run that was killed goes on when its command is given again; the result is the same.
 Beside the result stands RESULT.json: which model and library answered, with checksums, and how many stop at which rank.
 """

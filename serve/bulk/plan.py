@@ -11,7 +11,7 @@ worker holds their bytes together.
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,35 +100,48 @@ def write_plan(source: SpecimenSource, folder: Path, settings: Mapping[str, Any]
 
 
 def _write_raw(source: SpecimenSource, path: Path) -> tuple[bytearray, str, bool]:
-    """Write all records as they come, those that the source left out behind the batch in which it met them.
+    """Write all records in the order of the input, with those that the source left out.
 
+    Where a source does not say where these stood, they follow the batch in which it met them.
     Returns 16 bytes for each record's question, one digest of everything, and whether there is a photo.
     """
-    digests, whole, told, has_photos = bytearray(), hashlib.blake2b(digest_size=16), 0, False
+    digests, whole, has_photos = bytearray(), hashlib.blake2b(digest_size=16), False
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, _RAW_SCHEMA) as writer:
-        for batch in _batches(source):
-            left_out = source.skipped[told:]
-            told = len(source.skipped)
+        for batch, rows, left_out in _batches(source):
             keys, images, barcodes = (batch[name].to_pylist() for name in ("key", "image", "barcode"))
             has_photos = has_photos or any(images)
             asked = [_question(image, barcode) for image, barcode in zip(images, barcodes, strict=True)]
             problems = [None if one != _NONE else "neither photo nor barcode" for one in asked]
-            for key, reason in left_out:
-                keys, images, barcodes = [*keys, key], [*images, None], [*barcodes, None]
-                asked, problems = [*asked, _NONE], [*problems, reason]
-            digests += b"".join(asked)
-            for values in zip(keys, images, barcodes, problems, strict=True):
-                whole.update(repr(values).encode("utf-8", "surrogatepass"))
-            writer.write(pa.record_batch([keys, images, barcodes, problems], schema=_RAW_SCHEMA))
+            records = list(zip(keys, images, barcodes, problems, asked, strict=True))
+            records += [(key, None, None, reason, _NONE) for key, reason in left_out]
+            order = _places(len(batch), rows, left_out)
+            for record in (ordered := [records[place] for place in order]):
+                digests += record[-1]
+                whole.update(repr(record[:-1]).encode("utf-8", "surrogatepass"))
+            columns = [[record[place] for record in ordered] for place in range(len(_RAW_SCHEMA))]
+            writer.write(pa.record_batch(columns, schema=_RAW_SCHEMA))
     return digests, whole.hexdigest(), has_photos
 
 
-def _batches(source: SpecimenSource) -> Iterator[pa.Table]:
-    """Yield the batches of the source, and an empty one for what it left out last."""
+def _places(count: int, rows: np.ndarray | None, left_out: Sequence[tuple[str, str]]) -> list[int]:
+    """Return the order of a batch's records and, numbered behind them, of those left out."""
+    own = np.full(count, -np.inf) if rows is None else rows
+    others = [getattr(one, "row", np.inf) for one in left_out]
+    return np.argsort(np.concatenate([own, others]), kind="stable").tolist()
+
+
+def _batches(source: SpecimenSource) -> Iterator[tuple[pa.Table, np.ndarray | None, list[tuple[str, str]]]]:
+    """Yield the batches of the source in pieces, with their rows in the file, and what it left out among them."""
+    seen, waiting = 0, list[tuple[str, str]]()
     for batch in source.batches():
-        for first in range(0, len(batch), _ROWS):
-            yield batch.slice(first, _ROWS)
-    yield SPECIMEN_SCHEMA.empty_table()
+        numbers = getattr(getattr(source, "inner", source), "rows", None)
+        waiting, seen = source.skipped[seen:], len(source.skipped)
+        for first in range(0, max(1, len(batch)), _ROWS):
+            rows = None if numbers is None else numbers[first : first + _ROWS]
+            last = np.inf if rows is None or first + _ROWS >= len(batch) else rows[-1]
+            yield batch.slice(first, _ROWS), rows, [one for one in waiting if getattr(one, "row", -1) <= last]
+            waiting = [one for one in waiting if getattr(one, "row", -1) > last]
+    yield SPECIMEN_SCHEMA.empty_table(), None, source.skipped[seen:]
 
 
 def _question(image: str | None, barcode: str | None) -> bytes:
