@@ -17,6 +17,7 @@ if not __package__:  # the script form puts engine/ first on the path, where `im
 from engine.commandline import Parser, guarded
 from engine.curation.report import HTML_NAME
 from engine.errors import UserError
+from engine.formats.excluded import Excluding
 from engine.formats.registry import FORMATS, Option, open_dataset
 from engine.formats.understood import warn_of_names
 from engine.ingest.plan import LAYOUTS
@@ -124,6 +125,12 @@ def _add_ingest_options(command: argparse.ArgumentParser) -> None:
         "table, or the photos of an event, whose names differ in the last number alone (night2_f1.jpg, night2_f2.jpg)",
     )
     command.add_argument(
+        "--exclude",
+        type=Path,
+        metavar="FILE",
+        help="leave out records: suggested_exclusions.csv of check, or keys one a line",
+    )
+    command.add_argument(
         "--layout",
         choices=LAYOUTS,
         default="random",
@@ -204,11 +211,14 @@ def _ingest(arguments: argparse.Namespace) -> int:
             "format": arguments.format,
             "paths": [path.shown if isinstance(path, Location) else str(path) for path in paths],
             "options": {option.name: text for option, text in given.items() if text is not None}
-            | ({"group": arguments.group} if arguments.group else {}),
+            | ({"group": arguments.group} if arguments.group else {})
+            | ({"exclude": str(arguments.exclude)} if arguments.exclude else {}),
         },
     )
     started = time.monotonic()
-    report = ingest(open_dataset(arguments.format, paths, **chosen), arguments.out, options)
+    source = open_dataset(arguments.format, paths, **chosen)
+    source = Excluding(source, arguments.exclude) if arguments.exclude else source
+    report = ingest(source, arguments.out, options)
     print("\n".join(describe_report(report)))
     written = report["written"]
     modalities = ", ".join(f"{name} {count}" for name, count in written["modalities"].items())
