@@ -44,7 +44,8 @@ MAY_IMPORT = {  # room or file -> the others that it may import; a package's own
     "serve.answers": "engine engine.specimens engine.signals engine.store engine.curation train train.models "
     "train.reference train.inference",
     "serve.models": "engine engine.specimens engine.signals engine.store train train.models train.inference train.run",
-    "serve.bulk": "engine engine.specimens engine.signals engine.store engine.formats train.models train.reference train.inference "
+    "serve.bulk": "engine engine.specimens engine.signals engine.store engine.formats train.models train.reference "
+    "train.inference "
     "serve.answers "
     "serve.models",
     "serve.http": "engine engine.specimens engine.signals engine.store engine.formats train.models train.reference "

@@ -104,6 +104,7 @@ def save(
         raise FloatingPointError(f"after step {step} weights are not finite, e.g. {bad[0]}; no checkpoint is written")
     save_file(weights, folder / WEIGHTS)
     (folder / CONFIG).write_text(json.dumps(to_dict(config), indent=1))
+    (folder / WEIGHTS).chmod((folder / CONFIG).stat().st_mode)  # safetensors writes files that only their owner reads
     taxonomy.save(folder / TAXONOMY)
     if config.data.tokenizer_file:
         shutil.copyfile(config.data.tokenizer_file, folder / TOKENIZER)

@@ -34,6 +34,8 @@ def test_what_is_saved_is_loaded(saved: Callable[[Path], Path], tmp_path: Path) 
     assert first.taxonomy.fingerprint == second.taxonomy.fingerprint and first.config == second.config
     for name, value in first.model.state_dict().items():
         assert torch.equal(value, second.model.state_dict()[name]), name
+    modes = {path.stat().st_mode for path in (tmp_path / "a").iterdir()}
+    assert len(modes) == 1, "weights are read by whoever may read the rest"
 
 
 def change(name: str, **values: object) -> Callable[[Path], object]:
