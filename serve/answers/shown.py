@@ -1,16 +1,13 @@
 """An answer as a notebook shows it: the lineage with its probabilities as bars, and what is odd."""
 
 from html import escape
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from serve.answers.answer import Answer
+from typing import Any
 
 _CELL = 'style="text-align:left"'
 
 
-def answer_html(answer: "Answer") -> str:
-    """Return an answer as a small table of HTML; all that the input said is escaped."""
+def answer_html(answer: Any) -> str:
+    """Return an `Answer` as a small table of HTML; all that the input said is escaped."""
     name = f"{answer.answer_name} ({answer.answer_rank})" if answer.answer_name else "no answer"
     rows = []
     for rank in answer.ranks:

@@ -42,7 +42,6 @@ MANIFEST, RECORDS, LETTERS, STARTS, OFFSETS, POSTINGS = (
 )
 COLUMNS = ("key", *RANKS, "bin_uri", "country")
 NOTED = ("identified_by", "identified_on")  # of names that a person corrected: who, and the day
-KMER = 11  # 17 MB of offsets; looking up with 10 or 12 takes as long
 _SCHEMA = pa.schema([*((name, pa.string()) for name in (*COLUMNS, *NOTED)), ("haplotype", pa.int32())])
 _SPECIES = RANKS.index("species")
 
