@@ -21,6 +21,7 @@ import json
 import logging
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -234,6 +235,19 @@ def describe(folder: Path) -> tuple[str, list[str]]:
     return "\n".join(lines), []
 
 
+def _rebuilt(arguments: argparse.Namespace) -> str:
+    library = rebuild(arguments.library)
+    size = f"version {library.version}, {library.num_haplotypes:,} different barcodes"
+    return f"{arguments.library}: {size}, rebuilt\n{calibrate(arguments.library)}"
+
+
+_OF_A_LIBRARY: dict[str, Callable[[argparse.Namespace], str]] = {  # commands that print one text
+    "names": lambda arguments: tellable(arguments.library, arguments.list),
+    "calibrate": lambda arguments: calibrate(arguments.library),
+    "rebuild": _rebuilt,
+}
+
+
 def _check_add(arguments: argparse.Namespace) -> None:
     """Refuse what can be refused before minutes of reading."""
     from train.reference.library import read_manifest
@@ -250,14 +264,8 @@ def run(arguments: argparse.Namespace) -> int:
         text, changed = describe(arguments.library)
         print(text)
         return 1 if changed else 0
-    if arguments.command in ("names", "calibrate"):
-        names = arguments.command == "names"
-        print(tellable(arguments.library, arguments.list) if names else calibrate(arguments.library))
-        return 0
-    if arguments.command == "rebuild":
-        library = rebuild(arguments.library)
-        print(f"{arguments.library}: version {library.version}, {library.num_haplotypes:,} different barcodes, rebuilt")
-        print(calibrate(arguments.library))
+    if arguments.command in _OF_A_LIBRARY:
+        print(_OF_A_LIBRARY[arguments.command](arguments))
         return 0
     if arguments.command == "add":
         _check_add(arguments)

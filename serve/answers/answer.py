@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from engine.curation.query import BarcodeCheck
+from serve.answers.shown import answer_html
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +204,9 @@ class Answer:
     unknown: tuple[UnknownTaxon, ...] = ()  # one a rank, coarse ones first; () = not calibrated
     experts: tuple[Voice, ...] = ()  # what the answer rests on; () = not answered by a pool
     consensus: Consensus | None = None  # None = no library or no barcode
+
+    def _repr_html_(self) -> str:
+        return answer_html(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values."""

@@ -85,6 +85,14 @@ def test_photos_and_names_that_are_not_there_are_refused(served: Served, predict
     assert isinstance(one, QueryError) and "none of them" in one.what
 
 
+def test_a_notebook_shows_an_answer(served: Served, predictor: LibraryPredictor) -> None:
+    barcode = next(one.dna for one in served.specimens() if one.dna)
+    (answer,) = predictor.identify([Query("<b>1", dna=barcode)])
+    shown = answer._repr_html_()
+    assert "&lt;b&gt;1: " in shown and "<b>1" not in shown and answer.why in shown.replace("&#x27;", "'")
+    assert all(rank.name in shown for rank in answer.ranks if rank.name) and shown.count("<tr>") == 4
+
+
 def test_a_checklist_leaves_its_taxa_alone(served: Served, predictor: LibraryPredictor) -> None:
     barcode = next(one.dna for one in served.specimens("test") if one.dna)
     (plain,) = predictor.identify([Query("a", dna=barcode)])
