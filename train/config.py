@@ -54,7 +54,9 @@ class ModelConfig:
 class LossConfig:
     """Every term and option of METHOD: cross-modal contrast, HiR, fusion; or the objective that pretrains a tower."""
 
-    objective: Literal["contrastive", "masked", "mae"] = "contrastive"  # masked, mae pretrain model.dna=barcodebert alone
+    objective: Literal["contrastive", "masked", "mae"] = (
+        "contrastive"  # masked, mae pretrain model.dna=barcodebert alone
+    )
     mask_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5  # of a barcode's k-mers that pretraining hides
     decoder_layers: Positive = 6  # of mae; as wide as the encoder
 

@@ -328,7 +328,7 @@ def barcodebert() -> Config:
     python train/main.py --recipe barcodebert --set data.shards=shards/mine --set run.use_gpu=true \\
         --set model.dna_width=768 --set model.dna_depth=12 --set model.dna_heads=12     the published size
 
-    Small by default, so that a CPU trains it. What it gives: tests/benchmarks/results/pretraining.md.
+    Small by default (tests/benchmarks/results/pretraining.md).
     """
     return Config(
         recipe="barcodebert",
@@ -345,7 +345,6 @@ def barcodemae() -> Config:
     """Pretrain a barcode encoder as BarcodeMAE: it reads half of the 4-mers, a decoder names the hidden half.
 
     python train/main.py --recipe barcodemae --set data.shards=shards/mine
-
-    Published: --set loss.decoder_layers=6, and the sizes as for `barcodebert`. Measured in results/pretraining.md.
+    The published decoder: --set loss.decoder_layers=6; sizes as for `barcodebert`.
     """
     return replace(barcodebert(), recipe="barcodemae", loss=LossConfig(objective="mae", decoder_layers=1))

@@ -35,7 +35,7 @@ from train.learning.lane_dropout import LaneMasks, seed_of
 from train.learning.optim import build_optimizer
 from train.losses import Targets, hidden_tokens, token_loss, total_loss
 from train.models.checkpoint import build
-from train.models.trimodal import Features, caption_tokenizer
+from train.models.trimodal import caption_tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +68,9 @@ def phases(config: Config, steps_per_epoch: int) -> tuple[Phase, ...]:
     total = config.run.epochs * steps_per_epoch
     if config.loss.objective != "contrastive":
         if config.run.micro_batch_size:
-            raise UserError("run.micro_batch_size", config.run.micro_batch_size, f"0 with loss.objective={config.loss.objective}")
+            raise UserError(
+                "run.micro_batch_size", config.run.micro_batch_size, f"0 with loss.objective={config.loss.objective}"
+            )
         return (Phase(0, total, config.loss, "dna"),)
     if config.run.fusion_training == "joint":
         return (Phase(0, total, config.loss),)
@@ -269,7 +271,9 @@ class Session:
         parts = gradient_cache.split(batch, rows) if 0 < rows < len(batch["valid"]) else []
         self._seed(0)
         features = gradient_cache.encode(self._features, parts, self._seed) if parts else self._features(batch)
-        terms = token_loss(features) if pretraining else total_loss(features, Targets.from_batch(batch), self.phase.loss)
+        terms = (
+            token_loss(features) if pretraining else total_loss(features, Targets.from_batch(batch), self.phase.loss)
+        )
         self._agree(terms, batch["keys"], asked)
         self.optimizer.zero_grad(set_to_none=True)
         terms["loss/total"].backward()

@@ -1,9 +1,9 @@
 """What pretrains a barcode encoder: a head that names hidden k-mers, put on the tower and left out of what others load.
 
-`masked` is BarcodeBERT's objective (Millan Arias et al., 2023): hidden tokens are replaced by [MASK], a linear layer
-names every k-mer, hidden or not, from the encoder's output there. `mae` is BarcodeMAE's (Safari et al., 2025): the encoder reads the tokens
-that are not hidden, at their own positions; a decoder, dropped afterwards, gets a learned vector in the place of each
-hidden one and names it.
+`masked` is BarcodeBERT's objective (Millan Arias et al., 2023): hidden tokens are replaced by [MASK], and a linear
+layer names every k-mer, hidden or not, from the encoder's output there. `mae` is BarcodeMAE's (Safari et al., 2025):
+the encoder reads the tokens that are not hidden, at their own positions; a decoder, dropped afterwards, gets a learned
+vector in the place of each hidden one and names it.
 
 Shapes: B barcodes, L tokens, V tokens that are not hidden (at most, of any barcode of the batch), W width, K = 4^k.
 """
@@ -57,9 +57,7 @@ class MaskedAutoencoder(nn.Module):
         from transformers import BertConfig, BertModel  # slow to import
 
         sizes = shape.to_dict() | {"num_hidden_layers": loss.decoder_layers, "vocab_size": 1}
-        config = BertConfig(
-            **sizes, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, pad_token_id=None
-        )
+        config = BertConfig(**sizes, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, pad_token_id=None)
         config._attn_implementation = "sdpa"
         self.decoder: Any = BertModel(config, add_pooling_layer=False)
         # fed with vectors, it reads no token: its table stays, because the layout has one, and never trains

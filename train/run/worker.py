@@ -201,7 +201,7 @@ class Worker:
 
 
 def validate(session: Session, index: pa.Table, split: str = "val") -> dict[str, float]:
-    """Return the roll-up accuracy per rank on a split, shared by all workers; {} without specimens, or in pretraining."""
+    """Return the roll-up accuracy per rank on a split, shared by all workers; {} without specimens or names."""
     if session.phase.part == "dna" or not bool((index["split"].to_numpy(zero_copy_only=False) == split).any()):
         return {}
     rows = select_split(index, split)

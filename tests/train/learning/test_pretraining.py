@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.benchmarks import gpu_pretrain
 from tests.train.small import small_config, small_session
 from train.config import Config, LossConfig
 from train.learning.loop import Session
@@ -124,7 +125,7 @@ def small(shards: Path, name: str, *settings: str) -> Config:
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_it_learns_and_goes_on_bit_for_bit(name: str, simulated_shards: Path, tmp_path: Path) -> None:
-    config = small(simulated_shards, name, "run.epochs=3", "optim.max_lr=1e-2")
+    config = small(simulated_shards, name, "run.epochs=2", "optim.max_lr=1e-2")
     whole = small_session(config)
     before = {key: value.clone() for key, value in whole.model.state_dict().items()}
     losses, parts = [], small_session(config)
@@ -140,6 +141,11 @@ def test_it_learns_and_goes_on_bit_for_bit(name: str, simulated_shards: Path, tm
     assert all(torch.equal(value, after[key]) for key, value in parts.model.state_dict().items())
     changed = {key.split(".")[0] for key, value in after.items() if not torch.equal(value, before[key])}
     assert changed == {"dna_encoder", "pretraining"}
+
+
+@pytest.fixture(autouse=True)
+def no_git(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint, "code_version", lambda: "test")  # it starts a process
 
 
 def saved(session: Session, folder: Path) -> Path:
@@ -158,7 +164,9 @@ def test_a_pretrained_run_becomes_the_tower_of_another(simulated_shards: Path, t
     assert all(torch.equal(v, expected[k]) for k, v in second.model.dna_encoder.bert.state_dict().items())
     second.train_step(next(iter(second.batches(None))))
     with pytest.raises(ValueError, match=r"vocabulary of 258 does not fit data.kmer=5, allowed 1026 or 1027"):
-        small_session(small(simulated_shards, "contrastive", f"model.dna_pretrained={run}", "data.kmer=5", "data.kmer_stride=5"))
+        small_session(
+            small(simulated_shards, "contrastive", f"model.dna_pretrained={run}", "data.kmer=5", "data.kmer_stride=5")
+        )
 
 
 def test_what_cannot_pretrain_is_refused_in_a_line(simulated_shards: Path, tmp_path: Path) -> None:
@@ -175,3 +183,13 @@ def test_the_recipes_are_the_published_objectives() -> None:
     bert, mae = make("barcodebert"), make("barcodemae")
     assert (bert.loss.objective, mae.loss.objective) == ("masked", "mae")
     assert (bert.data.kmer, bert.data.kmer_stride, bert.data.random_offset, bert.loss.mask_share) == (4, 4, True, 0.5)
+
+
+def test_the_gpu_benchmark_takes_its_path_on_a_cpu(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu_pretrain, "WARM_UP", 0)
+    monkeypatch.setattr(gpu_pretrain, "STEPS", 1)
+    monkeypatch.setattr(gpu_pretrain, "matmul_rate", lambda *_: 1e12)
+    assert gpu_pretrain.main(["barcodemae", "--small"]) == 0
+    assert "tokens_per_s" in capsys.readouterr().out
