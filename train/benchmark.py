@@ -50,8 +50,8 @@ def _encoders(options: argparse.Namespace) -> "dict[str, Represent]":
     """Return what is measured, by its line's name: each checkpoint, and each architecture at random weights."""
     import torch
 
-    from train.tasks.bioscan import BASELINES, tower_features
     from train.models import checkpoint
+    from train.tasks.bioscan import BASELINES, tower_features
 
     found = {}
     try:

@@ -123,6 +123,7 @@ def small(shards: Path, name: str, *settings: str) -> Config:
     return small_config(shards, *SETTINGS, f"loss.objective={name}", *settings)
 
 
+@pytest.mark.middle
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_it_learns_and_goes_on_bit_for_bit(name: str, simulated_shards: Path, tmp_path: Path) -> None:
     config = small(simulated_shards, name, "run.epochs=2", "optim.max_lr=1e-2")
