@@ -22,6 +22,7 @@ COMMANDS = {  # word -> (module with `main`, words put before the user's, what i
     "check": ("engine.main", ["check"], "find what a curator must look at before training"),
     "train": ("train.main", [], "train a model by a recipe, or go on with a run"),
     "evaluate": ("train.evaluate", [], "measure a model, fit its probabilities, write the report"),
+    "benchmark": ("train.benchmark", [], "measure barcode encoders by the field's tasks"),
     "tune": ("tune.main", [], "search the best settings of a recipe"),
     "embed": ("train.embed", [], "encode photos once with a pretrained trunk"),
     "photos": ("train.photos", [], "name photos from a library of known ones, without training"),

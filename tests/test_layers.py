@@ -38,6 +38,8 @@ MAY_IMPORT = {  # room or file -> the others that it may import; a package's own
     "train.inference train.evaluation train.learning",
     "train.main": "engine engine.batches train.models train.pages train.run",
     "train.evaluate": "engine train.models train.pages train.run",
+    "train.tasks": "engine engine.specimens engine.signals engine.batches train.evaluation",
+    "train.benchmark": "engine engine.batches train.models train.tasks",
     "train.embed": "engine engine.specimens engine.signals engine.store engine.formats engine.batches train.models",
     "train.photos": "engine engine.specimens train.embed train.photo_head",
     "tune": "engine engine.specimens engine.batches train train.models train.pages train.run",
@@ -54,7 +56,7 @@ MAY_IMPORT = {  # room or file -> the others that it may import; a package's own
     "train.run train.evaluation serve.answers serve.models serve.bulk serve.http",
     "infra": "engine engine.store engine.batches train train.run",
 }
-DOORS = {"engine.main", "train.main", "train.evaluate", "train.embed", "train.photos"}
+DOORS = {"engine.main", "train.main", "train.evaluate", "train.benchmark", "train.embed", "train.photos"}
 NAMES_RAY = {  # the only product files that import Ray, wherever in them
     "engine/ray_seams.py",
     "engine/batches/pipeline.py",

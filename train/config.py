@@ -36,7 +36,7 @@ class ModelConfig:
     unfreeze_image_blocks: NonNegativeInt = 0  # last blocks of a frozen tower that train, with its norm and projection
     unfreeze_text_blocks: NonNegativeInt = 0
     dna: Literal["kmer_bag", "kmer_transformer", "dnabert2", "barcodebert"] = "kmer_bag"
-    dna_pretrained: str = ""  # folder of a published DNABERT-2 or BarcodeBERT; it brings its own width, depth and heads
+    dna_pretrained: str = ""  # a pretraining run, or the folder of a published tower: brings width, depth, heads
     dna_width: Positive = 512
     dna_depth: Positive = 2
     dna_heads: Positive = 4
@@ -52,7 +52,13 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """Every term and option of METHOD: cross-modal contrast, HiR, fusion."""
+    """Every term and option of METHOD: cross-modal contrast, HiR, fusion; or the objective that pretrains a tower."""
+
+    objective: Literal["contrastive", "masked", "mae"] = (
+        "contrastive"  # masked, mae pretrain model.dna=barcodebert alone
+    )
+    mask_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5  # of a barcode's k-mers that pretraining hides
+    decoder_layers: Positive = 6  # of mae; as wide as the encoder
 
     temperature: Annotated[float, Field(ge=0.01, le=1.0)] = 0.07
     learn_temperature: bool = False

@@ -86,7 +86,7 @@ def run(config: Config, options: argparse.Namespace) -> Path:
     from train.run.simulated_shards import with_simulated
     from train.run.trainer import make_folder, train
 
-    evaluate = not options.no_evaluation
+    evaluate = not options.no_evaluation and config.loss.objective == "contrastive"  # a pretrained tower names nothing
     make_folder(Path(config.run.storage))
     with interrupts.heard(), folder.held(folder.place(config.run.storage) / config.run.name, new=not options.resume):
         config = with_simulated(config)

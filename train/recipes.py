@@ -318,3 +318,33 @@ def bioclip2() -> Config:
         ),
         run=replace(large.run, global_batch_size=256, micro_batch_size=64, num_workers=1, epochs=20),
     )
+
+
+@recipe
+def barcodebert() -> Config:
+    r"""Pretrain a barcode encoder as BarcodeBERT: half of the 4-mers hidden, every one named; no names, no photos.
+
+    python train/main.py --recipe barcodebert --set data.shards=shards/mine
+    python train/main.py --recipe barcodebert --set data.shards=shards/mine --set run.use_gpu=true \\
+        --set model.dna_width=768 --set model.dna_depth=12 --set model.dna_heads=12     the published size
+
+    Small by default (tests/benchmarks/results/pretraining.md).
+    """
+    return Config(
+        recipe="barcodebert",
+        data=DataConfig(shards=("shards/coi",), kmer=4, kmer_stride=4, random_offset=True, caption_cut=0.0),
+        model=ModelConfig(dna="barcodebert", dna_width=128, dna_depth=4, dna_heads=4, dropout=0.0),
+        loss=LossConfig(objective="masked"),
+        optim=OptimConfig(max_lr=2e-3, weight_decay=0.01),
+        run=RunConfig(epochs=1, global_batch_size=64, validate_every=1, checkpoint_steps=500),
+    )
+
+
+@recipe
+def barcodemae() -> Config:
+    """Pretrain a barcode encoder as BarcodeMAE: it reads half of the 4-mers, a decoder names the hidden half.
+
+    python train/main.py --recipe barcodemae --set data.shards=shards/mine
+    The published decoder: --set loss.decoder_layers=6; sizes as for `barcodebert`.
+    """
+    return replace(barcodebert(), recipe="barcodemae", loss=LossConfig(objective="mae", decoder_layers=1))

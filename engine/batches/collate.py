@@ -36,6 +36,7 @@ class Batch(TypedDict):
     problems: NotRequired[list[str]]  # "KEY: what could not be used of it", [] nearly always
     text_tokens: NotRequired[Tensor]  # int64 [U, T], the unique captions; added by the training loop
     text_index: NotRequired[Tensor]  # int64 [B], row of text_tokens, -1 = no caption
+    hidden: NotRequired[Tensor]  # bool [B, L], tokens that pretraining hides; added by the training loop
     row: NotRequired[Tensor]  # int64 [B], place in the step's global batch; added by the training loop
 
 

@@ -33,13 +33,14 @@ from train.config import Config, LossConfig
 from train.learning import gradient_cache
 from train.learning.lane_dropout import LaneMasks, seed_of
 from train.learning.optim import build_optimizer
-from train.losses import Targets, total_loss
+from train.losses import Targets, hidden_tokens, token_loss, total_loss
 from train.models.checkpoint import build
-from train.models.trimodal import Features, caption_tokenizer
+from train.models.trimodal import caption_tokenizer
 
 log = logging.getLogger(__name__)
 
 ORDER = ("seed", "global_batch_size", "lanes", "window", "partners")  # with the rows they decide every later batch
+PRETRAINED = ("dna_encoder.bert.", "pretraining.")
 FUSION = ("fusion.", "rank_heads.")  # the parameters that post-hoc fusion trains
 
 
@@ -50,19 +51,27 @@ class Phase:
     first: int
     last: int
     loss: LossConfig
-    part: Literal["all", "encoders", "fusion"] = "all"  # what trains
+    part: Literal["all", "encoders", "fusion", "dna"] = "all"  # what trains; dna = a tower that is pretrained
 
     def trains(self, parameter: str) -> bool:
         """Whether the parameter of this name trains in this phase."""
+        if self.part == "dna":
+            return parameter.startswith(PRETRAINED)
         return self.part == "all" or parameter.startswith(FUSION) == (self.part == "fusion")
 
 
 def phases(config: Config, steps_per_epoch: int) -> tuple[Phase, ...]:
     """Return one phase; with `fusion_training=posthoc` two: the encoders without the fused term, then the gate alone.
 
-    Raises ValueError when post-hoc fusion leaves the encoders no epoch.
+    Raises ValueError when post-hoc fusion leaves the encoders no epoch, and for what pretraining cannot do.
     """
     total = config.run.epochs * steps_per_epoch
+    if config.loss.objective != "contrastive":
+        if config.run.micro_batch_size:
+            raise UserError(
+                "run.micro_batch_size", config.run.micro_batch_size, f"0 with loss.objective={config.loss.objective}"
+            )
+        return (Phase(0, total, config.loss, "dna"),)
     if config.run.fusion_training == "joint":
         return (Phase(0, total, config.loss),)
     if config.run.fusion_epochs >= config.run.epochs:
@@ -214,7 +223,12 @@ class Session:
         if self.masks:
             self.masks.seed(f"{self.config.run.seed}/{self.step}")
 
-    def _features(self, batch: Batch) -> Features:
+    def _hide(self, batch: Batch) -> None:
+        """Add `hidden` [B, L], the tokens that this step's pretraining hides."""
+        share, seed = self.config.loss.mask_share, self.config.run.seed
+        batch["hidden"] = hidden_tokens(batch["dna_tokens"], batch["keys"], share, seed, self.step)
+
+    def _features(self, batch: Batch) -> Any:
         """Run forward in the run's precision; weights, losses and optimizer stay float32."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.run.precision == "bf16"):
             return self.forward(batch)
@@ -246,14 +260,20 @@ class Session:
         if self.phase.part == "fusion":
             self.model.eval()
             self.model.fusion.train()
-        self.captions.attach(batch)
+        pretraining = self.phase.part == "dna"
+        if pretraining:
+            self._hide(batch)
+        else:
+            self.captions.attach(batch)
         self._number_rows(batch)
         batch = to_device(batch, self.device)
         rows = self.config.run.micro_batch_size
         parts = gradient_cache.split(batch, rows) if 0 < rows < len(batch["valid"]) else []
         self._seed(0)
         features = gradient_cache.encode(self._features, parts, self._seed) if parts else self._features(batch)
-        terms = total_loss(features, Targets.from_batch(batch), self.phase.loss)
+        terms = (
+            token_loss(features) if pretraining else total_loss(features, Targets.from_batch(batch), self.phase.loss)
+        )
         self._agree(terms, batch["keys"], asked)
         self.optimizer.zero_grad(set_to_none=True)
         terms["loss/total"].backward()

@@ -33,7 +33,7 @@ __all__ = ["Targets", "contrastive_loss", "fusion_loss", "hierarchy_loss", "tota
 Direction = tuple[str, str, Tensor, Tensor, Pairs]  # anchors, candidates, bool [B] and [G] who is there, who counts
 
 
-def _global_means(sums: Tensor) -> list[Tensor]:
+def global_means(sums: Tensor) -> list[Tensor]:
     """[2, T], this rank's sums and numbers of anchors -> T means: local sum x W / global count (0 where it is 0)."""
     counts = dist.all_reduce_sum(sums[1])
     return list((sums[0] * (dist.world_size() / counts.clamp(min=1))).unbind())
@@ -114,7 +114,7 @@ def contrastive_loss(
     with _full_precision(features):
         world = world or gather_world(features, targets, ("image", "dna", "text"))
         barcodes = world.detached("dna") if config.detach_dna else world
-        means = _global_means(torch.cat([_sums(world, with_text), _sums(barcodes, image_dna)], dim=1))
+        means = global_means(torch.cat([_sums(world, with_text), _sums(barcodes, image_dna)], dim=1))
         image_text, dna_text, image_to_dna = ((a + b) / 2 for a, b in zip(means[::2], means[1::2], strict=True))
         total = image_text + dna_text + config.image_dna_weight * image_to_dna
     return {
@@ -167,7 +167,7 @@ def fusion_loss(
         num_directions = sums.shape[1]
         if config.rank_heads_weight > 0:
             sums = torch.cat([sums, _head_sums(features, targets)], dim=1)
-        means = _global_means(sums)
+        means = global_means(sums)
         result = {"loss/fusion": torch.stack(means[:num_directions]).mean()}
         if config.rank_heads_weight > 0:
             both = world.all_targets.has_image & world.all_targets.has_dna

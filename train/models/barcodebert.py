@@ -55,10 +55,21 @@ class BarcodeBertEncoder(nn.Module):
         else:
             self.bert.gradient_checkpointing_disable()
 
-    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        """Encode int64 tokens [B, L] with a bool mask [B, L] of the real ones: [B, D], not normalised."""
+    def states(self, tokens: Tensor, mask: Tensor, positions: Tensor | None = None) -> Tensor:
+        """Return the last layer's output [B, L, W]; `positions` int64 [B, L], None = 0, 1, .. (see `forward`).
+
+        Padding that the mask calls real is read as [MASK], whose id it has.
+        """
         # a row without real tokens looks at its padding: attention over nothing would be NaN
         attend = mask | ~mask.any(1, keepdim=True)
         ids = torch.where(tokens >= UNKNOWN, tokens + self.shift, 0)
-        hidden = self.bert(input_ids=ids, attention_mask=attend.long()).last_hidden_state
-        return self.project(masked_mean(hidden, mask))
+        states: Tensor = self.bert(input_ids=ids, attention_mask=attend.long(), position_ids=positions)[0]
+        return states
+
+    def pooled(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """Return the mean of the last layer's output over the real tokens: [B, W], what pretraining leaves."""
+        return masked_mean(self.states(tokens, mask), mask)
+
+    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """Encode int64 tokens [B, L] with a bool mask [B, L] of the real ones: [B, D], not normalised."""
+        return self.project(self.pooled(tokens, mask))

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 OPTION = "model.dna_pretrained"
 CONFIG_FILE = "config.json"
+OWN = "meta.json"  # of a checkpoint written by this program
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 HEADS = ("cls.", "classifier.", "pooler.")  # of the published training tasks; nothing here uses them
 BUFFERS = ("embeddings.position_ids", "embeddings.token_type_ids")
@@ -64,6 +65,9 @@ class BertShape:
 def read(folder: str) -> tuple[BertShape, dict[str, Tensor]]:
     """Return the encoder's shape and its weights, named without the leading `bert.`. Raises ValueError in one line."""
     path = Path(folder)
+    path = next((place for place in (path, path / "model") if (place / OWN).is_file()), path)
+    if (path / OWN).is_file():
+        return _read_own(path)
     if not path.is_dir():
         raise ValueError(f"{OPTION}: got {folder!r}, allowed a local folder with {CONFIG_FILE} and weights")
     file = _weights_file(path)
@@ -75,6 +79,17 @@ def read(folder: str) -> tuple[BertShape, dict[str, Tensor]]:
         config = _read_config(path / CONFIG_FILE)
     weights = _encoder_weights(tree, file)
     return _shape(config, weights, file), weights
+
+
+def _read_own(path: Path) -> tuple[BertShape, dict[str, Tensor]]:
+    """Take the DNA tower of a checkpoint of ours."""
+    tree = _read_config(path / OWN)
+    shape = tree.get("architecture", {}).get("dna")
+    if shape is None:
+        raise ValueError(f"{OPTION}: {path} was trained with another DNA tower; allowed a run of recipe barcodebert")
+    named = _load(path / WEIGHT_FILES[0])
+    start = "dna_encoder.bert."
+    return BertShape.from_dict(shape), {k.removeprefix(start): v for k, v in named.items() if k.startswith(start)}
 
 
 def _weights_file(path: Path) -> Path:

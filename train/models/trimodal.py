@@ -24,6 +24,7 @@ from train.models.dna_encoders import build_dna_encoder
 from train.models.fusion import GatedFusion, RankHeads
 from train.models.image_encoder import ImageEncoder, check_image_size
 from train.models.open_clip_source import Source
+from train.models.pretraining import Predicted, Pretraining
 from train.models.text_encoder import CaptionTokenizer, TextEncoder
 
 log = logging.getLogger(__name__)
@@ -62,6 +63,9 @@ class Trimodal(nn.Module):
         self.image_encoder, self.text_encoder, self.dna_encoder = encoders
         self.fusion = GatedFusion(self.embed_dim, model.dropout)
         self.rank_heads: RankHeads | None = None
+        self.pretraining: Pretraining | None = None
+        if loss.objective != "contrastive":
+            self.pretraining = Pretraining(self.dna_encoder, data.kmer, loss)
         self.detach_dna_in_fusion = loss.detach_dna_in_fusion
         scale = torch.tensor(math.log(1.0 / loss.temperature))
         if loss.learn_temperature:
@@ -102,8 +106,16 @@ class Trimodal(nn.Module):
         """Return the image's share in the fused feature, [B, D] in 0..1; meaningful where both modalities are there."""
         return self.fusion.gate(image, dna)
 
-    def forward(self, batch: Mapping[str, Any]) -> Features:
-        """Encode a `collate.Batch` with `text_tokens` [U, T] and `text_index` [B] (-1 = no caption)."""
+    def forward(self, batch: Mapping[str, Any]) -> Features | Predicted:
+        """Encode a `collate.Batch` with `text_tokens` [U, T] and `text_index` [B] (-1 = no caption).
+
+        A batch with `hidden` [B, L] runs the objective of pretraining instead.
+        """
+        if self.pretraining is not None and "hidden" in batch:
+            return self.pretraining(self.dna_encoder, batch)
+        return self._all_towers(batch)
+
+    def _all_towers(self, batch: Mapping[str, Any]) -> Features:
         if isinstance(self.log_scale, nn.Parameter):
             with torch.no_grad():
                 self.log_scale.clamp_(0.0, MAX_LOG_SCALE)

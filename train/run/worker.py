@@ -201,8 +201,8 @@ class Worker:
 
 
 def validate(session: Session, index: pa.Table, split: str = "val") -> dict[str, float]:
-    """Return the roll-up accuracy per rank on a split, shared by all workers; {} without specimens."""
-    if not bool((index["split"].to_numpy(zero_copy_only=False) == split).any()):
+    """Return the roll-up accuracy per rank on a split, shared by all workers; {} without specimens or names."""
+    if session.phase.part == "dna" or not bool((index["split"].to_numpy(zero_copy_only=False) == split).any()):
         return {}
     rows = select_split(index, split)
     first, last = (len(rows) * (dist.rank() + end) // dist.world_size() for end in (0, 1))

@@ -1,0 +1,1 @@
+"""The tasks by which the field compares encoders; `train.benchmark` runs them."""
