@@ -30,7 +30,7 @@ _SPECIES = RANKS[-1]
 _TAXA = ("provisional", "provisional_size", "provisional_nearest", "provisional_identity")
 _OWN = ("group", "group_probability", "consensus_group", "on_checklist")
 _LEAST = 1e-6  # probability that a checklist must leave
-CLUSTER, MAX_CLUSTER = 0.02, 0.1  # as the consensus; BINs begin with 2.2%
+CLUSTER, MAX_CLUSTER = 0.02, 0.1  # as the consensus; of 250 species of bold's val 90% become exactly one taxon
 _KINDS = {column.name: column.kind for column in COLUMNS}
 
 

@@ -1,6 +1,6 @@
 """How many anchors meet a relative in their global batch, for stored layouts and window sizes.
 
-    python -m tests.benchmarks.coverage bioscan:1000000 ../shared/data/coi/barcodes.parquet --plot coverage.png
+    python -m tests.benchmarks.batch_coverage bioscan:1000000 ../shared/data/coi/barcodes.parquet --plot coverage.png
 
 Coverage at a rank = share of the specimens labelled there that have another specimen of the same label in the batch.
 The order is measured over whole epochs, between plain shuffling and samplers that see all N specimens at once: ours
