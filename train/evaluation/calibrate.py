@@ -16,10 +16,9 @@ import numpy as np
 from tqdm import tqdm
 
 from engine.specimens.schema import uniforms_for
-from engine.specimens.taxonomy import RANKS
 from train.evaluation.calibrate_library import collect
 from train.evaluation.fit_pool import fit_pool
-from train.evaluation.fit_rules import fit_caps, fit_photo_cap, fit_query, fit_rule
+from train.evaluation.fit_rules import fit_caps, fit_query, fit_rule
 from train.evaluation.known_questions import CLEAN, DAMAGE, DAMAGED, OUTSIDE, WITHHELD, Asked, Cases, Part, is_pooled
 from train.inference import evidence
 from train.inference.calibration import Calibration, Cap, Disagreement, columns_of
@@ -44,10 +43,9 @@ def fit(part: Part) -> Calibration:
         pieces = _pieces(part, query, np.flatnonzero(part.mask(query)))
         pool = fit_pool(part, query) if is_pooled(query) else None
         cases = Cases.concatenate([piece.cases(pool) for piece in pieces])
-        inputs = tuple(name for name in cases.answers.evidence if name != PHOTO_FAR)
-        caps = of_library if of_library and "far" in inputs else fit_caps(cases, "cosine")
-        if (outside := pieces[-1].photo_far) is not None and len(outside) and len(part.members_far):
-            caps = (fit_photo_cap(part.members_far, outside, OUTSIDE),) * len(RANKS)
+        inputs = tuple(cases.answers.evidence)
+        how = PHOTO_FAR if PHOTO_FAR in inputs else "cosine"
+        caps = of_library if of_library and "far" in inputs else fit_caps(cases, how)
         queries[query] = replace(fit_query(cases, inputs), pool=pool, caps=caps)
     return Calibration(part.setting.taxonomy.fingerprint, queries, _fit_disagreement(part), scope=part.scope)
 

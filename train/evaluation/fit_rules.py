@@ -11,7 +11,6 @@ from engine.specimens.taxonomy import RANKS
 from train.evaluation.known_questions import SPECIES, Cases
 from train.inference.calibration import Calibrator, Cap, Rule, columns_of, logit
 from train.inference.evidence import INPUTS
-from train.inference.looks import PHOTO_FAR
 
 FLAGGED = 0.03  # of the queries of known species: on test they are up to 1.4 times as many, and 5% are allowed
 RIDGE = 1e-2  # on standardised weights: keeps a rule finite where an input separates right from wrong
@@ -88,7 +87,8 @@ def fit_caps(cases: Cases, distance: str) -> tuple[Cap, ...]:
 
     Args:
         cases: answered questions, outsiders among them.
-        distance: the evidence that says how far: `far`, the most edits per letter; `cosine`, which falls with it.
+        distance: the evidence that says how far: `far`, the most edits per letter; PHOTO_FAR; `cosine`, which falls
+            with the distance.
     """
     caps = []
     for rank in range(len(RANKS)):
@@ -99,26 +99,6 @@ def fit_caps(cases: Cases, distance: str) -> tuple[Cap, ...]:
         knots = KNOTS.get(distance) or tuple(np.unique(np.quantile(far, np.linspace(0, 1, 25))).tolist())
         caps.append(Cap(distance, knots, tuple(curve.predict(np.array(knots)).tolist())))
     return tuple(caps)
-
-
-def fit_photo_cap(members: np.ndarray, outsiders: np.ndarray, share: float) -> Cap:
-    """Fit the share of members, at every rank, by how far a photo is from the scope's.
-
-    Val may be too few photos to say how far those that belong may be: of moths 1% of val's 158 were beyond the distance
-    that 14% of test's exceed, and 7% of training's.
-
-    Args:
-        members: distances float64 [n] of training photos that the scope does not keep.
-        outsiders: float64 [m], of photos of nothing.
-        share: of outsiders in the mixture.
-    """
-    far = np.concatenate([members, outsiders])
-    weight = np.concatenate([np.full(len(members), (1 - share) / len(members)), np.full(len(outsiders), share)])
-    weight[len(members) :] /= len(outsiders)
-    curve = IsotonicRegression(increasing=False, y_min=0.0, y_max=1.0, out_of_bounds="clip")
-    curve.fit(far, np.arange(len(far)) < len(members), weight)
-    knots = tuple(np.linspace(far.min(), far.max(), 40).round(4).tolist())
-    return Cap(PHOTO_FAR, knots, tuple(curve.predict(np.array(knots)).tolist()))
 
 
 def flagged_share(num_groups: int) -> float:

@@ -24,7 +24,7 @@ from train.inference import evidence, scope
 from train.inference.calibration import POOLED, WITH_LIBRARY, Scope
 from train.inference.evidence import Answers
 from train.inference.experts import Inputs, barcode_quality
-from train.inference.looks import NUMBERS, PHOTO_FAR, Photos
+from train.inference.looks import PHOTO_FAR, Photos
 from train.inference.nearest import Combiner, Nearest
 from train.inference.pool import Pool
 
@@ -82,18 +82,9 @@ class Part:
         self.others = np.where(genus >= 0, counts[np.maximum(genus, 0)] - (self.labels[:, SPECIES] >= 0), 0)
 
     @cached_property
-    def _training_looks(self) -> tuple[tuple[tuple[float, ...], ...], np.ndarray]:
-        return training_looks(self.setting) if self.mask("image").any() else ((), np.zeros((0, NUMBERS)))
-
-    @cached_property
-    def members_far(self) -> np.ndarray:
-        """Return how far training photos are that the scope does not keep, float64 [n]; none without photos."""
-        return self._photos.far(self._training_looks[1]) if len(self._training_looks[1]) else np.zeros(0)
-
-    @cached_property
     def scope(self) -> Scope:
         """Return what a calibration keeps of the library's barcodes and of the training photos."""
-        seen = self._training_looks[0]
+        seen = training_looks(self.setting) if self.mask("image").any() else ()
         if self.combiner is None:
             return Scope(photos=seen)
         return replace(scope.choose(self.combiner.library, self.setting.taxonomy), photos=seen)

@@ -95,18 +95,13 @@ def read_views(setting: Setting, rows: pa.Table) -> list[np.ndarray | None]:
     return views
 
 
-def training_looks(setting: Setting) -> tuple[tuple[tuple[float, ...], ...], np.ndarray]:
-    """Return the numbers of photos of the training split, spread over it: those kept, and as many others, [n, L].
-
-    MOST are kept at most, and every second of them blurred, too; the others say how far a photo may be that belongs.
-    """
+def training_looks(setting: Setting) -> tuple[tuple[float, ...], ...]:
+    """Return the numbers of MOST photos of the training split, spread over it, and of every second one blurred."""
     rows = setting.train.filter(pc.greater(setting.train["image_size"], 0))
-    chosen = np.unique(np.linspace(0, len(rows) - 1, min(len(rows), 2 * MOST)).astype(int))
+    chosen = np.unique(np.linspace(0, len(rows) - 1, min(len(rows), MOST)).astype(int))
     views = [view for view in read_views(setting, rows.take(chosen)) if view is not None]
-    kept, others = views[::2], views[1::2]
-    kept += [blurred(view, number) for number, view in enumerate(kept[::2])]
-    found = np.array([looks(view) for view in others], dtype=np.float32).reshape(-1, NUMBERS)
-    return tuple(tuple(looks(view).round(4).tolist()) for view in kept), found
+    views += [blurred(view, number) for number, view in enumerate(views[::2])]
+    return tuple(tuple(looks(view).round(4).tolist()) for view in views)
 
 
 def make(setting: Setting, rows: pa.Table, barcodes: Sequence[str]) -> Outsiders:

@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from train.evaluation.fit_rules import fit_photo_cap
 from train.evaluation.outsiders import CHANGED, outside_barcode, outside_view
 
 BARCODE = "".join(np.random.default_rng(0).choice(list("ACGT"), 600))
@@ -28,10 +27,3 @@ def test_photos_keep_their_shape_and_tiles_their_pixels() -> None:
     tiles = outside_view(view, "a", 3)
     assert np.bincount(tiles.ravel(), minlength=256).tolist() == np.bincount(view.ravel(), minlength=256).tolist()
     assert outside_view(view[:4, :4], "a", 3).shape == (4, 4, 3)  # smaller than its tiles: turned over
-
-
-def test_the_cap_of_photos_falls_between_members_and_outsiders() -> None:
-    rng = np.random.default_rng(0)
-    cap = fit_photo_cap(rng.normal(1.0, 0.3, 400), rng.normal(3.0, 0.3, 100), 0.02)
-    told = cap(np.array([0.5, 1.5, 3.0, 9.0]))
-    assert told[0] == 1.0 and told[1] > 0.95 and (told[2:] < 0.5).all() and (np.diff(cap.share) <= 0).all()
