@@ -35,8 +35,10 @@ from serve.bulk.writers import WRITERS, check_kind
 log = logging.getLogger(__name__)
 
 CACHE = "TAXAFUSE_CACHE"
-SHOWN = ("key", "name", "rank", "probability", "nearest_name", "nearest_identity")
-SHOWN += ("provisional", "contaminant", "error")  # each where there is one
+SHOWN = (
+    *("key", "name", "rank", "probability", "nearest_name", "nearest_identity"),
+    *("provisional", "contaminant", "error"),  # each where there is one
+)
 ROWS, WIDTH = 40, 32  # of the short table
 _SHOWN = 20  # countries that a mistake names
 _KEY = 16  # letters of a checksum that name a library

@@ -90,6 +90,7 @@ class BoldSource(FileSource):
                 keep = pa.array(longest[start : start + specimens.num_rows])
                 start += specimens.num_rows
                 repeated = specimens["key"].filter(pc.invert(keep)).to_pylist()
+                assert self.rows is not None  # `_read` numbers what it yields
                 kept, numbers = np.asarray(keep), self.rows
                 for key, number in zip(repeated, numbers[~kept].tolist(), strict=True):
                     self.skipped.append(LeftOut(key, f"another {MARKER} record of the same processid", number))

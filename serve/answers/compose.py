@@ -192,8 +192,8 @@ def _answer(taxonomy: Taxonomy, one: Prepared, options: Any, row: _Row, read: Re
             own[rank] if path[rank] >= 0 else None,
             path[rank] >= 0 and own[rank] >= options.threshold,
             tuple(
-                Taxon(names[rank][taxon], *rest, _above(taxonomy, rank, taxon))
-                for taxon, *rest in _first(ranked[rank], path[rank], options.top)
+                Taxon(names[rank][taxon], chance, score, _above(taxonomy, rank, taxon))
+                for taxon, chance, score in _first(ranked[rank], path[rank], options.top)
             ),
         )
         for rank in asked

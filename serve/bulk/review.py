@@ -172,7 +172,7 @@ def _lineage(one: Correction, taxa: Mapping[str, Mapping[str, str]]) -> dict[str
     deepest = max(map(RANKS.index, one.names))
     for rank in reversed(RANKS[: deepest + 1]):
         name = one.names.get(rank)
-        if name in taxa:
+        if name is not None and name in taxa:
             return {**taxa[name], **one.names}
         if name is not None and one.likeliest.get(rank) == name:
             return {**{above: one.likeliest[above] for above in RANKS[:deepest] if above in one.likeliest}, **one.names}

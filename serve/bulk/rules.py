@@ -88,8 +88,10 @@ class Rules:
         return any(name in (self.checklist or ()) for name in names if name)
 
     def _with_prior(
-        self, lineage: Mapping[str, tuple[str | None, float | None]], candidates: Sequence[tuple[Sequence[str], float]]
-    ) -> tuple[dict[str, tuple[str | None, float | None]], list[tuple[Sequence[str], float]]]:
+        self,
+        lineage: Mapping[str, tuple[str | None, float | None]],
+        candidates: Sequence[tuple[tuple[str, ...], float]],
+    ) -> tuple[dict[str, tuple[str | None, float | None]], list[tuple[tuple[str, ...], float]]]:
         """Return lineage and candidates after the checklist; taxa off the lineage have what their candidates have."""
         weighed = [(names, share * (1.0 if self._is_listed(names) else self.weight)) for names, share in candidates]
         lost = [(names, share - after[1]) for (names, share), after in zip(candidates, weighed, strict=True)]

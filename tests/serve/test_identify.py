@@ -68,7 +68,7 @@ def test_references_become_a_library_once_and_answer_as_in_bulk(
         results[ending] = rows_of(out)
         with out.with_suffix(".review.csv").open() as file:
             reviewed = [row["key"] for row in csv.DictReader(file)]
-        assert sorted(reviewed) == sorted(row["key"] for row in results[ending] if reasons_of(row))
+        assert sorted(reviewed) == sorted(str(row["key"]) for row in results[ending] if reasons_of(row))
     (made,) = cache.iterdir()
     assert made.name.startswith("known-")
     plain = tmp_path / "bulk.parquet"

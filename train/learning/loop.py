@@ -14,7 +14,7 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import pyarrow as pa
@@ -36,6 +36,9 @@ from train.learning.optim import build_optimizer
 from train.losses import Targets, hidden_tokens, token_loss, total_loss
 from train.models.checkpoint import build
 from train.models.trimodal import caption_tokenizer
+
+if TYPE_CHECKING:
+    from train.models.pretraining import Predicted
 
 log = logging.getLogger(__name__)
 
@@ -272,7 +275,9 @@ class Session:
         self._seed(0)
         features = gradient_cache.encode(self._features, parts, self._seed) if parts else self._features(batch)
         terms = (
-            token_loss(features) if pretraining else total_loss(features, Targets.from_batch(batch), self.phase.loss)
+            token_loss(cast("Predicted", features))
+            if pretraining
+            else total_loss(features, Targets.from_batch(batch), self.phase.loss)
         )
         self._agree(terms, batch["keys"], asked)
         self.optimizer.zero_grad(set_to_none=True)

@@ -182,7 +182,8 @@ def vsearch(task: Task) -> dict[str, float]:
         fields = ["--userfields", "query+target", "--userout", str(out), "--minseqlength", "20"]
         subprocess.run([*command, *fields], check=True, capture_output=True)
         spent = time.perf_counter() - started
-        hits = dict(map(int, line.split("\t")) for line in out.read_text().splitlines())  # type: ignore[misc]
+        pairs = (line.split("\t") for line in out.read_text().splitlines())
+        hits = {int(query): int(target) for query, target in pairs}
     found = np.array([hits.get(row, -1) for row in range(len(queries))])
     seen, unseen = np.split(found, [len(task.seen.barcodes)])
     return {

@@ -146,10 +146,10 @@ def test_probabilities_hold_together_along_every_lineage(predictor: Predictor, b
             for told in answer.ranks:
                 assert next(one.probability for one in told.taxa if one.name == told.name) == told.probability
             for rank, unknown in enumerate(answer.unknown):
-                parent = answer.ranks[rank - 1].name if rank else None
-                assert unknown.within == parent
+                within = answer.ranks[rank - 1].name if rank else None
+                assert unknown.within == within
                 known = sum(
-                    p for name, p in chances[rank].items() if not rank or lineages[rank][name][rank - 1] == parent
+                    p for name, p in chances[rank].items() if not rank or lineages[rank][name][rank - 1] == within
                 )
                 whole = answer.ranks[rank - 1].probability if rank else 1.0
                 assert known + unknown.probability == pytest.approx(whole, abs=CLOSE)

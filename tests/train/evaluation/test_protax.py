@@ -11,7 +11,9 @@ from train.reference import Library
 
 def test_known_and_unknown_add_up_and_new_species_are_seen() -> None:
     rng = np.random.default_rng(0)
-    rows, barcodes, new = [], [], []
+    rows: list[dict[str, str]] = []
+    barcodes: list[str] = []
+    new: list[str] = []
     for genus in range(4):
         root = random_barcode(rng, 300)
         for species in range(3):

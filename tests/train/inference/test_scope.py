@@ -76,7 +76,7 @@ def test_photos_of_nothing_are_far_and_blurred_ones_are_not() -> None:
         return np.clip(view + rng.normal(0, 5), 0, 255).astype(np.uint8)
 
     kept = [insect() for _ in range(60)]
-    seen = Photos([looks(view) for view in (*kept, *(blurred(view, n) for n, view in enumerate(kept)))])
+    seen = Photos([looks(view).tolist() for view in (*kept, *(blurred(view, n) for n, view in enumerate(kept)))])
     noise, plain = rng.integers(0, 256, (96, 96, 3)).astype(np.uint8), np.full((96, 96, 3), 128, np.uint8)
     own = [insect() for _ in range(10)]
     asked = (*own, *(blurred(view, n) for n, view in enumerate(own)), noise, plain)

@@ -41,7 +41,7 @@ def tokens(length: int = 20, padding: int = 0) -> torch.Tensor:
 
 def objective(name: str) -> Pretraining:
     torch.manual_seed(1)
-    return Pretraining(tower(), 4, LossConfig(objective=name, decoder_layers=1)).eval()  # type: ignore[arg-type]
+    return Pretraining(tower(), 4, LossConfig(objective=name, decoder_layers=1)).eval()
 
 
 def batch(rows: torch.Tensor, keys: list[str] = KEYS) -> dict[str, Any]:

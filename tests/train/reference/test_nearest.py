@@ -106,7 +106,8 @@ def test_unknown_letters_neither_help_nor_win() -> None:
     near, masked = mutate(query, rng, 0.02), "".join("N" if row % 2 else letter for row, letter in enumerate(query))
     found = [aligned(query, reference, 0) for reference in (near, masked)]
     ranked = np.empty(2)
-    differences(*(np.array(column, np.int32) for column in zip(*found, strict=True)), 200, ranked)
+    edits, overlap = (np.array(column, np.int32) for column in zip(*found, strict=True))
+    differences(edits, overlap, 200, ranked)
     assert found[1] == (0, 100) and ranked[0] < ranked[1]
     assert least_overlap(200) == 60 and least_overlap(90) == 30
 

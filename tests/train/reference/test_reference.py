@@ -155,8 +155,8 @@ def test_the_consensus_is_the_lowest_taxon_of_all_references_so_near(planted: Pl
 def test_names_that_barcodes_keep_apart(planted: Planted) -> None:
     twin = dict(planted.rows[0], key="twin", species="Genusa doubtful")
     library = planted.library.extend(pa.Table.from_pylist([twin]), [planted.barcodes[0]])
-    row = planted.rows[0]["species"]
-    far = next(one["species"] for one in planted.rows if one["genus"] != "Genusa")
+    row = str(planted.rows[0]["species"])
+    far = next(str(one["species"]) for one in planted.rows if one["genus"] != "Genusa")
     first, second, third, absent = apart(library, [row, "Genusa doubtful", far, "Nowhere known"])
     assert (first.other, first.distance, first.is_apart) == ("Genusa doubtful", 0.0, False)
     assert (second.other, second.references, second.is_apart) == (row, 1, False)
