@@ -7,6 +7,7 @@ Legend: N queries, b of a chunk, R ranks, T_r taxa of a rank, L lineages.
 """
 
 from collections.abc import Iterator
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -18,7 +19,17 @@ from train.inference.scoring import Scorer
 from train.reference import Library
 
 QUERY = "library"  # its name among the queries of a calibration
-INPUTS = ("edits", "edits_to_other", "length", "gap", "rate")
+INPUTS = (
+    "probability",
+    "edits",
+    "edits_to_other",
+    "length",
+    "rate",
+    "rate_above",
+    "gap",
+    "share_of_gap",
+    "records",
+)
 PER_EDIT = 2.0  # log score
 FARTHEST = 0.5  # edits per letter: counts as nothing found
 _GAP = 10.0  # edits by which another taxon is farther: more says no more
@@ -32,8 +43,14 @@ class LibraryScorer:
         self.combiner = Combiner(library, library.taxonomy)
         self.scorer = Scorer(None, library.taxonomy, lambda captions: torch.zeros(0))
 
+    @cached_property
+    def _records(self) -> list[np.ndarray]:
+        """Specimens, log1p, per taxon of each rank."""
+        labels, sizes = self.library.labels, self.library.taxonomy.sizes
+        return [np.log1p(np.bincount(labels[:, rank] + 1, minlength=size + 1)[1:]) for rank, size in enumerate(sizes)]
+
     def scored(self, nearest: Nearest, among: np.ndarray | None = None) -> Iterator[Scored]:
-        """Score N queries in chunks, in order, from what a search found; evidence: INPUTS, `probability` and `far`.
+        """Score N queries in chunks, in order, from what a search found; evidence: INPUTS, and `far`.
 
         Args:
             nearest: of `combiner`.
@@ -54,14 +71,25 @@ class LibraryScorer:
             yield Scored(probabilities, Answers(answered, self._evidence(nearest, answered, share.numpy(), rows.start)))
 
     def _evidence(self, nearest: Nearest, path: np.ndarray, share: np.ndarray, first: int) -> dict[str, np.ndarray]:
-        """Return the evidence for answered lineages int64 [b, R]: float64 [b, R] each, `length` [b]."""
+        """Return INPUTS of answered lineages int64 [b, R]: float64 [b, R] each."""
         found = nearest.evidence(path, first)
         own, other = np.expm1(found["edits"]), np.expm1(found["edits_to_other"])
         length = np.maximum(np.exp(found["length"]), 1.0)[:, None]
+        rate = np.where(path >= 0, np.minimum(own / length, FARTHEST), FARTHEST)
+        gap = np.clip(other - own, -_GAP, _GAP)
+        records = [_of(table, path[:, rank]) for rank, table in enumerate(self._records)]
         return {
             "probability": logit(share, CERTAIN),
             **found,
-            "rate": np.where(path >= 0, np.minimum(own / length, FARTHEST), FARTHEST),
-            "gap": np.clip(other - own, -_GAP, _GAP),
+            "rate": rate,
+            "rate_above": np.maximum(rate - 0.02, 0.0),
+            "gap": gap,
+            "share_of_gap": (other - own) / np.maximum(other + own, 1.0),
+            "records": np.stack(records, axis=1),
             "far": np.where(path >= 0, most_edits(own) / length, FARTHEST),
         }
+
+
+def _of(values: np.ndarray, taxa: np.ndarray) -> np.ndarray:
+    """Values of taxa int64 [b], 0 where there is none: float64 [b]."""
+    return np.where(taxa >= 0, values[np.maximum(taxa, 0)], 0.0) if len(values) else np.zeros(len(taxa))

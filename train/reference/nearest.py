@@ -91,6 +91,10 @@ def _one_strand(query, without, targets, options, scratch, mine):  # type: ignor
     seeding, found = scratch
     chosen = np.empty((np.int64(options[2]), 3), dtype=np.int32)
     written, seeds = lookup(query, targets[0], (np.int64(options[0]), np.int64(options[1])), seeding, chosen)
+    if without >= 0 and written:
+        written = _others(chosen, written, targets[1], targets[3], without)
+        if not written:  # all that was found is of the group left out
+            return 0, np.inf, True
     near = 0
     while near < written and chosen[near, 1] >= options[4] * chosen[0, 1]:
         near += 1
@@ -100,7 +104,7 @@ def _one_strand(query, without, targets, options, scratch, mine):  # type: ignor
     for code in query:
         known += code < 4
     count = _all_members((query, known), chosen[:near], targets, (without, np.int64(options[3])), found)
-    if not count:  # all that was found is of the group left out
+    if not count:
         return 0, np.inf, True
     ranked = np.empty(count, dtype=np.float64)
     differences(found[:count, 1], found[:count, 2], known, ranked)
@@ -112,6 +116,22 @@ def _one_strand(query, without, targets, options, scratch, mine):  # type: ignor
     written, cost = _keep(found, ranked, targets[3], options[5:], (len(query), known), mine)
     doubtful = least > 0 and seeds - _LOST * (least + _NEARER) <= chosen[near - 1, 1]
     return written, cost / len(query), doubtful
+
+
+@inner
+def _others(chosen, written, clusters, group, without):  # type: ignore[no-untyped-def]
+    """Leave out leaders all of whose members are of a group; return how many are left."""
+    first, member = clusters[1], clusters[2]
+    left = 0
+    for row in range(written):
+        cluster = chosen[row, 0]
+        for at in range(first[cluster], first[cluster + 1]):
+            if group[member[at]] != without:
+                for column in range(3):
+                    chosen[left, column] = chosen[row, column]
+                left += 1
+                break
+    return left
 
 
 @inner

@@ -270,13 +270,13 @@ class Rows:
     def __init__(
         self, rows: list[tuple[str, str | None, str | None]], left_out: dict[int, tuple[str, str]], died: str = ""
     ) -> None:
-        self.rows, self.left_out, self.died = rows, left_out, died
+        self.given, self.left_out, self.died = rows, left_out, died
         self.skipped: list[tuple[str, str]] = []
 
     def batches(self) -> Any:
         self.skipped.clear()
-        for first in range(0, len(self.rows), 3):
-            keys, images, barcodes = zip(*self.rows[first : first + 3], strict=True)
+        for first in range(0, len(self.given), 3):
+            keys, images, barcodes = zip(*self.given[first : first + 3], strict=True)
             if first in self.left_out:
                 self.skipped.append(self.left_out[first])
             columns = {"image": pa.array(images, pa.string()), "barcode": pa.array(barcodes, pa.string())}
